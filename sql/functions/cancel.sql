@@ -1,0 +1,17 @@
+-- What it does: ends tasks as cancelled; the answer of one that is running is kept in the attempt log when it comes.
+-- Returns: the keys of those that were cancelled; ended ones are left alone.
+-- Locks: their rows.
+-- Why: an operator's word. The call that may be under way is not taken back, and stays charged.
+create or replace function llmqueue.cancel(p_task_ids llmqueue.task_id[])
+returns setof llmqueue.task_id language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);
+    return query
+        update llmqueue.task t
+           set status = llmqueue.status_word('cancelled'), finished_at = clock_timestamp()
+          from unnest(p_task_ids) picked(id)
+         where t.id = picked.id and not t.is_ended
+        returning t.id::llmqueue.task_id;
+end
+$$;

@@ -1,0 +1,13 @@
+-- What it does: rings the bell after a change of model_config, so that a worker that sleeps until a quota frees looks again.
+-- Returns: null; the trigger is AFTER … FOR EACH STATEMENT.
+-- Locks: none.
+-- Why: the change itself holds from the next grant on, because every grant reads the row; the bell only ends the wait.
+create or replace function llmqueue.config_changed()
+returns trigger language plpgsql volatile as $$
+begin
+    perform pg_notify('llmqueue', 'config');
+    return null;
+end
+$$;
+create or replace trigger config_changed after insert or update or delete or truncate on llmqueue.model_config
+    for each statement execute function llmqueue.config_changed();

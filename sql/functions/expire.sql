@@ -1,0 +1,24 @@
+-- What it does: ends tasks whose deadline_at has passed before they could be started.
+-- Returns: nothing.
+-- Locks: the rows, which the caller holds.
+-- Why: an answer after the deadline is of no use, and must not cost a call.
+create or replace function llmqueue.expire(p_ids llmqueue.task_id[], p_now timestamptz)
+returns void language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_id llmqueue.task_id;
+begin
+    foreach v_id in array p_ids loop
+        begin
+            update llmqueue.task t
+               set status = llmqueue.status_word('failed'), finished_at = p_now, error = 'expired: deadline_at has passed'
+             where t.id = v_id;
+        exception when others then
+            if not llmqueue.is_fault_of_row(sqlstate) then
+                raise;
+            end if;
+            perform llmqueue.put_aside(v_id, 'expire', sqlerrm);
+        end;
+    end loop;
+end
+$$;

@@ -1,0 +1,10 @@
+-- What it does: looks whether a lane has a ready task, without locking anything.
+-- Returns: true or false; tasks whose run_at is ahead count, tasks set aside at the head may.
+-- Locks: none.
+-- Why: an empty lane should not cost the model's lock.
+create or replace function llmqueue.has_ready(p_lane text)
+returns boolean language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+    return exists (select from llmqueue.task t where t.is_ready and t.lane = p_lane);
+end
+$$;

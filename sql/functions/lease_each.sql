@@ -1,0 +1,35 @@
+-- What it does: marks locked tasks as running; when the UPDATE of one raises, marks the others and sets that one aside.
+-- Returns: the tasks that are running now.
+-- Locks: none beyond the rows that the caller has locked.
+-- Why: an owner's trigger that raises on one row must not stop a lane (I12). The batch is tried as a whole first, then
+--   row by row, each in a savepoint of its own. What is not a row's fault (a lock timeout, a cancelled statement, a
+--   deadlock, no room) is raised to the caller.
+create or replace function llmqueue.lease_each(
+    p_worker uuid, p_model text, p_ids llmqueue.task_id[], p_cell bigint, p_rpm integer, p_now timestamptz)
+returns llmqueue.leased[] language plpgsql volatile as $$
+declare
+    v_rows llmqueue.leased[];
+    v_one llmqueue.leased[];
+    v_id llmqueue.task_id;
+begin
+    begin
+        return llmqueue.lease_rows(p_worker, p_model, p_ids, p_cell, p_rpm, p_now);
+    exception when others then
+        if not llmqueue.is_fault_of_row(sqlstate) then
+            raise;
+        end if;
+    end;
+    foreach v_id in array p_ids loop
+        begin
+            v_one := llmqueue.lease_rows(p_worker, p_model, array[v_id], p_cell, p_rpm, p_now);
+            v_rows := v_rows || v_one;
+        exception when others then
+            if not llmqueue.is_fault_of_row(sqlstate) then
+                raise;
+            end if;
+            perform llmqueue.put_aside(v_id, 'claim', sqlerrm);
+        end;
+    end loop;
+    return coalesce(v_rows, '{}');
+end
+$$;

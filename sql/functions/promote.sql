@@ -1,0 +1,42 @@
+-- What it does: makes up to p_limit delayed tasks that are due ready.
+-- Returns: how many.
+-- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED.
+-- Why: what is not due stays out of the ready index. Any worker does it, there is no leader.
+create or replace function llmqueue.promote(p_limit integer, p_now timestamptz default null)
+returns integer language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+declare
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_ids llmqueue.task_id[];
+    v_id llmqueue.task_id;
+begin
+    select array_agg(due.id) into v_ids
+      from (select t.id from llmqueue.task t
+             where t.is_delayed and t.due_at <= v_now
+               and not exists (select from llmqueue.set_aside s where s.task_id = t.id)
+             order by t.due_at limit p_limit for no key update of t skip locked) due;
+    if v_ids is null then
+        return 0;
+    end if;
+    begin
+        update llmqueue.task t set status = llmqueue.status_word('unsolved')
+          from unnest(v_ids) picked(id) where t.id = picked.id;
+        return cardinality(v_ids);
+    exception when others then
+        if not llmqueue.is_fault_of_row(sqlstate) then
+            raise;
+        end if;
+    end;
+    foreach v_id in array v_ids loop
+        begin
+            update llmqueue.task t set status = llmqueue.status_word('unsolved') where t.id = v_id;
+        exception when others then
+            if not llmqueue.is_fault_of_row(sqlstate) then
+                raise;
+            end if;
+            perform llmqueue.put_aside(v_id, 'promote', sqlerrm);
+        end;
+    end loop;
+    return cardinality(v_ids);
+end
+$$;

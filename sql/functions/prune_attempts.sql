@@ -1,0 +1,17 @@
+-- What it does: deletes up to p_limit ended attempts that are older than p_keep.
+-- Returns: how many.
+-- Locks: the rows.
+-- Why: the log is kept for LLMQUEUE_KEEP_ATTEMPTS; fences grow with time, so the oldest come first by the primary key.
+create or replace function llmqueue.prune_attempts(p_keep interval, p_limit integer, p_now timestamptz default null)
+returns integer language plpgsql volatile as $$
+declare
+    v_count integer;
+begin
+    delete from llmqueue.attempt a
+     where a.fence in (select o.fence from (select x.fence, x.granted_at, x.ended_at from llmqueue.attempt x
+                                             order by x.fence limit p_limit) o
+                        where o.ended_at is not null and o.granted_at < coalesce(p_now, clock_timestamp()) - p_keep);
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;

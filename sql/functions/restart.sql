@@ -1,0 +1,22 @@
+-- What it does: sets ended or set-aside tasks back to ready, attempts counted anew, and takes away a note that set it aside.
+-- Returns: the keys of those that will run again.
+-- Locks: their rows.
+-- Why: the same as setting the status by plain SQL (I18), for `tasks retry` and `dead retry`. finished_at stays, which
+--   tells the next claim that this is a new start.
+create or replace function llmqueue.restart(p_task_ids llmqueue.task_id[])
+returns setof llmqueue.task_id language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);
+    return query
+        update llmqueue.task t
+           set status = llmqueue.status_word('unsolved'), run_at = clock_timestamp(),
+               finished_at = coalesce(t.finished_at, clock_timestamp())
+          from unnest(p_task_ids) picked(id)
+         where t.id = picked.id
+           and (t.is_ended or t.is_delayed
+                or (t.is_running and not exists (select from llmqueue.attempt a where a.fence = t.fence and a.ended_at is null)))
+        returning t.id::llmqueue.task_id;
+    perform pg_notify('llmqueue', 'task');
+end
+$$;

@@ -1,0 +1,51 @@
+-- What it does: ends attempts that failed and lets their tasks run again after delay_s; a task that has used up its
+--   max_attempts is buried instead.
+-- Returns: how many tasks will run again or were buried; settle() tells which.
+-- Locks: task rows in the order given, then attempt rows.
+-- Why: a refusal of the model (counts = false) is not the task's fault and gives its attempt back, up to 20 times for
+--   one task: a task that is always refused must end some day (I11).
+create or replace function llmqueue.retry(p_worker uuid, p_items jsonb, p_now timestamptz default null)
+returns integer language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_refusals constant integer := 20;
+    v_applied integer;
+begin
+    with given as materialized (
+        select i.fence, i.task_id, i.delay_s, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
+               a.granted_at,
+               i.counts or v_refusals <= (select count(*) from (
+                   select from llmqueue.attempt r where r.task_id = i.task_id and r.outcome = 'refused' limit v_refusals) x)
+               as counts
+          from jsonb_to_recordset(p_items) as i(
+                   fence bigint, task_id llmqueue.task_id, delay_s double precision, counts boolean, error_class text,
+                   error text, sent_after_s double precision, latency_s double precision)
+          join llmqueue.attempt a on a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
+         where a.outcome is null
+    ), applied as (
+        update llmqueue.task t
+           set status = llmqueue.status_word(
+                   case when g.counts and t.attempts >= coalesce(t.max_attempts, 5) then 'failed' else 'delayed' end),
+               finished_at = case when g.counts and t.attempts >= coalesce(t.max_attempts, 5) then v_now end,
+               attempts = t.attempts - (not g.counts)::integer,
+               run_at = v_now + make_interval(secs => g.delay_s),
+               error = g.error_class || ': ' || g.error
+          from given g
+         where t.id = g.task_id and t.is_running and t.fence = g.fence
+        returning g.fence, t.finished_at is not null as is_buried
+    ), ended as (
+        update llmqueue.attempt a
+           set ended_at = v_now,
+               outcome = case when applied.is_buried then 'buried' when g.counts then 'retried' else 'refused' end,
+               sent_at = g.granted_at + make_interval(secs => g.sent_after_s),
+               latency_s = g.latency_s,
+               error_class = g.error_class,
+               error = g.error
+          from given g left join applied on applied.fence = g.fence
+         where a.fence = g.fence
+    )
+    select count(*) into v_applied from applied;
+    return v_applied;
+end
+$$;

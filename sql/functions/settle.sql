@@ -1,0 +1,66 @@
+-- What it does: writes the ends of attempts of one worker, of all kinds, in one call.
+--   p_items: [{verb, fence, task_id, answer?, delay_s?, counts?, error_class?, error?, sent_after_s?, latency_s?,
+--   input_tokens?, output_tokens?}]; verb: complete | retry | bury | release.
+-- Returns: per fence what became of it: completed, retried, refused, buried, released, late (kept in the attempt log
+--   only, since a newer attempt runs or the task has ended), set_aside, unknown, or busy: somebody else's transaction
+--   holds the row now, nothing was done, send it again.
+-- Locks: task rows SKIP LOCKED, then attempt rows. Never waits for a row.
+-- Why: one round trip and one commit per flush. Each kind is tried as a whole in a savepoint; if the UPDATE of a row
+--   raises, its rows are tried one by one and that one is set aside, its answer kept in the attempt log (I12).
+create or replace function llmqueue.settle(p_worker uuid, p_items jsonb, p_now timestamptz default null)
+returns table (fence bigint, outcome text) language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_group record;
+    v_item jsonb;
+    v_free llmqueue.task_id[];
+    v_busy bigint[];
+begin
+    if current_setting('synchronous_commit') in ('off', 'local') then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+    set constraints all immediate;
+    v_free := array(select t.id
+                      from llmqueue.task t
+                     where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))
+                       for no key update of t skip locked);
+    v_busy := array(select (item ->> 'fence')::bigint
+                      from jsonb_array_elements(p_items) item
+                     where (item ->> 'task_id')::llmqueue.task_id <> all (v_free)
+                       and exists (select from llmqueue.task t where t.id = (item ->> 'task_id')::llmqueue.task_id));
+    for v_group in
+        select item ->> 'verb' as verb, jsonb_agg(item) as items
+          from jsonb_array_elements(p_items) item
+         where (item ->> 'fence')::bigint <> all (v_busy)
+         group by 1
+    loop
+        begin
+            perform llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
+            continue;
+        exception when others then
+            if not llmqueue.is_fault_of_row(sqlstate) then
+                raise;
+            end if;
+        end;
+        for v_item in select item from jsonb_array_elements(v_group.items) item loop
+            begin
+                perform llmqueue.settle_verb(v_group.verb, p_worker, jsonb_build_array(v_item), v_now);
+            exception when others then
+                if not llmqueue.is_fault_of_row(sqlstate) then
+                    raise;
+                end if;
+                perform llmqueue.put_aside((v_item ->> 'task_id')::llmqueue.task_id, v_group.verb, sqlerrm);
+                update llmqueue.attempt a
+                   set ended_at = v_now, outcome = 'set_aside', error_class = sqlstate, error = left(sqlerrm, 2000),
+                       answer = v_item ->> 'answer'
+                 where a.fence = (v_item ->> 'fence')::bigint and a.worker = p_worker;
+            end;
+        end loop;
+    end loop;
+    return query
+        select given.fence, case when given.fence = any (v_busy) then 'busy' else coalesce(a.outcome, 'unknown') end
+          from (select (item ->> 'fence')::bigint as fence from jsonb_array_elements(p_items) item) given
+          left join llmqueue.attempt a on a.fence = given.fence and a.worker = p_worker;
+end
+$$;

@@ -1,0 +1,15 @@
+-- What it does: calls the function of a verb.
+-- Returns: nothing.
+-- Locks: see complete, retry, bury, release.
+-- Why: static names; an unknown verb raises.
+create or replace function llmqueue.settle_verb(p_verb text, p_worker uuid, p_items jsonb, p_now timestamptz)
+returns void language plpgsql volatile as $$
+begin
+    case p_verb
+        when 'complete' then perform llmqueue.complete(p_worker, p_items, p_now);
+        when 'retry' then perform llmqueue.retry(p_worker, p_items, p_now);
+        when 'bury' then perform llmqueue.bury(p_worker, p_items, p_now);
+        when 'release' then perform llmqueue.release(p_worker, p_items, p_now);
+    end case;
+end
+$$;

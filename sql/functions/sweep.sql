@@ -1,0 +1,58 @@
+-- What it does: makes up to p_limit tasks of workers that are gone ready again; those out of attempts become dead letters.
+-- Returns: how many.
+-- Locks: attempt rows and then their task rows, both SKIP LOCKED: it rides along with a claim and must not wait.
+-- Why: only a worker whose own heartbeats have come for a whole lease sweeps, and never within a lease of the server's
+--   start: after an outage everybody's heartbeat is old, and nobody is dead (I9). What such a worker had sent counts as
+--   spent. Its late answers are still welcome: the attempt ends as 'lost', which complete() accepts.
+create or replace function llmqueue.sweep(p_worker uuid, p_limit integer, p_now timestamptz default null)
+returns integer language plpgsql volatile
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_lost record;
+    v_swept integer := 0;
+begin
+    if not exists (select from llmqueue.worker w
+                    where w.worker = p_worker and w.beating_since <= v_now - make_interval(secs => w.lease_s)
+                      and pg_postmaster_start_time() <= v_now - make_interval(secs => w.lease_s)) then
+        return 0;
+    end if;
+    for v_lost in
+        select a.fence, a.task_id, a.worker
+          from llmqueue.attempt a
+         where a.ended_at is null
+           and not exists (select from llmqueue.worker w
+                            where w.worker = a.worker and w.heartbeat_at > v_now - make_interval(secs => w.lease_s))
+         order by a.task_id limit p_limit for no key update of a skip locked
+    loop
+        perform from llmqueue.task t where t.id = v_lost.task_id for no key update of t skip locked;
+        if not found and exists (select from llmqueue.task t where t.id = v_lost.task_id) then
+            continue;   -- somebody else's transaction holds it: next time
+        end if;
+        begin
+            update llmqueue.task t
+               set status = llmqueue.status_word(
+                       case when t.attempts >= coalesce(t.max_attempts, 5) then 'failed' else 'unsolved' end),
+                   finished_at = case when t.attempts >= coalesce(t.max_attempts, 5) then v_now end,
+                   error = 'lost: the worker that ran it is gone',
+                   run_at = v_now
+             where t.id = v_lost.task_id and t.is_running and t.fence = v_lost.fence;
+            update llmqueue.attempt a set ended_at = v_now, outcome = 'lost' where a.fence = v_lost.fence;
+            v_swept := v_swept + 1;
+        exception when others then
+            if not llmqueue.is_fault_of_row(sqlstate) then
+                raise;
+            end if;
+            perform llmqueue.put_aside(v_lost.task_id, 'sweep', sqlerrm);
+            update llmqueue.attempt a
+               set ended_at = v_now, outcome = 'set_aside', error_class = sqlstate, error = left(sqlerrm, 2000)
+             where a.fence = v_lost.fence;
+        end;
+    end loop;
+    delete from llmqueue.worker w
+     where w.heartbeat_at <= v_now - make_interval(secs => w.lease_s)
+       and not exists (select from llmqueue.attempt a where a.worker = w.worker and a.ended_at is null);
+    delete from llmqueue.idle_worker i where not exists (select from llmqueue.worker w where w.worker = i.worker);
+    return v_swept;
+end
+$$;

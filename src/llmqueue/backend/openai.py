@@ -1,0 +1,43 @@
+"""The adapter of servers that speak OpenAI's POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import httpx
+
+from llmqueue.backend import http
+from llmqueue.backend.models import read_usage
+from llmqueue.backend.protocol import Call
+from llmqueue.models import Answer, Breakdown, Json, Reply
+
+
+class OpenAIBackend:
+    def __init__(self, base_url: str, secret: str | None) -> None:
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        self._http = http.client(base_url, headers)
+
+    async def call(self, call: Call) -> Reply:
+        body: dict[str, Json] = {**(call.params or {}), "model": call.model, "messages": messages(call.prompt)}
+        reply = await http.post(self._http, "/v1/chat/completions", body, call.idempotency_key)
+        return _read(reply) if isinstance(reply, httpx.Response) else reply
+
+    async def probe(self) -> str | None:
+        return await http.probe(self._http)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def messages(prompt: Json) -> Json:
+    """Returns a JSON prompt that is a list as it is, anything else as one message of the user."""
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+
+
+def _read(response: httpx.Response) -> Reply:
+    try:
+        body = response.json()
+        content = body["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return Breakdown("unreadable_reply", f"200 without choices[0].message.content, {len(response.content)} bytes")
+    if content is None:
+        return Breakdown("unreadable_reply", "200 with a message without content")
+    return Answer(content, read_usage(body.get("usage"), "prompt_tokens", "completion_tokens"))

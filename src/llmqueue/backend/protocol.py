@@ -1,0 +1,35 @@
+"""What an adapter is. An own one is a class with these three methods, named by LLMQUEUE_BACKEND=package.module:factory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmqueue.models import Json, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One prompt for one model. `prompt` is text or JSON; `timeout_s` bounds the whole call."""
+
+    model: str
+    prompt: Json
+    params: dict[str, Json] | None
+    idempotency_key: str
+    timeout_s: float
+
+
+class Backend(Protocol):
+    async def call(self, call: Call) -> Reply:
+        """Sends one prompt and returns how it ended; raises only what is a bug.
+
+        It must send through `llmqueue.backend.http.client()`, or call `llmqueue.backend.sending.send_now()` itself
+        right before the first byte, with the connection in hand: that is where a late grant is stopped.
+        """
+        ...
+
+    async def probe(self) -> str | None:
+        """Returns None when the backend can be reached, else why not. Calls no model."""
+        ...
+
+    async def aclose(self) -> None: ...

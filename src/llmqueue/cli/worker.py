@@ -1,0 +1,111 @@
+"""`llmqueue worker`: the daemon."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import anyio
+import typer
+
+from llmqueue import connect, logs
+from llmqueue.backend import load_backend
+from llmqueue.backend.models import Fields
+from llmqueue.daemon import Report, WorkerOptions, serve
+from llmqueue.errors import DatabaseUnreachable
+from llmqueue.mapping import Mapping, read_mapping
+from llmqueue.outage import Outage
+from llmqueue.settings import Settings, load_settings
+from llmqueue.store import Stranded
+
+WAIT_S = (0.2, 5.0)
+
+
+def worker(
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Calls in flight in this process; default LLMQUEUE_CONCURRENCY.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Serve only this model (repeatable).")] = None,
+    drain: Annotated[bool, typer.Option("--drain", help="End when nothing can run any more.")] = False,
+    drain_wait: Annotated[
+        float, typer.Option(min=0, help="With --drain: wait for tasks that are due within these seconds.")
+    ] = 60.0,
+) -> None:
+    """Run the daemon that turns tasks into answers.
+
+    Ctrl-C or SIGTERM: claims no more, waits up to LLMQUEUE_DRAIN_S for the calls in flight, gives back what was not
+    sent, ends with 0. A second Ctrl-C ends at once.
+    """
+    settings = load_settings()
+    logs.configure(settings.log_format, settings.log_level)
+    backend_secret = settings.backend_token.get_secret_value() if settings.backend_token else None
+    dsn = connect.dsn(settings)
+    mapping = _wait_for_schema(dsn)
+    options = WorkerOptions(
+        dsn=dsn,
+        listen_dsn=settings.listen_url.get_secret_value() if settings.listen_url else None,
+        backend_url=settings.backend_url,
+        slots=concurrency or settings.concurrency,
+        models=model or None,
+        lease_s=settings.lease_s,
+        drain_s=settings.drain_s,
+        guard_s=settings.guard_s,
+        keep_attempts=settings.keep_attempts,
+        drain_wait_s=drain_wait if drain else None,
+    )
+
+    async def run() -> Report:
+        backend = load_backend(settings.backend, settings.backend_url, backend_secret, _fields(settings))
+        return await serve(options, mapping, backend)
+
+    report = anyio.run(run)
+    if drain:
+        typer.echo(last_line(report.stranded))
+    if report.stranded or report.unsettled:
+        raise typer.Exit(1)
+
+
+def _wait_for_schema(dsn: str) -> Mapping:
+    """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker."""
+    outage = Outage()
+    pause_s = WAIT_S[0]
+    while True:
+        try:
+            with connect.connect(dsn, application_name="llmqueue worker") as connection:
+                connect.require_schema(connection)
+                mapping = read_mapping(connection)
+        except DatabaseUnreachable as error:
+            outage.began(error)
+            time.sleep(random.uniform(pause_s / 2, pause_s))
+            pause_s = min(2 * pause_s, WAIT_S[1])
+        else:
+            outage.ended()
+            return mapping
+
+
+def _fields(settings: Settings) -> Fields:
+    return Fields(
+        single_path=settings.backend_single_path,
+        model=settings.backend_model_field,
+        prompt=settings.backend_prompt_field,
+        params=settings.backend_params_field,
+        answer=settings.backend_answer_field,
+        usage=settings.backend_usage_field,
+        input_tokens=settings.backend_input_tokens_field,
+        output_tokens=settings.backend_output_tokens_field,
+    )
+
+
+def last_line(stranded: Sequence[Stranded]) -> str:
+    """Returns what `--drain` says at its end."""
+    if not stranded:
+        return "drained: nothing is left that can run"
+    parts = []
+    for row in stranded:
+        lane = f" (model {row.lane})" if row.lane else ""
+        examples = ", ".join(row.examples or [])
+        more = ", …" if (row.tasks or 0) > len(row.examples or []) else ""
+        parts.append(f"{row.tasks} {row.reason}{lane}: {examples}{more}")
+    return "drained, but these tasks cannot run: " + "; ".join(parts)

@@ -1,0 +1,147 @@
+"""Writes ends of attempts to the database, many in one statement, and never loses one.
+
+A flush starts 20 ms after its first end, or at 200; while one is under way the next collects. If the database is away
+the ends wait here, and go out when it is back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.logs import Event, logger
+from llmqueue.models import Bury, Complete, Release, Retry, Settlement
+from llmqueue.outage import Outage
+from llmqueue.store import Store
+
+LINGER_S = 0.02
+MAX_FLUSH = 200
+# A flush carries answers: one of 10 MB must not make a statement of 2 GB.
+MAX_FLUSH_CHARS = 8_000_000
+RETRY_S = (0.2, 5.0)
+# Somebody's open transaction holds the task's row: asked again at this pace, which costs nobody anything.
+BUSY_S = 0.5
+
+
+class Completer:
+    """`on_settled(settlement)` is called once the end of an attempt is safe in the database."""
+
+    def __init__(self, store: Store, outage: Outage, on_settled: Callable[[Settlement], None]) -> None:
+        self._store = store
+        self._outage = outage
+        self._on_settled = on_settled
+        self._waiting: deque[Settlement] = deque()
+        self._held: deque[Settlement] = deque()
+        self._arrived = anyio.Event()
+
+    def put(self, settlement: Settlement) -> None:
+        self._waiting.append(settlement)
+        self._arrived.set()
+
+    @property
+    def unsettled(self) -> int:
+        return len(self._waiting) + len(self._held)
+
+    async def run(self) -> None:
+        """Flushes for ever."""
+        while True:
+            await self._arrived.wait()
+            if len(self._waiting) < MAX_FLUSH:
+                await anyio.sleep(LINGER_S)
+            self._arrived = anyio.Event()
+            while self._waiting:
+                await self._flush()
+            if self._held:
+                await anyio.sleep(BUSY_S)
+                self._release_held()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Flushes what is left for at most `timeout_s`. Returns how many ends could not be written."""
+        with anyio.move_on_after(timeout_s):
+            while self.unsettled:
+                self._release_held()
+                while self._waiting:
+                    await self._flush()
+                if self._held:
+                    await anyio.sleep(BUSY_S / 5)
+        return self.unsettled
+
+    def _release_held(self) -> None:
+        self._waiting.extend(self._held)
+        self._held.clear()
+        if self._waiting:
+            self._arrived.set()
+
+    async def _flush(self) -> None:
+        batch = self._take()
+        pause_s = RETRY_S[0]
+        try:
+            while True:
+                try:
+                    # Shielded: a flush cut off half-way would be sent again, which is harmless but slow at a stop.
+                    with anyio.CancelScope(shield=True):
+                        outcomes = await self._store.settle(batch)
+                    break
+                except DatabaseUnreachable as error:
+                    self._outage.began(error)
+                except SqlError as error:
+                    logger().error(Event.SETTLE_FAILED, error=str(error), attempts=len(batch))
+                await anyio.sleep(random.uniform(pause_s / 2, pause_s))
+                pause_s = min(2 * pause_s, RETRY_S[1])
+        except BaseException:
+            self._waiting.extendleft(reversed(batch))
+            raise
+        self._outage.ended()
+        for settlement in batch:
+            self._settled(settlement, outcomes.get(settlement.grant.task.fence, "unknown"))
+
+    def _take(self) -> Sequence[Settlement]:
+        batch: list[Settlement] = []
+        chars = 0
+        while self._waiting and len(batch) < MAX_FLUSH and chars < MAX_FLUSH_CHARS:
+            settlement = self._waiting.popleft()
+            batch.append(settlement)
+            decision = settlement.decision
+            if isinstance(decision, Complete) and isinstance(decision.answer, str):
+                chars += len(decision.answer)
+        return batch
+
+    def _settled(self, settlement: Settlement, outcome: str) -> None:
+        if outcome == "busy":
+            self._held.append(settlement)
+            return
+        log_attempt(settlement, outcome)
+        self._on_settled(settlement)
+
+
+def log_attempt(settlement: Settlement, outcome: str) -> None:
+    """One INFO line per attempt, with all that is known about it but its words."""
+    task, decision = settlement.grant.task, settlement.decision
+    fields: dict[str, object] = {
+        "task": str(task.id),
+        "model": settlement.grant.model,
+        "attempt": task.attempt_no,
+        "fence": task.fence,
+        "outcome": outcome,
+    }
+    if settlement.sent_after_s is not None:
+        fields["sent_after_ms"] = round(settlement.sent_after_s * 1000, 1)
+    if settlement.latency_s is not None:
+        fields["latency_s"] = round(settlement.latency_s, 3)
+    match decision:
+        case Complete(usage=usage):
+            fields |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+        case Retry(error_class, error, delay_s):
+            fields |= {"error_class": error_class, "error": error, "delay_s": round(delay_s, 1)}
+        case Bury(error_class, error):
+            fields |= {"error_class": error_class, "error": error}
+        case Release(error_class):
+            fields["error_class"] = error_class
+    if outcome in {"set_aside", "unknown", "late"}:
+        logger().warning(Event.ATTEMPT_ENDED, **fields)
+    else:
+        logger().info(Event.ATTEMPT_ENDED, **fields)

@@ -1,0 +1,197 @@
+"""Connections to the database, and what to say when there is none.
+
+Every message says what, where and what to do; none holds a password. `classify()` is the one place that decides
+whether an error is worth waiting for (DatabaseUnreachable) or ends a worker (DatabaseRefused, NotInitialised …).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from llmqueue import embedded
+from llmqueue.errors import (
+    BY_SQLSTATE,
+    DatabaseRefused,
+    DatabaseUnreachable,
+    Failure,
+    LlmqueueError,
+    NotInitialised,
+    SchemaTooNew,
+)
+
+if TYPE_CHECKING:
+    from psycopg.rows import TupleRow
+
+    from llmqueue.settings import Settings
+
+CONNECT_TIMEOUT_S = 10
+SETTING = "LLMQUEUE_DATABASE_URL"
+
+# libpq reports a failed connection as text only, without SQLSTATE. First match wins.
+UNREACHABLE = (
+    (r"the database system is (starting up|not yet accepting|in recovery)", "it is starting up"),
+    (r"the database system is shutting down", "it is shutting down"),
+    (r"too many (clients|connections)|remaining connection slots", "it has no free connection"),
+    (r"Connection refused", "connection refused"),
+    (r"could not translate host name|Name or service not known|getaddrinfo|resolve host", "unknown host name"),
+    (r"timeout expired|timed out", "no answer in time"),
+    (r"No such file or directory", "no server listens on that socket"),
+    (r"server closed the connection unexpectedly|Connection reset", "it closed the connection"),
+    (r"No route to host|Network is unreachable", "no route to it"),
+)
+WRONG_LOGIN = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|fe_sendauth|role \".*\" does not exist"
+    r"|not permitted to log in|permission denied for database|role \".*\" is not permitted"
+)
+NO_DATABASE = re.compile(r'database "(.*)" does not exist')
+WRONG_SETTING = re.compile(
+    r"definition of service .* not found|certificate|sslmode|does not support SSL|invalid response to SSL negotiation"
+    r"|invalid (integer|value|port)|could not open file|unsupported startup parameter"
+)
+
+
+def dsn(settings: Settings) -> str:
+    """The DSN of the database; starts the embedded PostgreSQL when LLMQUEUE_DATABASE_URL is unset."""
+    if settings.database_url is None:
+        return embedded.start(settings.home)
+    return settings.database_url.get_secret_value()
+
+
+def listen_dsn(settings: Settings, database: str) -> str:
+    """The DSN for LISTEN: LLMQUEUE_LISTEN_URL when set, else that of the database."""
+    return database if settings.listen_url is None else settings.listen_url.get_secret_value()
+
+
+def connect(dsn: str, *, application_name: str) -> psycopg.Connection[TupleRow]:
+    """Opens an autocommit connection; raises DatabaseUnreachable or DatabaseRefused."""
+    try:
+        return psycopg.connect(with_defaults(dsn, application_name), autocommit=True)
+    except psycopg.Error as error:
+        raise classify(error, dsn) from None
+
+
+def with_defaults(dsn: str, application_name: str) -> str:
+    """Adds the name and a connect timeout to a DSN that does not say its own timeout."""
+    timeout = {} if "connect_timeout" in conninfo_to_dict(dsn) else {"connect_timeout": CONNECT_TIMEOUT_S}
+    return make_conninfo(dsn, application_name=application_name, **timeout)
+
+
+def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
+    """Raises NotInitialised or SchemaTooNew unless this program and the schema fit together."""
+    database = conn.info.dbname
+    if conn.execute("select to_regnamespace('llmqueue') is null").fetchone() == (True,):
+        raise NotInitialised(f'database "{database}" has no llmqueue schema. Run: llmqueue init')
+    try:
+        is_complete = conn.execute("select is_complete from llmqueue.mapping").fetchone()
+        has = conn.execute("select coalesce(max(version), 0) from llmqueue.schema_version").fetchone()
+    except psycopg.errors.UndefinedTable:
+        is_complete, has = None, (0,)
+    except psycopg.errors.InsufficientPrivilege:
+        raise DatabaseRefused(
+            f'user "{conn.info.user}" has no rights on schema llmqueue of database "{database}". '
+            "Connect as the role that ran llmqueue init, or a member of it"
+        ) from None
+    if has is not None and has[0] > (knows := newest_version()):
+        raise SchemaTooNew(
+            f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue knows {knows}. '
+            "Upgrade llmqueue."
+        )
+    if is_complete != (True,):
+        raise NotInitialised(
+            f'the llmqueue schema of database "{database}" is not finished: run llmqueue init again'
+        )
+    if has is not None and has[0] < knows:
+        raise NotInitialised(
+            f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue needs {knows}. '
+            "Run: llmqueue init"
+        )
+
+
+def newest_version() -> int:
+    """The newest schema version that this program knows: the number of its last migration."""
+    from llmqueue.resources import sql_dir  # noqa: PLC0415 - not needed by most of this module's users
+
+    names = (file.name for file in (sql_dir() / "migrations").iterdir())
+    return max(int(name[:4]) for name in names if re.match(r"\d{4}_", name))
+
+
+def classify(error: psycopg.Error, dsn: str) -> LlmqueueError:
+    """Turns an error of the driver into one of ours, with the remedy in its message."""
+    if error.sqlstate is not None:
+        return _classify_sqlstate(error, error.sqlstate, dsn)
+    text = str(error)
+    if match := NO_DATABASE.search(text):
+        return DatabaseRefused(f'there is no database "{match[1]}" {place(dsn)}. Create it, or check {SETTING}.')
+    if WRONG_LOGIN.search(text):
+        return DatabaseRefused(_refused_login(text, dsn))
+    if "FATAL" not in text and WRONG_SETTING.search(text):
+        return DatabaseRefused(f"cannot connect to the database {place(dsn)}: {_detail(text)}. Check {SETTING}.")
+    for pattern, reason in UNREACHABLE:
+        if re.search(pattern, text):
+            return _unreachable(reason, dsn)
+    return _unreachable(_detail(text), dsn)
+
+
+def _classify_sqlstate(error: psycopg.Error, sqlstate: str, dsn: str) -> LlmqueueError:
+    message = error.diag.message_primary or _detail(str(error))
+    if sqlstate in BY_SQLSTATE:
+        return BY_SQLSTATE[sqlstate](message)
+    if sqlstate.startswith(("08", "57P")) or sqlstate == "53300":
+        return _unreachable(message, dsn)
+    if sqlstate == "3D000":
+        return DatabaseRefused(f"{message}. Create it, or check {SETTING}.")
+    if sqlstate.startswith("28"):
+        return DatabaseRefused(_refused_login(message, dsn))
+    if sqlstate in {"3F000", "42P01", "42883"} and "llmqueue" in message:
+        return NotInitialised(f"{message}: run llmqueue init")
+    if sqlstate == "42501":
+        return Failure(f"the database does not allow it: {message}")
+    return Failure(f"the database says: {message} (SQLSTATE {sqlstate})")
+
+
+def _unreachable(reason: str, dsn: str) -> DatabaseUnreachable:
+    return DatabaseUnreachable(f"cannot reach the database {place(dsn)}: {reason}. Is it running? Check {SETTING}.")
+
+
+def _refused_login(text: str, dsn: str) -> str:
+    user = _parameters(dsn).get("user")
+    who = f'user "{user}"' if user else "the user"
+    return f"the database {place(dsn)} refused {who}: {_detail(text)}. Check user and password in {SETTING}."
+
+
+def place(dsn: str) -> str:
+    """`at host db.example port 5432`, for messages; a DSN by service name is named by that."""
+    parameters = _parameters(dsn)
+    if "host" not in parameters and "hostaddr" not in parameters and "service" in parameters:
+        return f"of service {parameters['service']}"
+    host = parameters.get("host") or parameters.get("hostaddr")
+    if host is None:
+        return "at the local socket"
+    if host.startswith(("/", "@")):
+        return f"at socket {host}"
+    return f"at host {host} port {parameters.get('port') or 5432}"
+
+
+def _parameters(dsn: str) -> dict[str, str]:
+    """The connection parameters of a DSN, completed from libpq's own environment (PGHOST …)."""
+    environment = {
+        option.keyword.decode(): option.val.decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.val is not None
+    }
+    given = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
+    if "service" in given:
+        environment = {}  # the service's file overrides it, and only libpq reads that
+    return environment | given
+
+
+def _detail(text: str) -> str:
+    """The part of libpq's message that says what happened, as one line without a full stop."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "FATAL:" in line or "failed:" in line), lines[0] if lines else "")
+    last = re.sub(r"^.*FATAL:\s*|^.*failed:\s*|^connection is bad:\s*", "", last)
+    return last.rstrip(". ") or "no reason given"

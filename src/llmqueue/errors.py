@@ -1,0 +1,69 @@
+"""The errors of llmqueue.
+
+    LlmqueueError                     message says what, where and what to do; exit_code
+     ├─ UsageError                    2  wrong option, setting or input
+     └─ Failure                       1  the thing asked for failed
+         ├─ DatabaseUnreachable          down, starting, or no route to it; a worker waits for it
+         ├─ DatabaseRefused              wrong password, missing database or role
+         ├─ NotInitialised               `llmqueue init` has not run, or has not finished
+         ├─ SchemaTooNew                 a newer llmqueue has upgraded the schema
+         ├─ AdoptionRefused              the table cannot be adopted as it is
+         └─ SqlError                     raised by our own SQL, by SQLSTATE (LQ001 …)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LlmqueueError(Exception):
+    """The base of all errors shown to a user as one message without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(LlmqueueError):
+    exit_code: ClassVar[int] = 2
+
+
+class Failure(LlmqueueError):
+    pass
+
+
+class DatabaseUnreachable(Failure):
+    pass
+
+
+class DatabaseRefused(Failure):
+    pass
+
+
+class NotInitialised(Failure):
+    pass
+
+
+class SchemaTooNew(Failure):
+    pass
+
+
+class AdoptionRefused(Failure):
+    pass
+
+
+class SqlError(Failure):
+    sqlstate: ClassVar[str] = "LQ000"
+
+
+class WrongIsolation(SqlError):
+    """claim() runs under READ COMMITTED only (design I1)."""
+
+    sqlstate: ClassVar[str] = "LQ001"
+
+
+class UnknownWorker(SqlError):
+    """The worker is not registered, or was swept; it registers anew."""
+
+    sqlstate: ClassVar[str] = "LQ002"
+
+
+BY_SQLSTATE: dict[str, type[SqlError]] = {c.sqlstate: c for c in (WrongIsolation, UnknownWorker)}

@@ -1,0 +1,58 @@
+"""Whether the backend can be reached. Closed by the first call that finds no connection, opened by a probe.
+
+Nothing is claimed while it is closed, so an outage is one line in the log and not one per task (design I11).
+"""
+
+from __future__ import annotations
+
+import random
+
+import anyio
+
+from llmqueue.backend import Backend
+from llmqueue.logs import Event, logger
+from llmqueue.wakeup import Bell
+
+PROBE_S = (0.25, 10.0)
+
+
+class Gate:
+    """`is_open` says whether claiming makes sense; the bell rings when that becomes true."""
+
+    def __init__(self, backend: Backend, url: str, bell: Bell) -> None:
+        self._backend = backend
+        self._url = url
+        self._bell = bell
+        self._closed = anyio.Event()
+        self.is_open = False
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._closed.set()
+
+    async def run(self) -> None:
+        """Probes while closed, sleeps while open. Never returns."""
+        is_first = True
+        while True:
+            reason = await self._backend.probe()
+            if reason is not None:
+                logger().error(
+                    Event.BACKEND_UNREACHABLE, url=self._url, error=reason, effect="nothing is claimed until it answers"
+                )
+                await self._until_reachable()
+            if reason is not None or not is_first:
+                logger().info(Event.BACKEND_BACK, url=self._url)
+            is_first = False
+            self._closed = anyio.Event()
+            self.is_open = True
+            self._bell.ring("config")
+            await self._closed.wait()
+
+    async def _until_reachable(self) -> None:
+        pause_s = PROBE_S[0]
+        while True:
+            await anyio.sleep(random.uniform(pause_s / 2, pause_s))
+            if await self._backend.probe() is None:
+                return
+            pause_s = min(pause_s * 2, PROBE_S[1])

@@ -1,0 +1,26 @@
+"""Keeps the attempt log as long as LLMQUEUE_KEEP_ATTEMPTS says, in small steps."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+import anyio
+
+from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.outage import Outage
+from llmqueue.store import Store
+
+EVERY_S = 600.0
+STEP = 2000
+
+
+async def run(store: Store, outage: Outage, keep: timedelta) -> None:
+    """Prunes for ever; an unreachable database only puts it off."""
+    while True:
+        await anyio.sleep(random.uniform(0.5, 1.0) * EVERY_S)
+        try:
+            while await store.prune_attempts(keep, STEP) == STEP:
+                await anyio.sleep(0.1)
+        except (DatabaseUnreachable, SqlError) as error:
+            outage.began(error)

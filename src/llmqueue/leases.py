@@ -1,0 +1,71 @@
+"""Liveness: one heartbeat row per worker, and the chores that any worker does for the fleet (design I9).
+
+They ride along with the dispatcher's claims; this loop steps in when no claim has gone out for a while, so a worker whose
+slots are all taken by slow calls stays alive too.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from llmqueue import __version__
+from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
+from llmqueue.outage import Outage
+from llmqueue.store import Store
+
+PROMOTE_S = 0.5
+PRUNE_S = 30.0
+
+
+class Leases:
+    def __init__(
+        self, store: Store, outage: Outage, name: str, models: Sequence[str] | None, lease_s: float, guard_s: float
+    ) -> None:
+        self._store = store
+        self._outage = outage
+        self._name = name
+        self._models = models
+        self._lease_s = lease_s
+        self._guard_s = guard_s
+        self._done_at: dict[str, float] = {}
+        self._every_s = {"heartbeat": lease_s / 5, "sweep": lease_s / 5, "promote": PROMOTE_S, "prune": PRUNE_S}
+
+    async def register(self) -> None:
+        await self._store.register(self._name, __version__, self._models, self._lease_s, self._guard_s)
+        self.done(["heartbeat"])
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._done_at.get("heartbeat", 0.0) >= self._every_s["heartbeat"]
+
+    def due_chores(self) -> list[str]:
+        now = time.monotonic()
+        return [chore for chore, every_s in self._every_s.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+
+    def done(self, chores: Sequence[str]) -> None:
+        """Call after the statement that carried them has succeeded."""
+        self._done_at |= dict.fromkeys(chores, time.monotonic())
+
+    async def run(self, running: Callable[[], int]) -> None:
+        """Beats for ever when the dispatcher has not for a quarter of the lease; re-registers when swept."""
+        while True:
+            await anyio.sleep(random.uniform(0.8, 1.0) * self._lease_s / 20)
+            if time.monotonic() - self._done_at.get("heartbeat", 0.0) < self._lease_s / 4:
+                continue
+            try:
+                await self._store.heartbeat(running())
+                self.done(["heartbeat"])
+            except UnknownWorker:
+                await self._again()
+            except (DatabaseUnreachable, SqlError) as error:
+                self._outage.began(error)
+
+    async def _again(self) -> None:
+        try:
+            await self.register()
+        except (DatabaseUnreachable, SqlError) as error:
+            self._outage.began(error)

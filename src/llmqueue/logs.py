@@ -1,0 +1,121 @@
+"""Logging: the closed list of events, and how they are written.
+
+    log = logger()
+    log.info(Event.WORKER_STARTED, worker=name, concurrency=1000)
+
+Console lines on a terminal, JSON lines otherwise, always on stderr, times in UTC. Prompts, answers and keys are
+never logged: a field with such a name is taken out, whoever put it there.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum, unique
+from typing import TYPE_CHECKING, cast
+
+import structlog
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+    from llmqueue.settings import LogFormat, LogLevel
+
+# Fields that could hold what must not be logged.
+NEVER_LOGGED = frozenset({"prompt", "answer", "params", "dsn", "authorization", "password", "headers", "body"})
+
+
+@unique
+class Event(StrEnum):
+    """Every event that llmqueue logs; docs and tests are held to this list."""
+
+    WORKER_STARTED = "worker_started"
+    """The worker is registered and begins to claim."""
+    WORKER_STOPPING = "worker_stopping"
+    """It was asked to stop: it claims no more and waits for the calls in flight."""
+    WORKER_STOPPED = "worker_stopped"
+    """Its last line: how many attempts ended, and what was given back."""
+    WORKER_SWEPT = "worker_swept"
+    """The fleet took this worker for dead (it slept, or its heartbeats did not get through); it registers again."""
+    WORKER_KILLED = "worker_killed"
+    """A second Ctrl-C: it ends at once; its tasks run again after the lease."""
+
+    ATTEMPT_ENDED = "attempt_ended"
+    """The one line per attempt: task, model, outcome, latency, input and output tokens."""
+    ADAPTER_RAISED = "adapter_raised"
+    """The adapter raised something it should have returned: its bug, or an HTTP library's. The attempt is retried."""
+    CLAIM_ANSWER_LOST = "claim_answer_lost"
+    """The connection broke between a claim and its answer; the tasks, which nobody ran, were given back."""
+    SETTLE_FAILED = "settle_failed"
+    """The database refused a whole flush of ends; they are kept and sent again."""
+
+    BACKEND_UNREACHABLE = "backend_unreachable"
+    """No connection to the Models Backend; logged once, then at most once a minute."""
+    BACKEND_BACK = "backend_back"
+    """The Models Backend answers again."""
+    DATABASE_UNREACHABLE = "database_unreachable"
+    """No connection to the database; logged once, then at most once a minute."""
+    DATABASE_BACK = "database_back"
+    """The database answers again."""
+    LISTENER_LOST = "listener_lost"
+    """The connection for wake-ups is gone; polling goes on."""
+    LISTENER_BACK = "listener_back"
+    """Wake-ups come again."""
+
+    CLOCK_STEP = "clock_step"
+    """The clock of the database stepped against our own; the models are closed for a minute."""
+    WARNING = "warning"
+    """A warning of Python or of a library."""
+
+
+def configure(log_format: LogFormat | None, log_level: LogLevel, stream: TextIO | None = None) -> None:
+    """Sets up logging for this process, once, at the edge; `log_format` None: console on a terminal, else json."""
+    stream = sys.stderr if stream is None else stream
+    is_console = log_format == "console" or (log_format is None and stream.isatty())
+    level = logging.getLevelNamesMapping()[log_level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_secrets,
+    ]
+    # Plain tracebacks: the pretty ones show local variables, prompts among them.
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        if is_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str, sort_keys=False)]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+    _route_stdlib(level)
+
+
+def logger() -> FilteringBoundLogger:
+    """The logger of the process."""
+    return cast("FilteringBoundLogger", structlog.get_logger())
+
+
+def _without_secrets(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    for name in NEVER_LOGGED.intersection(fields):
+        del fields[name]
+    return fields
+
+
+class _IntoStructlog(logging.Handler):
+    """Passes warnings of Python and of libraries on, in our form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger().log(record.levelno, Event.WARNING, source=record.name, message=record.getMessage())
+
+
+def _route_stdlib(level: int) -> None:
+    root = logging.getLogger()
+    root.handlers = [_IntoStructlog()]
+    root.setLevel(max(level, logging.WARNING))  # the INFO lines of httpx and aiohttp are one per call
+    logging.captureWarnings(capture=True)

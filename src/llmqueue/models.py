@@ -1,0 +1,162 @@
+"""The values that travel between the loops: what a claim gives, what a backend replies, how an attempt ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+# The only place where Any is meant: JSON as it came.
+Json = Any
+TaskId = int | str | UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed task. `prompt` is text, or JSON when the user's column is json or jsonb."""
+
+    id: TaskId
+    fence: int
+    attempt_no: int
+    max_attempts: int
+    restarts: int
+    prompt: Json
+    params: dict[str, Json] | None
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for all attempts of one start, another after a restart by hand."""
+        return f"{self.id}:{self.restarts}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to send one call of `model` before `send_before` (this process's monotonic clock, seconds)."""
+
+    model: str
+    task: Task
+    granted_at: float
+    send_before: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a claim found for one model.
+
+    `reason` is None when all slots were filled, else rpm, pace, concurrency, empty, paused, contended or unknown;
+    `retry_in_s` says when more may be had, None when only a bell or the poll can tell.
+    """
+
+    model: str
+    reason: str | None
+    retry_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    grants: tuple[Grant, ...]
+    verdicts: tuple[Verdict, ...]
+    # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
+    clock_offset_s: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+# --- what a backend replies -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    answer: Json
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """The grant had run out before the first byte; nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No connection: the backend's fault; nothing was sent."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """429, 503, 529: the model's. `retry_after_s` is None when it did not say."""
+
+    error_class: str
+    message: str
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Timeout, reset, another 5xx, an unreadable reply: the attempt's. The call may have been paid."""
+
+    error_class: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Another 4xx: the task's. No other try would help."""
+
+    error_class: str
+    message: str
+
+
+Reply = Answer | Late | Unreachable | Refusal | Breakdown | Rejection
+
+
+# --- how an attempt ends ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    answer: Json
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts."""
+
+    error_class: str
+    error: str
+    delay_s: float
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    error_class: str
+    error: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the task back unsent, with its grant and its attempt."""
+
+    error_class: str
+
+
+Decision = Complete | Retry | Bury | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of one attempt, on its way to the database. Times in seconds; None: not known."""
+
+    grant: Grant
+    decision: Decision
+    sent_after_s: float | None
+    latency_s: float | None

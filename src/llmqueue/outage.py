@@ -1,0 +1,31 @@
+"""Says once that the database is away, at most once a minute that it still is, and once that it is back."""
+
+from __future__ import annotations
+
+import time
+
+from llmqueue.logs import Event, logger
+
+REMIND_S = 60.0
+
+
+class Outage:
+    def __init__(self) -> None:
+        self._began_at: float | None = None
+        self._said_at = 0.0
+
+    def began(self, error: Exception) -> None:
+        now = time.monotonic()
+        if self._began_at is None:
+            self._began_at = now
+        elif now - self._said_at < REMIND_S:
+            return
+        self._said_at = now
+        logger().error(
+            Event.DATABASE_UNREACHABLE, error=str(error), seconds=round(now - self._began_at), effect="waiting for it"
+        )
+
+    def ended(self) -> None:
+        if self._began_at is not None:
+            logger().info(Event.DATABASE_BACK, seconds=round(time.monotonic() - self._began_at))
+            self._began_at = None

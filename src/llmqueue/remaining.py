@@ -1,0 +1,94 @@
+"""The steps that are left: what the database should look like, less what it looks like now."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from llmqueue import seam
+from llmqueue.columns import ours
+from llmqueue.default_table import column_definition, create_table
+from llmqueue.indexes import index_steps
+from llmqueue.mapping import Mapping, find_mapping
+from llmqueue.migrate import Applied, migration_steps, parts, read_applied, read_versions
+from llmqueue.resources import sql_dir
+from llmqueue.steps import Step
+from llmqueue.table import Connection, Table, read_indexes
+
+
+def remaining(conn: Connection, mapping: Mapping, table: Table | None) -> list[Step]:
+    """Return the steps in the order in which they run; none when there is nothing to change.
+
+    Raises:
+        SchemaTooNew: a newer llmqueue has been here.
+    """
+    applied = read_applied(conn)
+    steps = [] if find_mapping(conn) else [_schema_step(mapping, table)]
+    steps += _domain_steps(conn, mapping)
+    steps += migration_steps(read_versions(conn))
+    steps += _column_steps(mapping, table)
+    steps += _part_steps(mapping, applied)
+    there = read_indexes(conn, mapping.table_schema, seam.INDEXES)
+    steps += index_steps(mapping, there if table else {}, applied)
+    if table is None or not table.has_trigger:
+        steps.append(
+            Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (seam.trigger(mapping),))
+        )
+    if not mapping.is_complete:
+        finished = "update llmqueue.mapping set is_complete = true"
+        steps.append(Step("complete", "note that all is done", (finished,)))
+    return steps
+
+
+def _schema_step(mapping: Mapping, table: Table | None) -> Step:
+    base = (sql_dir() / "seam" / "mapping.sql").read_text(encoding="utf-8")
+    values = {field.name: getattr(mapping, field.name) for field in fields(mapping)}
+    insert = seam.text(
+        sql.SQL("insert into llmqueue.mapping ({}) values ({})").format(
+            sql.SQL(", ").join(sql.Identifier(name) for name in values),
+            sql.SQL(", ").join(sql.Literal(Jsonb(v) if isinstance(v, dict) else v) for v in values.values()),
+        )
+    )
+    if table is not None:
+        return Step("schema", f"create the schema llmqueue and note how {mapping.label} maps to it", (base, insert))
+    title = f"create the schema llmqueue and the table {mapping.label}"
+    return Step("schema", title, (base, insert, create_table(mapping)))
+
+
+def _domain_steps(conn: Connection, mapping: Mapping) -> list[Step]:
+    row = conn.execute("select to_regtype('llmqueue.task_id') is not null").fetchone()
+    if row and row[0]:
+        return []
+    return [Step("domain", f"name the key's type, {mapping.key_type}", (seam.task_id_domain(mapping),))]
+
+
+def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
+    if table is None:
+        return []
+    missing = [our for our in ours(mapping.own_status) if mapping.column(our.name) not in table.columns]
+    if not missing:
+        return []
+    # One statement for all: one lock, for the blink it takes to write the catalog. No default is volatile, so no row
+    # is rewritten.
+    statement = sql.SQL("alter table {}\n    {}").format(
+        mapping.table,
+        sql.SQL(",\n    ").join(
+            sql.SQL("add column {}").format(column_definition(our, mapping.column(our.name))) for our in missing
+        ),
+    )
+    return [
+        Step("columns", f"add {len(missing)} columns to {mapping.label}, without a rewrite", (seam.text(statement),))
+    ]
+
+
+def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
+    steps: list[Step] = []
+    for part in parts(mapping):
+        known = applied.get(part.name)
+        is_current = known is not None and known.source_hash == part.source_hash and known.is_intact
+        # What the seam's view takes with it when it is made anew comes back with the parts after it.
+        if steps or not is_current:
+            steps.append(part.step())
+    return steps

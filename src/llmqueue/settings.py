@@ -1,0 +1,269 @@
+"""Settings: environment variables that begin with LLMQUEUE_, and the same names in a file `.env`.
+
+`load_settings()` is the only way in: what it returns is checked, what it refuses it names with the remedy. The
+fields of `Settings` are the whole list and docs/configuration.md is generated from them, so each says what it is for
+(`description`) and what it takes (`must`: the end of the sentence "LLMQUEUE_CONCURRENCY must …").
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
+
+import platformdirs
+import psycopg
+from dotenv import dotenv_values
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llmqueue.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+PREFIX = "LLMQUEUE_"
+DOTENV = ".env"
+
+# Designed, and refused with a word of its own until it is there.
+NOT_YET = frozenset({"METRICS_PORT"})
+
+# Kubernetes injects the first two for a Service named llmqueue; the third is our own test suite's.
+NOT_OURS = re.compile(r"LLMQUEUE_(PORT|SERVICE|TEST)(_.*)?")
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(value: object) -> object:
+    """Turns `90m`, `12h` or `30d` into a timedelta; other text is a ValueError, other types pass."""
+    if not isinstance(value, str):
+        return value
+    match = DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("not a duration")
+    try:
+        return timedelta(**{UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        raise ValueError("too long a duration") from None
+
+
+def default_home() -> Path:
+    """The user's data folder; for root /var/lib/llmqueue.
+
+    PostgreSQL refuses to run as root, so root's embedded server runs as a user of its own, which cannot enter
+    root's home folder; and opening that folder to everybody is not ours to do.
+    """
+    return Path("/var/lib/llmqueue") if os.geteuid() == 0 else platformdirs.user_data_path("llmqueue")
+
+
+def _dsn(value: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(value.get_secret_value())
+    except psycopg.Error:
+        # Not chained: libpq's message may quote a part of the password.
+        raise ValueError("not a connection string") from None
+    return value
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not an http URL")
+    _ = parts.port  # a ValueError when it is not a number
+    return value.rstrip("/")
+
+
+def _adapter(value: str) -> str:
+    if value not in {"models", "openai"} and not re.fullmatch(r"[\w.]+:\w+", value):
+        raise ValueError("no such adapter")
+    return value
+
+
+def _http_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("not a path")
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _folder(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
+LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_lower)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+
+_DSN = {"must": "be a connection string that libpq takes, such as postgresql://user@host/database"}
+_NAME = {"must": "be the name of a field"}
+
+
+class Settings(BaseSettings):
+    """Every setting of llmqueue, checked."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=DOTENV,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,  # compose files pass `LLMQUEUE_X: ${X:-}`
+        extra="ignore",  # unknown names are found by _unknown_names(), which can suggest the right one
+        frozen=True,
+    )
+
+    database_url: Dsn | None = Field(
+        default=None,
+        description="the database, as libpq takes it (URI, key=value or service); unset: the embedded PostgreSQL",
+        json_schema_extra=_DSN,
+    )
+    listen_url: Dsn | None = Field(
+        default=None,
+        description="a direct connection for LISTEN when DATABASE_URL goes through a pooler",
+        json_schema_extra=_DSN,
+    )
+    backend_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        default="http://127.0.0.1:8080",
+        description="where the Models Backend answers",
+        json_schema_extra={"must": "be an http:// or https:// URL with a host"},
+    )
+    backend: Annotated[str, AfterValidator(_adapter)] = Field(
+        default="models",
+        description="how to talk to it: `models`, `openai`, or an adapter of your own",
+        json_schema_extra={"must": "be `models`, `openai` or `package.module:factory`"},
+    )
+    backend_token: SecretStr | None = Field(
+        default=None,
+        description="sent as a bearer token with every call",
+        json_schema_extra={"must": "be text"},
+    )
+    backend_single_path: Annotated[str, AfterValidator(_http_path)] = Field(
+        default="/single",
+        description="path of the call for one prompt",
+        json_schema_extra={"must": "be a path that begins with /"},
+    )
+    backend_prompt_field: str = Field(
+        default="prompt", min_length=1, description="request field of the prompt", json_schema_extra=_NAME
+    )
+    backend_model_field: str = Field(
+        default="model", min_length=1, description="request field of the model", json_schema_extra=_NAME
+    )
+    backend_params_field: str = Field(
+        default="params", min_length=1, description="request field of the task's params", json_schema_extra=_NAME
+    )
+    backend_answer_field: str = Field(
+        default="answer", min_length=1, description="reply field of the answer", json_schema_extra=_NAME
+    )
+    backend_usage_field: str = Field(
+        default="usage", min_length=1, description="reply field of the usage", json_schema_extra=_NAME
+    )
+    backend_input_tokens_field: str = Field(
+        default="prompt_tokens",
+        min_length=1,
+        description="field of the usage: input tokens",
+        json_schema_extra=_NAME,
+    )
+    backend_output_tokens_field: str = Field(
+        default="completion_tokens",
+        min_length=1,
+        description="field of the usage: output tokens",
+        json_schema_extra=_NAME,
+    )
+    concurrency: int = Field(
+        default=1000,
+        ge=1,
+        description="calls that one worker holds in flight at most",
+        json_schema_extra={"must": "be a whole number of at least 1"},
+    )
+    lease_s: float = Field(
+        default=20,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="a worker silent for this long counts as dead, and its tasks run again",
+        json_schema_extra={"must": "be a number of seconds above 0 and at most 3600"},
+    )
+    drain_s: float = Field(
+        default=30,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long a stopping worker waits for the calls in flight",
+        json_schema_extra={"must": "be a number of seconds of at least 0"},
+    )
+    guard_s: float = Field(
+        default=0.5,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="a call is sent within this time after its grant, or given back; part of the sliding window",
+        json_schema_extra={"must": "be a number of seconds from 0 to 10"},
+    )
+    keep_attempts: Annotated[timedelta, BeforeValidator(parse_duration)] = Field(
+        default=timedelta(days=30),
+        gt=timedelta(0),
+        description="how long the attempt log is kept",
+        json_schema_extra={"must": "be a duration such as 90m, 12h or 30d"},
+    )
+    log_format: LogFormat | None = Field(
+        default=None,
+        description="`console` or `json`; unset: console on a terminal, json otherwise",
+        json_schema_extra={"must": "be console or json"},
+    )
+    log_level: LogLevel = Field(
+        default="info",
+        description="the least level that is logged",
+        json_schema_extra={"must": "be debug, info, warning or error"},
+    )
+    home: Annotated[Path, AfterValidator(_folder)] = Field(
+        default_factory=default_home,
+        description="folder of the embedded PostgreSQL and of spilled answers",
+        json_schema_extra={"must": "be the path of a folder"},
+    )
+
+
+def load_settings() -> Settings:
+    """Reads and checks the settings; raises UsageError that names each wrong one, never its value if secret."""
+    if wrong := _unknown_names():
+        raise UsageError("\n".join(wrong))
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(e) for e in error.errors())) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{DOTENV} is not UTF-8 text") from None
+
+
+def _unknown_names() -> list[str]:
+    given = {name.upper() for name in os.environ}
+    try:
+        given |= {name.upper() for name in dotenv_values(DOTENV, interpolate=False)}
+    except UnicodeDecodeError:
+        return [f"{DOTENV} is not UTF-8 text"]
+    ours = {PREFIX + name.upper() for name in Settings.model_fields}
+    candidates = {n for n in given - ours if n.startswith(PREFIX) and not NOT_OURS.fullmatch(n)}
+    return [_unknown(name, ours) for name in sorted(candidates)]
+
+
+def _unknown(name: str, ours: set[str]) -> str:
+    if name.removeprefix(PREFIX) in NOT_YET:
+        return f"{name} is not available in this version"
+    near = get_close_matches(name, ours, n=1, cutoff=0.75)
+    return f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _explain(error: ErrorDetails) -> str:
+    """`LLMQUEUE_CONCURRENCY: must be a whole number of at least 1 (got 'x')`; a secret's value is left out."""
+    name = str(error["loc"][0]).lower().removeprefix(PREFIX.lower())
+    field = Settings.model_fields[name]
+    extra = field.json_schema_extra
+    must = extra["must"] if isinstance(extra, dict) else "be something else"
+    is_secret = "SecretStr" in str(field.annotation) or "@" in str(error["input"])
+    got = "" if is_secret else f" (got {error['input']!r})"
+    return f"{PREFIX}{name.upper()}: must {must}{got}"

@@ -1,0 +1,223 @@
+"""The daemon's door to the database: one method per SQL function, and nothing but calls of them.
+
+Each statement has a deadline on this side too: a half-open connection never raises by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
+from uuid import UUID
+
+import anyio
+import orjson
+import psycopg
+from psycopg.rows import TupleRow, class_row, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from llmqueue import connect
+from llmqueue.errors import BY_SQLSTATE, DatabaseUnreachable, LlmqueueError
+from llmqueue.models import Bury, Claim, Complete, Grant, Json, Release, Retry, Settlement, Task, TaskId, Verdict
+
+STATEMENT_TIMEOUT_S = 15.0
+CONNECT_WAIT_S = 5.0
+# With the listener's own connection this makes four for a busy worker (design I20).
+POOL_SIZE = 3
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
+
+CLAIM = """
+    select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
+           (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s
+      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s)"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRow:
+    """A row of llmqueue.claim, as it comes."""
+
+    model: str
+    task_id: TaskId | None
+    fence: int
+    attempt_no: int
+    max_attempts: int
+    restarts: int
+    prompt: str
+    params: str | None
+    reason: str | None
+    retry_in_s: float | None
+    waited_s: float
+    clock_at: datetime | None
+    timeout_s: float
+    guard_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """Tasks that keep a drain from being complete. All None when there are none."""
+
+    is_done: bool
+    lane: str | None
+    reason: str | None
+    tasks: int | None
+    examples: list[str] | None
+
+
+class Store:
+    """Calls the SQL functions for one worker.
+
+    Raises DatabaseUnreachable when the database cannot be reached or does not answer in time; then it is not known
+    whether the call took effect. Raises SqlError for errors of our own SQL.
+    """
+
+    def __init__(self, dsn: str, worker: UUID, *, prompt_is_json: bool, answer_is_json: bool, is_pooled: bool) -> None:
+        self.worker = worker
+        self._dsn = dsn
+        self._prompt_is_json = prompt_is_json
+        self._answer_is_json = answer_is_json
+        # A transaction pooler knows neither session options nor, before 1.21, prepared statements (design I20).
+        kwargs: dict[str, Any] = {"autocommit": True, "application_name": "llmqueue worker"}
+        if is_pooled:
+            kwargs["prepare_threshold"] = None
+        else:
+            kwargs["options"] = "-c default_transaction_isolation=read\\ committed"
+        self._pool: Pool = AsyncConnectionPool(
+            dsn, min_size=1, max_size=POOL_SIZE, open=False, kwargs=kwargs, timeout=CONNECT_WAIT_S, max_idle=30
+        )
+
+    async def open(self) -> None:
+        await self._pool.open(wait=False)
+
+    async def aclose(self) -> None:
+        await self._pool.close(timeout=2)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        try:
+            with anyio.fail_after(STATEMENT_TIMEOUT_S):
+                async with self._pool.connection() as connection:
+                    yield connection
+        except psycopg.Error as error:
+            raise self._translate(error) from error
+        except TimeoutError as error:
+            message = f"the database has not answered for {STATEMENT_TIMEOUT_S:.0f} s"
+            raise DatabaseUnreachable(message) from error
+
+    def _translate(self, error: psycopg.Error) -> LlmqueueError:
+        if isinstance(error, PoolTimeout):
+            return DatabaseUnreachable(f"no connection to the database within {CONNECT_WAIT_S:.0f} s")
+        own = BY_SQLSTATE.get(error.sqlstate or "")
+        return own(str(error)) if own else connect.classify(error, self._dsn)
+
+    async def _call(self, query: LiteralString, args: Mapping[str, object]) -> Json:
+        """Returns the first column of the first row, None without one."""
+        async with self._connection() as connection:
+            row = await (await connection.execute(query, args)).fetchone()
+            return row[0] if row else None
+
+    # --- the worker itself --------------------------------------------------------------------------------------
+
+    async def register(self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float) -> float:
+        """Makes the worker known. Returns the guard of the fleet in seconds."""
+        query: LiteralString = """select llmqueue.register(
+            %(worker)s, %(name)s, %(version)s, %(models)s, %(lease_s)s, %(guard_s)s)"""
+        args = {"name": name, "version": version, "models": models, "lease_s": lease_s, "guard_s": guard_s}
+        agreed: float = await self._call(query, {"worker": self.worker, **args})
+        return agreed
+
+    async def heartbeat(self, running: int) -> None:
+        """Raises UnknownWorker when the worker was swept."""
+        await self._call("select llmqueue.heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running})
+
+    async def do_chores(self, chores: Sequence[str], running: int) -> None:
+        query: LiteralString = "select llmqueue.do_chores(%(worker)s, %(chores)s, %(running)s)"
+        await self._call(query, {"worker": self.worker, "chores": list(chores), "running": running})
+
+    async def clock_stepped(self) -> None:
+        await self._call("select llmqueue.clock_stepped()", {})
+
+    async def leave(self) -> None:
+        await self._call("select llmqueue.leave(%(worker)s)", {"worker": self.worker})
+
+    async def disown(self, known: Sequence[int]) -> int:
+        """Releases attempts of this worker other than the known fences. Returns how many."""
+        query: LiteralString = "select llmqueue.disown(%(worker)s, %(known)s::bigint[])"
+        return int(await self._call(query, {"worker": self.worker, "known": list(known)}))
+
+    async def prune_attempts(self, keep: timedelta, limit: int) -> int:
+        query: LiteralString = "select llmqueue.prune_attempts(%(keep)s, %(limit)s)"
+        return int(await self._call(query, {"keep": keep, "limit": limit}))
+
+    async def drain_state(self, models: Sequence[str] | None, wait_s: float) -> list[Stranded]:
+        async with self._connection() as connection, connection.cursor(row_factory=class_row(Stranded)) as cursor:
+            await cursor.execute("select * from llmqueue.drain_state(%s, %s)", (models, wait_s))
+            return await cursor.fetchall()
+
+    # --- tasks --------------------------------------------------------------------------------------------------
+
+    async def claim(self, models: Sequence[str] | None, slots: int, chores: Sequence[str], running: int) -> Claim:
+        """Returns granted tasks and a verdict per model; None asks for all enabled models."""
+        args = {"worker": self.worker, "models": models, "slots": slots, "chores": list(chores), "running": running}
+        async with self._connection() as connection, connection.cursor(row_factory=class_row(ClaimRow)) as cursor:
+            started_at = time.monotonic()
+            await cursor.execute(CLAIM, args)
+            rows = await cursor.fetchall()
+        return self._read_claim(rows, started_at, time.monotonic())
+
+    def _read_claim(self, rows: list[ClaimRow], started_at: float, ended_at: float) -> Claim:
+        grants = tuple(self._grant(row, row.task_id, started_at, ended_at) for row in rows if row.task_id is not None)
+        verdicts = tuple(Verdict(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
+        clocks = [row.clock_at.timestamp() for row in rows if row.clock_at is not None]
+        offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
+        return Claim(grants, verdicts, offset_s)
+
+    def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
+        # The grant is no older than our start of the statement plus what the server says it waited; half of the guard is
+        # ours, the other half is left for the way to the backend (docs/decisions.md, 4).
+        granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
+        task = Task(
+            id=task_id,
+            fence=row.fence,
+            attempt_no=row.attempt_no,
+            max_attempts=row.max_attempts,
+            restarts=row.restarts,
+            prompt=orjson.loads(row.prompt) if self._prompt_is_json else row.prompt,
+            params=orjson.loads(row.params) if row.params is not None else None,
+        )
+        return Grant(row.model, task, granted_at, granted_at + row.guard_s / 2, row.timeout_s)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> dict[int, str]:
+        """Writes ends of attempts. Returns what became of each, by fence (see sql/functions/settle.sql)."""
+        items = orjson.dumps([self._item(settlement) for settlement in settlements]).decode()
+        async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute("select * from llmqueue.settle(%s, %s::jsonb)", (self.worker, items))
+            return {row["fence"]: row["outcome"] for row in await cursor.fetchall()}
+
+    def _item(self, settlement: Settlement) -> dict[str, Json]:
+        task = settlement.grant.task
+        return {
+            "fence": task.fence,
+            "task_id": str(task.id),
+            "sent_after_s": settlement.sent_after_s,
+            "latency_s": settlement.latency_s,
+            **self._decision(settlement),
+        }
+
+    def _decision(self, settlement: Settlement) -> dict[str, Json]:
+        match settlement.decision:
+            case Complete(answer, usage):
+                is_text = isinstance(answer, str) and not self._answer_is_json
+                text = answer if is_text else orjson.dumps(answer).decode()
+                tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+                return {"verb": "complete", "answer": text, **tokens}
+            case Retry(error_class, error, delay_s, counts):
+                cause = {"error_class": error_class, "error": error}
+                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause}
+            case Bury(error_class, error, answer):
+                return {"verb": "bury", "error_class": error_class, "error": error, "answer": answer}
+            case Release(error_class):
+                return {"verb": "release", "error_class": error_class}

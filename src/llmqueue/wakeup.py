@@ -1,0 +1,100 @@
+"""The bell: LISTEN on a connection of its own. The poll is the truth, a bell is only a hint that ends a wait (design I16)."""
+
+from __future__ import annotations
+
+import random
+import time
+from uuid import UUID
+
+import anyio
+import psycopg
+from psycopg import sql
+
+from llmqueue import connect
+from llmqueue.logs import Event, logger
+
+CHANNEL = "llmqueue"
+RECONNECT_S = (0.2, 10.0)
+
+
+class Bell:
+    """Collects what has rung since it was last cleared: `task`, `config`, or anything that ends a wait early."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._rung: set[str] = set()
+
+    def ring(self, what: str) -> None:
+        self._rung.add(what)
+        self._event.set()
+
+    def clear(self) -> set[str]:
+        """Returns what has rung, and forgets it. Call before looking, never after: else a ring between is lost."""
+        rung, self._rung = self._rung, set()
+        self._event = anyio.Event()
+        return rung
+
+    async def wait(self, timeout_s: float) -> None:
+        with anyio.move_on_after(timeout_s):
+            await self._event.wait()
+
+
+class Listener:
+    """Listens to the fleet's channel and to the worker's own, on which each heartbeat rings.
+
+    A heartbeat that is not heard proves that the connection is dead, even a half-open one that never raises.
+    """
+
+    def __init__(self, dsn: str, worker: UUID, bell: Bell, deaf_after_s: float) -> None:
+        self._dsn = dsn
+        self._own_channel = f"llmqueue_{worker.hex}"
+        self._bell = bell
+        self._deaf_after_s = deaf_after_s
+        self._is_lost = False
+
+    async def run(self) -> None:
+        """Never returns and never raises for the database's sake; while it is deaf the poll goes on alone."""
+        pause_s = RECONNECT_S[0]
+        while True:
+            started_at = time.monotonic()
+            try:
+                await self._listen()
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                self._lost(error)
+            pause_s = RECONNECT_S[0] if time.monotonic() - started_at > RECONNECT_S[1] else min(pause_s * 2, RECONNECT_S[1])
+            await anyio.sleep(random.uniform(pause_s / 2, pause_s))
+
+    async def _listen(self) -> None:
+        with anyio.fail_after(10):
+            connection = await psycopg.AsyncConnection.connect(
+                self._dsn, autocommit=True, application_name="llmqueue listener"
+            )
+        async with connection:
+            with anyio.fail_after(10):
+                for channel in (CHANNEL, self._own_channel):
+                    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            self._found()
+            # what was inserted while nobody listened
+            self._bell.ring("task")
+            while True:
+                heard = False
+                async for notify in connection.notifies(timeout=self._deaf_after_s, stop_after=1):
+                    heard = True
+                    if notify.channel == CHANNEL:
+                        self._bell.ring(notify.payload or "task")
+                if not heard:
+                    raise TimeoutError(f"no heartbeat heard for {self._deaf_after_s:.0f} s")
+
+    def _lost(self, error: Exception) -> None:
+        if not self._is_lost:
+            logger().warning(Event.LISTENER_LOST, error=_why(error, self._dsn), effect="polling every second")
+        self._is_lost = True
+
+    def _found(self) -> None:
+        if self._is_lost:
+            logger().info(Event.LISTENER_BACK)
+        self._is_lost = False
+
+
+def _why(error: Exception, dsn: str) -> str:
+    return str(connect.classify(error, dsn)) if isinstance(error, psycopg.Error) else str(error)
