@@ -1,16 +1,14 @@
--- What it does: counts the ready tasks of a lane: exactly up to 10,000, beyond that by the planner's estimate.
+-- What it does: counts the ready tasks of a lane: exactly up to 10,000, beyond that by an estimate.
 -- Returns: one row: tasks, is_estimate, and since when the oldest has been due (null when that is not known).
 -- Locks: none.
--- Why: no listing may count a backlog of millions (I19). Estimates come from the statistics of the index
---   llmqueue_ready, scaled by its size of today. The oldest of a large lane is looked for at the head of each of its
---   100 highest priorities. SECURITY DEFINER: whoever may read the views need not read the tasks.
+-- Why: no listing may count a backlog of millions (I19). The oldest of a large lane is looked for at
+--   the head of each of its 100 highest priorities. SECURITY DEFINER: who may read the views need not read the tasks.
 create or replace function llmqueue.count_ready(
     p_lane text, out tasks bigint, out is_estimate boolean, out oldest_at timestamptz)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_cap constant integer := 10000;
-    v_plan json;
 begin
     select count(*), min(nullif(head.due_at, '-infinity')) into tasks, oldest_at
       from (select t.due_at from llmqueue.task t
@@ -19,8 +17,7 @@ begin
     if not is_estimate then
         return;
     end if;
-    execute 'explain (format json) select from llmqueue.task t where t.is_ready and t.lane = $1' into v_plan using p_lane;
-    tasks := greatest(tasks, (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint);
+    tasks := greatest(tasks, llmqueue.estimate_ready(p_lane));
     with recursive ranks as (
         (select t.rank, t.due_at from llmqueue.task t
           where t.is_ready and t.lane = p_lane order by t.rank desc, t.due_at limit 1)

@@ -17,7 +17,7 @@ from llmqueue.connect import classify, connect
 from llmqueue.default_table import default_mapping
 from llmqueue.errors import AdoptionRefused, Failure
 from llmqueue.indexes import Progress, build
-from llmqueue.installed import check_same, check_still_there
+from llmqueue.installed import check_index_names, check_same, check_still_there
 from llmqueue.locks import Report, hold_turn, run_briefly
 from llmqueue.mapping import Mapping, find_mapping, quoted
 from llmqueue.remaining import remaining
@@ -151,23 +151,24 @@ def _find(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Adopt
         label = mapping.label
     else:
         table = _locate(conn, spec, search_path, findings)
-        label = f"{quoted(table.relation.schema)}.{quoted(table.relation.name)}" if table else spec.table or ""
+        label = f"{quoted(table.relation.schema)}.{quoted(table.relation.name)}" if table else spec.table or f"{DEFAULT_SCHEMA}.{DEFAULT_TABLE}"
         if table is not None and check_relation(table, findings):
             mapping = resolve(conn, table, spec, findings)
             findings.warnings += advice.warnings(conn, table)
         elif table is None and not spec.names_a_table:
             mapping = default_mapping()
             label = mapping.label
+    if mapping is not None and not findings.problems:
+        check_index_names(conn, mapping, table, findings)
     if findings.problems or mapping is None:
         raise AdoptionRefused(_refusal(label, findings.problems))
     return Adoption(mapping, table, findings.warnings)
 
 
 def _refusal(label: str, problems: list[str]) -> str:
-    what = f"cannot adopt {label}:" if label else "cannot start:"
     if len(problems) == 1:
-        return f"{what} {problems[0]}"
-    return "\n".join([what, *(f"  - {problem}" for problem in problems)])
+        return f"cannot adopt {label}: {problems[0]}"
+    return "\n".join([f"cannot adopt {label}:", *(f"  - {problem}" for problem in problems)])
 
 
 def _locate(conn: Connection, spec: AdoptionSpec, search_path: list[str], findings: Findings) -> Table | None:

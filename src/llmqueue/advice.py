@@ -11,21 +11,16 @@ _FUNCTIONS = r"""
     where n.nspname not in ('pg_catalog', 'information_schema', 'llmqueue') and p.prosrc ~* any (array[
         '\mcopy\s+("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?\s+(from|to)\M',
         '\minsert\s+into\s+("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?\s+(select|values)\M',
+        '\minsert\s+into\s+\S+\s+select\s+\*\s+from\s+("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?\M',
         '("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?%%rowtype'])
     order by 1
 """
 _PUBLICATIONS = """
     select distinct pubname::text from pg_publication_tables where schemaname = %s and tablename = %s order by 1
 """
-_ROW_TYPES = """
-    select distinct a.attrelid::regclass::text
-    from pg_class c join pg_type t on t.oid = c.reltype
-    join pg_attribute a on a.atttypid in (t.oid, t.typarray) and not a.attisdropped
-    where c.oid = %s order by 1
-"""
 _NO_COLUMNS = (
-    "COPY without a column list, INSERT without a column list followed by SELECT *, and code that reads rows by position "
-    "see the new columns. In clients' code that cannot be seen from here: look for them before you go on."
+    "COPY without a column list, INSERT … SELECT *, and code that reads rows by position meet the new columns. "
+    "In clients' code they cannot be seen from here: look for them before you go on."
 )
 
 
@@ -41,8 +36,9 @@ def warnings(conn: Connection, table: Table) -> list[str]:
             f"the table is published ({publications}): add the new columns at each subscriber first, "
             "or give the publication a list of columns."
         )
-    if types := _first(conn.execute(_ROW_TYPES, (relation.oid,)).fetchall()):
-        found.append(f"the table's row type is the type of columns in {types}: their rows gain the new fields.")
+    if table.row_type_users:
+        users = ", ".join(table.row_type_users)
+        found.append(f"the table's row type is the type of columns in {users}: their values gain the new fields.")
     if relation.forces_row_security:
         found.append(
             "row level security is forced on the table: its policies hold for llmqueue too, "

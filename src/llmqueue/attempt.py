@@ -54,8 +54,7 @@ class Runner:
             return Breakdown("timeout", f"no answer within {grant.timeout_s:.0f} s")
         except sending.LateGrant:
             return Late()
-        except Exception as error:
-            # An adapter's bug, or an HTTP library's: it is this attempt's end and must not be the worker's.
+        except Exception as error:  # noqa: BLE001 - an adapter's bug is this attempt's end, not the worker's
             logger().exception(Event.ADAPTER_RAISED, model=grant.model, task=str(task.id))
             return Breakdown("adapter_raised", f"{type(error).__name__}: {error}"[:300])
 

@@ -115,14 +115,14 @@ def _mapping(
         columns=names,
         words={status: status if spec.own_status else spec.word(status) for status in STATUSES},
         own_status=spec.own_status,
-        owner_status_column=theirs and theirs.name,
+        owner_status_column=theirs.name if theirs else None,
         queued_value=queued,
         done_value=done,
         key_type=_KEY_TYPES.get(key.base_type, key.base_type),
         prompt_type=prompt.base_type,
         answer_type=answer.base_type,
         status_type=status_type,
-        owner_status_type=theirs and theirs.base_type,
+        owner_status_type=theirs.base_type if theirs else None,
         prompt_is_json=prompt.base_type in {"json", "jsonb"},
         answer_is_json=answer.base_type in {"json", "jsonb"},
         is_complete=False,
@@ -233,7 +233,7 @@ def _check_key(table: Table, key: Column, findings: Findings) -> None:
         return
     others = [name for name in table.unique_columns if table.columns[name].base_type in _KEY_TYPES]
     if others:
-        remedy = f"Use --id-column {quoted(sorted(others)[0])}, which is."
+        remedy = f"Use --id-column {quoted(min(others))}, which is."
     else:
         name, column = f"{quoted(table.relation.schema)}.{quoted(table.relation.name)}", quoted(key.name)
         remedy = (
@@ -250,9 +250,10 @@ def _check_key(table: Table, key: Column, findings: Findings) -> None:
 
 
 def _check_text(column: Column, our: str, findings: Findings, *, is_written: bool) -> None:
+    article = "an" if our == "answer" else "a"
     if column.category != "S" and column.base_type not in {"json", "jsonb"}:
         findings.problems.append(
-            f"column {_name(column)} is {column.type}: a {our} is text, varchar, json or jsonb. "
+            f"column {_name(column)} is {column.type}: {article} {our} is text, varchar, json or jsonb. "
             f"Name another with --{our}-column."
         )
     if is_written and column.is_generated:
@@ -263,7 +264,7 @@ def _check_text(column: Column, our: str, findings: Findings, *, is_written: boo
 
 def _check_distinct(four: list[Column | None], columns: dict[str, str], findings: Findings) -> None:
     taken: dict[str, str] = {}
-    pairs = [*zip(("id", "prompt", "answer", "status"), (c and c.name for c in four), strict=True)]
+    pairs = [*zip(("id", "prompt", "answer", "status"), (c.name if c else None for c in four), strict=True)]
     own = [("status (ours)" if name == "status" else name, column) for name, column in columns.items()]
     for name, column in [*pairs, *own]:
         if column is not None and taken.setdefault(column, name) != name:

@@ -1,7 +1,8 @@
 """Watches the database's clock against our own, which never steps (design I7).
 
-A step forward makes calls of the last minute look older than they are: the ledger would forget them too early. The claim
-that shows it is given back unsent, and all models are closed for one window. Steps back are the ledger's own business.
+A step forward makes calls of the last minute look older than they are: the ledger would forget them too early. The
+claim that shows it is given back unsent, and all models are closed for one window. Steps back are the ledger's own
+business.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ STEP_S = 0.25
 
 
 class ClockWatch:
+    """Remembers by how much the database's clock was ahead of ours at the most."""
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._latest_s: float | None = None

@@ -15,7 +15,6 @@ import anyio
 from llmqueue.errors import DatabaseUnreachable, SqlError
 from llmqueue.logs import Event, logger
 from llmqueue.models import Bury, Complete, Release, Retry, Settlement
-from llmqueue.outage import Outage
 from llmqueue.store import Store
 
 LINGER_S = 0.02
@@ -30,9 +29,8 @@ BUSY_S = 0.5
 class Completer:
     """`on_settled(settlement)` is called once the end of an attempt is safe in the database."""
 
-    def __init__(self, store: Store, outage: Outage, on_settled: Callable[[Settlement], None]) -> None:
+    def __init__(self, store: Store, on_settled: Callable[[Settlement], None]) -> None:
         self._store = store
-        self._outage = outage
         self._on_settled = on_settled
         self._waiting: deque[Settlement] = deque()
         self._held: deque[Settlement] = deque()
@@ -87,7 +85,7 @@ class Completer:
                         outcomes = await self._store.settle(batch)
                     break
                 except DatabaseUnreachable as error:
-                    self._outage.began(error)
+                    self._store.outage.began(error)
                 except SqlError as error:
                     logger().error(Event.SETTLE_FAILED, error=str(error), attempts=len(batch))
                 await anyio.sleep(random.uniform(pause_s / 2, pause_s))
@@ -95,7 +93,7 @@ class Completer:
         except BaseException:
             self._waiting.extendleft(reversed(batch))
             raise
-        self._outage.ended()
+        self._store.outage.ended()
         for settlement in batch:
             self._settled(settlement, outcomes.get(settlement.grant.task.fence, "unknown"))
 

@@ -26,7 +26,6 @@ from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
 from llmqueue.mapping import Mapping
 from llmqueue.models import Grant, Settlement
-from llmqueue.outage import Outage
 from llmqueue.store import Store, Stranded
 from llmqueue.wakeup import Bell, Listener
 
@@ -59,6 +58,8 @@ class Report:
 
 
 class Daemon:
+    """The loops of one worker and what they share."""
+
     def __init__(self, options: WorkerOptions, mapping: Mapping, backend: Backend) -> None:
         self._options = options
         worker = uuid4()
@@ -71,19 +72,17 @@ class Daemon:
         )
         name = f"{socket.gethostname()}:{os.getpid()}"
         self._backend = backend
-        self._outage = Outage()
         self._bell = Bell()
         self._gate = Gate(backend, options.backend_url, self._bell)
-        self._leases = Leases(self._store, self._outage, name, options.models, options.lease_s, options.guard_s)
+        self._leases = Leases(self._store, name, options.models, options.lease_s, options.guard_s)
         self._listener = Listener(options.listen_dsn or options.dsn, worker, self._bell, deaf_after_s=options.lease_s)
-        self._completer = Completer(self._store, self._outage, self._settled)
+        self._completer = Completer(self._store, self._settled)
         self._runner = Runner(backend, self._gate, self._completer.put, random.Random())
         self._dispatcher = Dispatcher(
             self._store,
             self._bell,
             self._gate,
             self._leases,
-            self._outage,
             self._start,
             self._completer.put,
             slots=options.slots,
@@ -100,13 +99,18 @@ class Daemon:
             async with anyio.create_task_group() as loops:
                 loops.start_soon(self._watch_signals, loops.cancel_scope)
                 await self._join_fleet()
-                logger().info(Event.WORKER_STARTED, version=__version__, worker=str(self._store.worker),
-                              slots=self._options.slots, backend=self._options.backend_url)
+                logger().info(
+                    Event.WORKER_STARTED,
+                    version=__version__,
+                    worker=str(self._store.worker),
+                    slots=self._options.slots,
+                    backend=self._options.backend_url,
+                )
                 loops.start_soon(self._listener.run)
                 loops.start_soon(self._gate.run)
                 loops.start_soon(self._completer.run)
                 loops.start_soon(self._leases.run, lambda: len(self._dispatcher.running))
-                loops.start_soon(housekeeper.run, self._store, self._outage, self._options.keep_attempts)
+                loops.start_soon(housekeeper.run, self._store, self._options.keep_attempts)
                 if self._options.drain_wait_s is not None:
                     loops.start_soon(self._drain, self._options.drain_wait_s)
                 await self._dispatch()
@@ -144,11 +148,11 @@ class Daemon:
             try:
                 await self._leases.register()
             except (DatabaseUnreachable, SqlError) as error:
-                self._outage.began(error)
+                self._store.outage.began(error)
                 await anyio.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, START_RETRY_S[1])
             else:
-                self._outage.ended()
+                self._store.outage.ended()
                 return
 
     async def _leave(self) -> Report:
@@ -158,12 +162,12 @@ class Daemon:
                 await self._store.leave()
         except (DatabaseUnreachable, SqlError, TimeoutError) as error:
             # The others find out by the lease.
-            self._outage.began(error)
+            self._store.outage.began(error)
         logger().info(Event.WORKER_STOPPED, unsettled=unsettled)
         return Report(unsettled, self._stranded)
 
     async def _drain(self, wait_s: float) -> None:
-        self._stranded = await until_drained(self._store, self._options.models, wait_s, self._outage)
+        self._stranded = await until_drained(self._store, self._options.models, wait_s)
         self._dispatcher.stop()
 
     async def _watch_signals(self, everything: anyio.CancelScope) -> None:

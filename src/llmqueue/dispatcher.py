@@ -1,8 +1,8 @@
 """Claims tasks as fast as the limits allow and starts an attempt for each.
 
-One loop: clear the bell, look, act, wait (design I16). It asks for a model only when that can be of use: when a refusal's
-retry_at has come, when a bell rang, or by the poll, once a second for all models. Chores that are due ride along with a
-claim, so that an idle worker needs one query a second for everything.
+One loop: clear the bell, look, act, wait (design I16). It asks for a model only when that can be of use: when the
+retry_at of a refusal has come, when a bell rang, or by the poll, once a second for all models. Chores that are due ride
+along with a claim, so that an idle worker needs one query a second for everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from llmqueue.gate import Gate
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
 from llmqueue.models import Claim, Grant, Release, Settlement, Verdict
-from llmqueue.outage import Outage
 from llmqueue.store import Store
 from llmqueue.wakeup import Bell
 
@@ -92,7 +91,6 @@ class Dispatcher:
         bell: Bell,
         gate: Gate,
         leases: Leases,
-        outage: Outage,
         start: Callable[[Grant], None],
         settle: Callable[[Settlement], None],
         *,
@@ -103,7 +101,6 @@ class Dispatcher:
         self._bell = bell
         self._gate = gate
         self._leases = leases
-        self._outage = outage
         self._start = start
         self._settle = settle
         self._slots = slots
@@ -141,7 +138,7 @@ class Dispatcher:
             self._heed(self._bell.clear())
             try:
                 await self._round()
-                self._outage.ended()
+                self._store.outage.ended()
                 pause_s = RETRY_S[0]
                 await self._bell.wait(self._wait_s())
             except UnknownWorker:
@@ -149,7 +146,7 @@ class Dispatcher:
             except (DatabaseUnreachable, SqlError) as error:
                 # Whether the claim took effect is not known: its tasks would belong to us and nobody would run them.
                 self._disown_until = time.monotonic() + DISOWN_FOR_S
-                self._outage.began(error)
+                self._store.outage.began(error)
                 await anyio.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, RETRY_S[1])
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import anyio
 
 from llmqueue.errors import DatabaseUnreachable, SqlError
-from llmqueue.outage import Outage
 from llmqueue.store import Store, Stranded
 
 LOOK_S = 0.5
 
 
-async def until_drained(store: Store, models: Sequence[str] | None, wait_s: float, outage: Outage) -> list[Stranded]:
+async def until_drained(store: Store, models: Sequence[str] | None, wait_s: float) -> list[Stranded]:
     """Returns the tasks that no enabled, served model can take and those due later than `wait_s`, by reason.
 
     Waits for what other workers are running too: if one of them dies, its tasks come back.
@@ -24,5 +23,5 @@ async def until_drained(store: Store, models: Sequence[str] | None, wait_s: floa
             if state[0].is_done:
                 return [row for row in state if row.reason is not None]
         except (DatabaseUnreachable, SqlError) as error:
-            outage.began(error)
+            store.outage.began(error)
         await anyio.sleep(LOOK_S)

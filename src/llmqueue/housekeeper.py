@@ -8,19 +8,19 @@ from datetime import timedelta
 import anyio
 
 from llmqueue.errors import DatabaseUnreachable, SqlError
-from llmqueue.outage import Outage
 from llmqueue.store import Store
 
 EVERY_S = 600.0
 STEP = 2000
 
 
-async def run(store: Store, outage: Outage, keep: timedelta) -> None:
+async def run(store: Store, keep: timedelta) -> None:
     """Prunes for ever; an unreachable database only puts it off."""
     while True:
         await anyio.sleep(random.uniform(0.5, 1.0) * EVERY_S)
         try:
-            while await store.prune_attempts(keep, STEP) == STEP:
-                await anyio.sleep(0.1)
+            pruned = STEP
+            while pruned == STEP:
+                pruned = await store.prune_attempts(keep, STEP)
         except (DatabaseUnreachable, SqlError) as error:
-            outage.began(error)
+            store.outage.began(error)

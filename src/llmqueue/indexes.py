@@ -24,8 +24,8 @@ _LOOK_EVERY_S: Final = 0.5
 _LINE_EVERY_S: Final = 10.0
 
 _PROGRESS: Final = """
-    select p.phase, p.blocks_done::float8 / nullif(p.blocks_total, 0), p.lockers_total - p.lockers_done, p.current_locker_pid
-    from pg_stat_progress_create_index p where p.pid = %s
+    select phase, blocks_done::float8 / nullif(blocks_total, 0), lockers_total - lockers_done, current_locker_pid
+    from pg_stat_progress_create_index where pid = %s
 """
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from llmqueue import seam
 from llmqueue.checks import Findings, check_relation
 from llmqueue.columns import MAPPED_FOUR
 from llmqueue.errors import AdoptionRefused
-from llmqueue.mapping import Mapping
+from llmqueue.mapping import Mapping, quoted
 from llmqueue.spec import AdoptionSpec, parse_name, parse_table
-from llmqueue.table import Table
+from llmqueue.table import Connection, Table, read_indexes
 
 
 def check_same(mapping: Mapping, spec: AdoptionSpec) -> None:
@@ -47,6 +48,18 @@ def check_still_there(mapping: Mapping, table: Table | None, findings: Findings)
             findings.problems.append(
                 f'column "{column}" is gone or renamed; it is the {name} of a task. Name it so again: '
                 f'alter table {mapping.label} rename column … to "{column}";'
+            )
+
+
+def check_index_names(conn: Connection, mapping: Mapping, table: Table | None, findings: Findings) -> None:
+    """Find indexes of our names on another table: left over from an adoption that was dropped."""
+    oid = table.relation.oid if table else None
+    for index in read_indexes(conn, mapping.table_schema, seam.INDEXES).values():
+        if index.table_oid != oid:
+            name = f"{quoted(mapping.table_schema)}.{index.name}"
+            findings.problems.append(
+                f"the index {name} belongs to another table. If it is left over from an earlier adoption, run: "
+                f"drop index {name};"
             )
 
 

@@ -1,7 +1,7 @@
 """Liveness: one heartbeat row per worker, and the chores that any worker does for the fleet (design I9).
 
-They ride along with the dispatcher's claims; this loop steps in when no claim has gone out for a while, so a worker whose
-slots are all taken by slow calls stays alive too.
+They ride along with the dispatcher's claims; this loop steps in when no claim has gone out for a while, so a worker
+whose slots are all taken by slow calls stays alive too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import anyio
 
 from llmqueue import __version__
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
-from llmqueue.outage import Outage
 from llmqueue.store import Store
 
 PROMOTE_S = 0.5
@@ -22,11 +21,10 @@ PRUNE_S = 30.0
 
 
 class Leases:
-    def __init__(
-        self, store: Store, outage: Outage, name: str, models: Sequence[str] | None, lease_s: float, guard_s: float
-    ) -> None:
+    """Knows what is due when, and that the worker lives."""
+
+    def __init__(self, store: Store, name: str, models: Sequence[str] | None, lease_s: float, guard_s: float) -> None:
         self._store = store
-        self._outage = outage
         self._name = name
         self._models = models
         self._lease_s = lease_s
@@ -62,10 +60,10 @@ class Leases:
             except UnknownWorker:
                 await self._again()
             except (DatabaseUnreachable, SqlError) as error:
-                self._outage.began(error)
+                self._store.outage.began(error)
 
     async def _again(self) -> None:
         try:
             await self.register()
         except (DatabaseUnreachable, SqlError) as error:
-            self._outage.began(error)
+            self._store.outage.began(error)

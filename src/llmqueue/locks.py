@@ -22,7 +22,8 @@ _REPORT_EVERY_S: Final = 10.0
 _ADVISORY_KEY: Final = 0x6C6C6D7175657565
 
 _BLOCKERS: Final = r"""
-    select a.pid, coalesce(a.state, a.backend_type), coalesce(extract(epoch from clock_timestamp() - a.xact_start), 0)::int,
+    select a.pid, coalesce(a.state, a.backend_type),
+           coalesce(extract(epoch from clock_timestamp() - a.xact_start), 0)::int,
            regexp_replace(left(coalesce(nullif(a.query, ''), a.backend_type), 80), '\s+', ' ', 'g')
     from pg_stat_activity a
     where a.pid <> pg_backend_pid() and a.pid in (
@@ -72,9 +73,9 @@ def run_statement(conn: Connection, step: Step, statement: str) -> None:
     except psycopg.OperationalError:
         raise  # the connection, not the statement
     except psycopg.Error as error:
-        source = statement.splitlines()[0].removeprefix("-- ") if statement.startswith("-- ") else statement
+        source = statement.splitlines()[0].removeprefix("-- ")
         msg = (
-            f"{step.title} ({source[:100]}): the database says: {str(error).strip()}. "
+            f"{step.title} ({source[:100]}): the database says: {error.diag.message_primary or error}. "
             "Nothing of this step was kept; run init again once the reason is gone."
         )
         raise Failure(msg) from error

@@ -80,6 +80,6 @@ def read_mapping(conn: psycopg.Connection[TupleRow]) -> Mapping:
         msg = "this database has no llmqueue yet: run `llmqueue init` (with --dry-run it only shows what it would do)."
         raise NotInitialised(msg)
     if not mapping.is_complete:
-        msg = f"`llmqueue init` has not finished on {mapping.label}: run `llmqueue init` again, it goes on where it stopped."
+        msg = f"`llmqueue init` has not finished on {mapping.label}: run it again, it goes on where it stopped."
         raise NotInitialised(msg)
     return mapping

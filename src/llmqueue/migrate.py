@@ -1,7 +1,7 @@
 """Our own schema: the migrations, then functions and views, which are applied anew whenever they differ.
 
-Of each part llmqueue.applied keeps two hashes: of the text it was made from, and of what the catalog printed afterwards.
-Another release changes the first, an edit or a drop by hand the second.
+Of each part llmqueue.applied keeps two hashes: of the text it was made from, and of what the catalog printed
+afterwards. Another release changes the first, an edit or a drop by hand the second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _MIGRATION: Final = re.compile(r"migrations/(?P<version>\d{4})_(?P<name>\w+)\.sq
 # Types of arguments and results are part of a function's definition, so an owner's ALTER TYPE … RENAME shows too.
 _FUNCTIONS_HASH: Final = """
 select md5(coalesce(string_agg(d, '' order by d collate "C"), '')) from (
-    select pg_get_functiondef(oid) from pg_proc where pronamespace = to_regnamespace('llmqueue') and prokind in ('f', 'p')
+    select pg_get_functiondef(oid) from pg_proc
+    where pronamespace = to_regnamespace('llmqueue') and prokind in ('f', 'p')
     union all
     select pg_get_triggerdef(t.oid) from pg_trigger t join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = to_regnamespace('llmqueue') and not t.tgisinternal

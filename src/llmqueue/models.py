@@ -55,6 +55,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    """What one claim gave: tasks to send, and what it found for each model."""
+
     grants: tuple[Grant, ...]
     verdicts: tuple[Verdict, ...]
     # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
@@ -63,6 +65,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """What the backend counted; None: it did not say."""
+
     input_tokens: int | None = None
     output_tokens: int | None = None
 
@@ -72,6 +76,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """200 with an answer: text, or JSON."""
+
     answer: Json
     usage: Usage
 
@@ -121,6 +127,8 @@ Reply = Answer | Late | Unreachable | Refusal | Breakdown | Rejection
 
 @dataclass(frozen=True, slots=True)
 class Complete:
+    """Write the answer to the task."""
+
     answer: Json
     usage: Usage
 
@@ -137,6 +145,8 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
+    """End the task as a dead letter; `answer` is kept in the attempt log."""
+
     error_class: str
     error: str
     answer: str | None = None

@@ -10,6 +10,8 @@ REMIND_S = 60.0
 
 
 class Outage:
+    """One outage at a time; `began` and `ended` may be called as often as it is noticed."""
+
     def __init__(self) -> None:
         self._began_at: float | None = None
         self._said_at = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -31,7 +31,8 @@ def remaining(conn: Connection, mapping: Mapping, table: Table | None) -> list[S
     steps += _column_steps(mapping, table)
     steps += _part_steps(mapping, applied)
     there = read_indexes(conn, mapping.table_schema, seam.INDEXES)
-    steps += index_steps(mapping, there if table else {}, applied)
+    oid = table.relation.oid if table else None
+    steps += index_steps(mapping, {name: index for name, index in there.items() if index.table_oid == oid}, applied)
     if table is None or not table.has_trigger:
         steps.append(
             Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (seam.trigger(mapping),))
@@ -72,12 +73,18 @@ def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
         return []
     # One statement for all: one lock, for the blink it takes to write the catalog. No default is volatile, so no row
     # is rewritten.
-    statement = sql.SQL("alter table {}\n    {}").format(
-        mapping.table,
-        sql.SQL(",\n    ").join(
-            sql.SQL("add column {}").format(column_definition(our, mapping.column(our.name))) for our in missing
-        ),
-    )
+    actions: list[sql.Composable] = []
+    defaults: list[sql.Composable] = []
+    for our in missing:
+        name = mapping.column(our.name)
+        if table.row_type_users and our.default:
+            # "cannot alter table because column … uses its row type": a column may be added, but not with a default.
+            actions.append(sql.SQL("add column {}").format(column_definition(replace(our, default=None), name)))
+            set_default = sql.SQL("alter column {} set default {}")
+            defaults.append(set_default.format(sql.Identifier(name), seam.type_name(our.default)))
+        else:
+            actions.append(sql.SQL("add column {}").format(column_definition(our, name)))
+    statement = sql.SQL("alter table {}\n    {}").format(mapping.table, sql.SQL(",\n    ").join(actions + defaults))
     return [
         Step("columns", f"add {len(missing)} columns to {mapping.label}, without a rewrite", (seam.text(statement),))
     ]
@@ -89,6 +96,6 @@ def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
         known = applied.get(part.name)
         is_current = known is not None and known.source_hash == part.source_hash and known.is_intact
         # What the seam's view takes with it when it is made anew comes back with the parts after it.
-        if steps or not is_current:
+        if not is_current or (steps and steps[0].key == "seam"):
             steps.append(part.step())
     return steps

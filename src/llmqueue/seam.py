@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import Final, LiteralString, cast
+from typing import Final
 
 from psycopg import sql
 
@@ -44,7 +44,7 @@ def text(composed: sql.Composable) -> str:
 
 def type_name(name: str) -> sql.SQL:
     """Return a type for composing; `name` comes from format_type, which quotes what needs it."""
-    return sql.SQL(cast(LiteralString, name))
+    return sql.SQL(name)
 
 
 def expressions(mapping: Mapping, alias: str | None) -> Expressions:
@@ -59,9 +59,9 @@ def expressions(mapping: Mapping, alias: str | None) -> Expressions:
     def has(status: str) -> sql.Composable:
         return _equals(ours("status"), mapping.words[status], mapping.status_type)
 
-    ended = sql.SQL(" or ").join([has("solved"), has("failed"), has("cancelled")])
+    ended: sql.Composable = sql.SQL(" or ").join([has("solved"), has("failed"), has("cancelled")])
     if mapping.own_status:
-        ready = sql.SQL("({}) and {} is null").format(_is_queued(mapping, column), ours("status"))
+        ready: sql.Composable = sql.SQL("({}) and {} is null").format(_is_queued(mapping, column), ours("status"))
         ended = sql.SQL("{} or ({} is null and ({}))").format(ended, ours("status"), _is_done(mapping, column))
     else:
         ready = has("unsolved")

@@ -18,7 +18,8 @@ _SERVER: Final = """
            current_database()::text as database, current_user::text as role,
            has_database_privilege(current_database(), 'create') as may_create_schema,
            to_regnamespace('llmqueue') is not null as has_schema,
-           coalesce((select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = 'llmqueue'), true) as owns_schema
+           coalesce((select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = 'llmqueue'), true)
+               as owns_schema
 """
 
 
@@ -62,6 +63,6 @@ def check_server(conn: Connection) -> list[str]:
         )
     if server.has_schema and not server.owns_schema:
         problems.append(
-            f"the schema llmqueue belongs to another role than {role}. Connect as the role that ran init the first time."
+            f"the schema llmqueue belongs to another role than {role}. Connect as the role that ran init first."
         )
     return problems

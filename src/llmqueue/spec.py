@@ -122,10 +122,10 @@ def parse_pairs(option: str, pairs: Iterable[str], meaning: str) -> dict[str, st
 
 
 def near(name: str, available: Iterable[str]) -> str:
-    """Return ` Did you mean …?` for a mistyped name, or nothing."""
+    """Return ` Did you mean …?` with the nearest name, or nothing."""
     by_lower = {known.lower(): known for known in available}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def _check_columns(spec: AdoptionSpec) -> None:

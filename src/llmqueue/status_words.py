@@ -1,4 +1,4 @@
-"""Whether the status column takes the words that llmqueue writes: asked of the database, type by type, CHECK by CHECK."""
+"""Whether the status column takes the words that llmqueue writes: asked of the database, CHECK by CHECK."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class Plan:
         if not self.steps:
             return "\n".join([*lines, "-- Nothing to change.", ""])
         lines += [
-            "-- A statement that ends with 'canceling statement due to lock timeout' met a long transaction: nothing of",
-            "-- its step was kept. `llmqueue init` tries again by itself; in psql, ask for the rest with --dry-run again.",
+            "-- A statement that ends with 'canceling statement due to lock timeout' met a long transaction: nothing",
+            "-- of its step was kept. `llmqueue init` tries again by itself; in psql, ask --dry-run for the rest.",
             "\\set ON_ERROR_STOP on",
             *(f"{statement};" for statement in SESSION),
             "",

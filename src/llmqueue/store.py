@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from llmqueue import connect
 from llmqueue.errors import BY_SQLSTATE, DatabaseUnreachable, LlmqueueError
 from llmqueue.models import Bury, Claim, Complete, Grant, Json, Release, Retry, Settlement, Task, TaskId, Verdict
+from llmqueue.outage import Outage
 
 STATEMENT_TIMEOUT_S = 15.0
 CONNECT_WAIT_S = 5.0
@@ -76,6 +77,7 @@ class Store:
 
     def __init__(self, dsn: str, worker: UUID, *, prompt_is_json: bool, answer_is_json: bool, is_pooled: bool) -> None:
         self.worker = worker
+        self.outage = Outage()
         self._dsn = dsn
         self._prompt_is_json = prompt_is_json
         self._answer_is_json = answer_is_json
@@ -121,7 +123,9 @@ class Store:
 
     # --- the worker itself --------------------------------------------------------------------------------------
 
-    async def register(self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float) -> float:
+    async def register(
+        self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float
+    ) -> float:
         """Makes the worker known. Returns the guard of the fleet in seconds."""
         query: LiteralString = """select llmqueue.register(
             %(worker)s, %(name)s, %(version)s, %(models)s, %(lease_s)s, %(guard_s)s)"""
@@ -131,7 +135,9 @@ class Store:
 
     async def heartbeat(self, running: int) -> None:
         """Raises UnknownWorker when the worker was swept."""
-        await self._call("select llmqueue.heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running})
+        await self._call(
+            "select llmqueue.heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running}
+        )
 
     async def do_chores(self, chores: Sequence[str], running: int) -> None:
         query: LiteralString = "select llmqueue.do_chores(%(worker)s, %(chores)s, %(running)s)"
@@ -176,8 +182,8 @@ class Store:
         return Claim(grants, verdicts, offset_s)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
-        # The grant is no older than our start of the statement plus what the server says it waited; half of the guard is
-        # ours, the other half is left for the way to the backend (docs/decisions.md, 4).
+        # The grant is no older than our start of the statement plus what the server says it waited; half of the guard
+        # is ours, the other half is left for the way to the backend (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
         task = Task(
             id=task_id,

@@ -45,6 +45,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Index:
+    """An index by its name; invalid when its build was interrupted."""
+
     name: str
     table_oid: int
     is_valid: bool
@@ -79,6 +81,7 @@ class Table:
     primary_key: tuple[str, ...]
     checks: tuple[Check, ...]
     has_trigger: bool
+    row_type_users: tuple[str, ...]  # tables and types with a column of the table's row type
 
     @property
     def free_names(self) -> list[str]:
@@ -131,7 +134,7 @@ _KEYS: Final = """
 
 _CHECKS: Final = """
     select conname as name, pg_get_expr(conbin, conrelid) as expression, pg_get_constraintdef(oid) as definition,
-           array(select a.attname::text from pg_attribute a where a.attrelid = conrelid and a.attnum = any(conkey)) as columns
+           array(select attname::text from pg_attribute where attrelid = conrelid and attnum = any(conkey)) as columns
     from pg_constraint
     where conrelid = %s and contype = 'c'
     order by conname
@@ -139,6 +142,13 @@ _CHECKS: Final = """
 
 _TRIGGER: Final = """
     select exists (select from pg_trigger where tgrelid = %s and tgname = 'llmqueue_wake_up' and not tgisinternal)
+"""
+
+_ROW_TYPE_USERS: Final = """
+    select distinct a.attrelid::regclass::text
+    from pg_class c join pg_type t on t.oid = c.reltype
+    join pg_attribute a on a.atttypid in (t.oid, t.typarray) and not a.attisdropped
+    where c.oid = %s order by 1
 """
 
 _INDEXES: Final = """
@@ -167,6 +177,7 @@ def read_table(conn: Connection, schema: str, name: str) -> Table | None:
         primary_key=next((names for is_primary, names, _ in keys if is_primary), ()),
         checks=tuple(checks),
         has_trigger=bool(has_trigger and has_trigger[0]),
+        row_type_users=tuple(str(name) for (name,) in conn.execute(_ROW_TYPE_USERS, (relation.oid,))),
     )
 
 

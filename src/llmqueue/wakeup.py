@@ -1,4 +1,4 @@
-"""The bell: LISTEN on a connection of its own. The poll is the truth, a bell is only a hint that ends a wait (design I16)."""
+"""The bell: LISTEN on a connection of its own. The poll is the truth, a bell only ends a wait early (design I16)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ class Listener:
                 await self._listen()
             except (psycopg.Error, OSError, TimeoutError) as error:
                 self._lost(error)
-            pause_s = RECONNECT_S[0] if time.monotonic() - started_at > RECONNECT_S[1] else min(pause_s * 2, RECONNECT_S[1])
+            pause_s = (
+                RECONNECT_S[0] if time.monotonic() - started_at > RECONNECT_S[1] else min(pause_s * 2, RECONNECT_S[1])
+            )
             await anyio.sleep(random.uniform(pause_s / 2, pause_s))
 
     async def _listen(self) -> None:

@@ -5,8 +5,8 @@ httpx's own pool walks all its connections for every request: 216 requests/s at 
 
 from __future__ import annotations
 
-from email.utils import parsedate_to_datetime
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 import httpx
@@ -32,7 +32,7 @@ MESSAGE_CHARS = 300
 class PunctualConnector(aiohttp.TCPConnector):
     """Hands out a connection only while the grant of the call is good, and notes when it did."""
 
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109 - aiohttp's signature
         connection = await super().connect(req, traces, timeout)
         try:
             sending.send_now()

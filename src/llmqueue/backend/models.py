@@ -1,4 +1,4 @@
-"""The adapter of the Models Backend: POST /single. Field names and path are settings, because people's backends differ."""
+"""The adapter of the Models Backend: POST /single. Field names and path are settings: people's backends differ."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Fields:
 
 
 class ModelsBackend:
+    """Calls `POST single_path` of one base URL; `secret` goes out as a bearer token."""
+
     def __init__(self, base_url: str, secret: str | None, fields: Fields) -> None:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self._http = http.client(base_url, headers)
@@ -47,7 +49,9 @@ class ModelsBackend:
         if not isinstance(body, dict) or body.get(self._fields.answer) is None:
             return Breakdown("unreadable_reply", f"200 without a field {self._fields.answer!r}")
         usage = body.get(self._fields.usage)
-        return Answer(body[self._fields.answer], read_usage(usage, self._fields.input_tokens, self._fields.output_tokens))
+        return Answer(
+            body[self._fields.answer], read_usage(usage, self._fields.input_tokens, self._fields.output_tokens)
+        )
 
     async def probe(self) -> str | None:
         return await http.probe(self._http)

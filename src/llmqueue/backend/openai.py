@@ -11,6 +11,8 @@ from llmqueue.models import Answer, Breakdown, Json, Reply
 
 
 class OpenAIBackend:
+    """Calls `POST /v1/chat/completions`; `params` are the other fields of the request."""
+
     def __init__(self, base_url: str, secret: str | None) -> None:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self._http = http.client(base_url, headers)

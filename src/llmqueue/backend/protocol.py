@@ -1,4 +1,4 @@
-"""What an adapter is. An own one is a class with these three methods, named by LLMQUEUE_BACKEND=package.module:factory."""
+"""What an adapter is. An own one is a class with these methods, named by LLMQUEUE_BACKEND=package.module:factory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Call:
 
 
 class Backend(Protocol):
+    """An adapter; one instance serves all calls of a worker at once."""
+
     async def call(self, call: Call) -> Reply:
         """Sends one prompt and returns how it ended; raises only what is a bug.
 

@@ -1,7 +1,7 @@
 """The moment a call is sent: whether its grant is still good, and when it was.
 
-A grant is worth its time only (design I3). The check happens with the connection in hand and before the first byte, deep
-inside the HTTP client, so it travels there in a context variable of the attempt's own task.
+A grant is worth its time only (design I3). The check happens with the connection in hand and before the first byte,
+deep inside the HTTP client, so it travels there in a context variable of the attempt's own task.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def init(
 ) -> None:
     """Install or upgrade the schema; create the tasks table, or adopt the existing one while it is in use.
 
-    Statements of others never wait long: each lock is asked for briefly, again and again. Can be interrupted and run again.
+    Statements of others never wait long: each lock is asked for briefly, again and again. Can be interrupted, and
+    goes on when it is run again.
     """
     from llmqueue import adopt, connect
     from llmqueue.settings import load_settings

@@ -1,0 +1,5 @@
+"""`python -m llmqueue`."""
+
+from llmqueue.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""An owner's table to adopt, and what to look at afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import DictRow, dict_row
+
+from llmqueue.adopt import AdoptionSpec, install
+
+SIX = "('unsolved', 'running', 'solved', 'failed', 'cancelled', 'delayed')"
+SIMPLE = f"""
+    create table public.tasks (
+        id bigint generated always as identity primary key,
+        prompt text not null,
+        answer text,
+        status text not null default 'unsolved' check (status in {SIX})
+    )
+"""
+
+
+def run(dsn: str, *statements: str) -> None:
+    """Runs statements, each committed."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+def rows(dsn: str, query: str, params: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+    """The rows of a query."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return conn.execute(query.encode(), params or None).fetchall()
+
+
+def value(dsn: str, query: str, params: tuple[object, ...] = ()) -> Any:
+    """The one value of a query."""
+    ((found,),) = rows(dsn, query, params)
+    return found
+
+
+def task(dsn: str, key: object) -> DictRow:
+    """A row of llmqueue.task by name."""
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        found = conn.execute("select * from llmqueue.task where id = %s", (key,)).fetchone()
+    assert found is not None
+    return found
+
+
+def adopt(dsn: str, **options: Any) -> list[str]:
+    """Installs with these options; returns the lines that were reported."""
+    lines: list[str] = []
+    install(dsn, AdoptionSpec(**options), report=lines.append)
+    return lines
+
+
+def snapshot(dsn: str) -> Mapping[str, object]:
+    """Everything in the catalog that `init` may change: to see that a refusal changed nothing."""
+    queries = {
+        "schemas": "select nspname from pg_namespace where nspname !~ '^pg_(toast_)?temp' order by 1",
+        "columns": "select attrelid::regclass::text, attname, atttypid::regtype::text from pg_attribute a join pg_class c "
+        "on c.oid = a.attrelid where attnum > 0 and not attisdropped and relnamespace::regnamespace::text !~ '^(pg_|information_schema)' order by 1, 2",
+        "indexes": "select indexrelid::regclass::text, indisvalid from pg_index i join pg_class c on c.oid = i.indrelid "
+        "where relnamespace::regnamespace::text !~ '^(pg_|information_schema)' order by 1",
+        "triggers": "select tgrelid::regclass::text, tgname from pg_trigger order by 1, 2",
+    }
+    return {name: rows(dsn, query) for name, query in queries.items()}
+
+
+def explain(dsn: str, query: str) -> str:
+    """The plan of a query, by its cost without the sequential scan of a small table."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("set enable_seqscan = off")
+        conn.execute("set enable_bitmapscan = off")
+        return "\n".join(
+            str(line) for (line,) in conn.execute(sql.SQL("explain (costs off) {}").format(sql.SQL(query)))
+        )
