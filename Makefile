@@ -23,7 +23,7 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check format bench prove wheel pin clean
+.PHONY: help setup demo test check docs format bench prove wheel pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,8 +54,11 @@ test: setup ## every test but the long ones: without a database once, the others
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(wildcard src tests/support bench)
+	$(BIN)/mypy $(wildcard src tests/support tools bench)
 	$(BIN)/pytest tests/guards
+
+docs: setup ## rewrite the generated pages of docs/ and the snapshot of the schema
+	$(BIN)/python -m tools.docs
 
 format: setup ## rewrite files the way `make check` wants them
 	$(BIN)/ruff check --fix-only .

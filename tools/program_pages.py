@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from llmqueue import cli, logs
@@ -15,20 +16,21 @@ from llmqueue.settings import PREFIX, Settings
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+HIDDEN: Final = frozenset({"--help", "--install-completion", "--show-completion"})
 GENERATED: Final = "This page is generated (`make docs`) from {source}; do not edit it."
 
 CLI: Final = """# Commands
 
-Exit codes: 0 done, 1 the thing asked for failed or a check found a problem, 2 wrong usage or configuration. Errors go to
-stderr as `llmqueue: what, where, what to do`. Settings come from the environment: [configuration.md](configuration.md).
+Exit codes: 0 done, 1 the thing asked for failed or a check found a problem, 2 wrong usage or configuration. Errors go
+to stderr as `llmqueue: what, where, what to do`. Settings come from the environment: [configuration.md](configuration.md).
 
 """
 CONFIGURATION: Final = """# Configuration
 
-Environment variables, or the same names as lines of a file `.env` in the current folder (the environment wins). An empty
-value counts as unset. An unknown `LLMQUEUE_` name is an error that suggests the right one; what Kubernetes injects for a
-Service named llmqueue (`LLMQUEUE_PORT…`, `LLMQUEUE_SERVICE…`) is ignored. Limits of models are not settings: they are rows
-of `llmqueue.model_config` ([sql-api.md](sql-api.md)).
+Environment variables, or the same names as lines of a file `.env` in the current folder (the environment wins). An
+empty value counts as unset. An unknown `LLMQUEUE_` name is an error that suggests the right one; what Kubernetes
+injects for a Service named llmqueue (`LLMQUEUE_PORT…`, `LLMQUEUE_SERVICE…`) is ignored. Limits of models are not
+settings: they are rows of `llmqueue.model_config` ([sql-api.md](sql-api.md)).
 
 """
 EVENTS: Final = """# Log events
@@ -63,16 +65,18 @@ def commands() -> Iterator[str]:
 
 
 def _command(name: str, command: Any, level: int) -> list[str]:
-    said = inspect.cleandoc(command.help or command.short_help or "").replace("\n\n", "\n\n")
+    said = inspect.cleandoc(command.help or "")
     lines = ["", f"{'#' * level} {name}", "", said]
     arguments = [param for param in command.params if param.param_type_name == "argument"]
-    options = [param for param in command.params if param.param_type_name == "option" and "--help" not in param.opts]
+    options = [param for param in command.params if param.param_type_name == "option" and HIDDEN.isdisjoint(param.opts)]
     if not hasattr(command, "commands"):
         usage = [name, *(_argument(param) for param in arguments), *(["[OPTIONS]"] if options else [])]
         lines += ["", "```", " ".join(usage), "```"]
     if options or any(getattr(param, "help", None) for param in arguments):
         lines += ["", "| option | |", "|---|---|"]
-        lines += [f"| `{_argument(param)}` | {_cell(param.help)} |" for param in arguments if getattr(param, "help", None)]
+        lines += [
+            f"| `{_argument(param)}` | {_cell(param.help)} |" for param in arguments if getattr(param, "help", None)
+        ]
         lines += [f"| {_option(param)} | {_cell(param.help)}{_default(param)} |" for param in options]
     for sub in getattr(command, "commands", {}).values():
         lines += _command(f"{name} {sub.name}", sub, level + 1)
@@ -81,7 +85,7 @@ def _command(name: str, command: Any, level: int) -> list[str]:
 
 def _argument(param: Any) -> str:
     shown = (param.metavar or param.name).upper().strip("[]")
-    shown += "..." if param.nargs == -1 else ""
+    shown += "..." if param.nargs == -1 and not shown.endswith("...") else ""
     return shown if param.required else f"[{shown}]"
 
 
@@ -89,7 +93,12 @@ def _option(param: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*param.opts, *param.secondary_opts])
     if param.is_flag:
         return names
-    return f"{names} `{_cell(param.metavar or str(param.display_type).upper())}`"
+    return f"{names} `{_cell(param.metavar or _type(param))}`"
+
+
+def _type(param: Any) -> str:
+    names = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "list[str]": "TEXT"}
+    return names.get(param.bare_type(), "VALUE")
 
 
 def _default(param: Any) -> str:
@@ -137,6 +146,6 @@ def event_docstrings() -> dict[str, str]:
     body = next(node for node in ast.parse(inspect.getsource(logs.Event)).body if isinstance(node, ast.ClassDef)).body
     return {
         str(ast.literal_eval(member.value)): " ".join(ast.literal_eval(said.value).split())
-        for member, said in zip(body, body[1:], strict=False)
+        for member, said in pairwise(body)
         if isinstance(member, ast.Assign) and isinstance(said, ast.Expr)
     }

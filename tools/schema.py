@@ -15,7 +15,8 @@ KINDS: Final = {"r": "table", "v": "view", "c": "type", "S": "sequence"}
 
 # The user's table is ours here too: what `init` adds to it is part of what a review should see.
 _RELATIONS: Final = """
-    select c.oid::bigint, c.oid::regclass::text as name, c.relkind::text as kind, obj_description(c.oid, 'pg_class') as comment
+    select c.oid::bigint, c.oid::regclass::text as name, c.relkind::text as kind,
+           obj_description(c.oid, 'pg_class') as comment
       from pg_class c
       join pg_namespace n on n.oid = c.relnamespace
      where n.nspname in ('llmqueue', 'public') and c.relkind in ('r', 'v', 'c')
@@ -41,14 +42,16 @@ _EXTRAS: Final = """
         select 1 as part, 'constraint ' || quote_ident(conname) || ' ' || pg_get_constraintdef(oid) as line
           from pg_constraint where conrelid = %(oid)s and contype <> 'n'
         union all
-        select 2, regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX (\\S+) ON \\S+ USING', '\\1index \\2')
+        select 2, regexp_replace(pg_get_indexdef(i.indexrelid),
+                                 '^CREATE (UNIQUE )?INDEX (\\S+) ON \\S+ USING', '\\1index \\2')
           from pg_index i where i.indrelid = %(oid)s
            and not exists (select from pg_constraint c where c.conindid = i.indexrelid and c.contype in ('p', 'u', 'x'))
         union all
         select 3, 'trigger ' || regexp_replace(pg_get_triggerdef(oid), '^CREATE TRIGGER ', '')
           from pg_trigger where tgrelid = %(oid)s and not tgisinternal
         union all
-        select 4, 'with (' || array_to_string(reloptions, ', ') || ')' from pg_class where oid = %(oid)s and reloptions is not null
+        select 4, 'with (' || array_to_string(reloptions, ', ') || ')'
+          from pg_class where oid = %(oid)s and reloptions is not null
     ) extras order by part, line collate "C"
 """
 _DOMAINS: Final = """

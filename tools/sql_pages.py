@@ -17,8 +17,8 @@ LABELS: Final = ("What it does", "Returns", "Locks", "Why")
 CALLERS: Final = {
     "For people": ("cancel", "restart"),
     "Called by the worker": (
-        "register", "claim", "settle", "heartbeat", "do_chores", "disown", "clock_stepped", "drain_state", "prune_attempts",
-        "leave",
+        "register", "claim", "settle", "heartbeat", "do_chores", "disown", "clock_stepped", "drain_state",
+        "prune_attempts", "leave",
     ),
     "How an attempt ends (through settle)": ("complete", "retry", "bury", "release"),
     "Chores (through do_chores)": ("promote", "sweep", "prune_ledger"),
@@ -73,7 +73,9 @@ def read_function(path: Path) -> Function:
     header = {label: _one_line(said) for label, said in zip(parts[1::2], parts[2::2], strict=True)}
     if tuple(header) != LABELS or parts[0]:
         raise ValueError(f"{path.name}: the header is not {', '.join(LABELS)}, each on a line of its own")
-    found = re.search(r"^create or replace function llmqueue\.(\w+)(.*?)\s+language\s(.*?)\sas\s[$']", text, re.S | re.M)
+    found = re.search(
+        r"^create or replace function llmqueue\.(\w+)(.*?)\s+language\s(.*?)\sas\s[$']", text, re.DOTALL | re.MULTILINE
+    )
     if found is None or found[1] != path.stem:
         raise ValueError(f"{path.name}: it does not create llmqueue.{path.stem}")
     return Function(path.stem, f"{found[1]}{_one_line(found[2])}", _one_line(found[3]), header)

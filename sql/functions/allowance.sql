@@ -16,20 +16,21 @@ declare
     v_span_s numeric;
     v_first bigint;
     v_used bigint;
-    v_rate double precision := p_rpm / 60.0;
-    v_capacity double precision := greatest(2, p_rpm / 60.0);
+    v_rate double precision;
+    v_capacity double precision := greatest(2, p_rpm / 60.0::double precision);
     v_last record;
 begin
-    select l.window_s
-           + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end
-      into strict v_span_s from llmqueue.limiter l;
+    select (l.window_s
+            + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end)::numeric,
+           p_rpm / l.window_s
+      into strict v_span_s, v_rate from llmqueue.limiter l;
     select g.cell, g.level, g.granted_at into v_last
       from llmqueue.ledger_grant g where g.model = p_model order by g.cell desc, g.grant_no desc limit 1;
 
     granted_at := greatest(p_now, v_last.granted_at);   -- a clock that stepped back is held (I7)
-    cell := floor(extract(epoch from granted_at) / v_cell_s);
+    cell := floor(extract(epoch from granted_at) / v_cell_s)::bigint;
     open_cell := v_last.cell;
-    v_first := floor((extract(epoch from granted_at) - v_span_s) / v_cell_s);
+    v_first := floor((extract(epoch from granted_at) - v_span_s) / v_cell_s)::bigint;
     select coalesce(sum(g.calls), 0) into open_calls
       from llmqueue.ledger_grant g where g.model = p_model and g.cell = v_last.cell;
     select coalesce(sum(c.calls), 0) into v_used
@@ -40,7 +41,7 @@ begin
 
     level := least(v_capacity, coalesce(
         v_last.level + 1.1 * v_rate * extract(epoch from granted_at - v_last.granted_at), v_capacity));
-    calls := greatest(0, least(p_wanted, p_rpm - v_used, floor(level)));
+    calls := greatest(0, least(p_wanted, p_rpm - v_used, floor(level)))::integer;
     if calls = p_wanted then
         return;
     end if;

@@ -41,7 +41,7 @@ begin
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
     )
-    select array_agg(applied.id) into v_ids from applied;
+    select array_agg(applied.id)::llmqueue.task_id[] into v_ids from applied;
     perform llmqueue.mark_done(v_ids);
     return coalesce(cardinality(v_ids), 0);
 end

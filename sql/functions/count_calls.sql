@@ -7,7 +7,7 @@
 create or replace function llmqueue.count_calls(p_model text, p_now timestamptz default null)
 returns bigint language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_first bigint := floor((extract(epoch from coalesce(p_now, clock_timestamp())) - 60) / 0.25) + 1;
+    v_first bigint := floor((extract(epoch from coalesce(p_now, clock_timestamp())) - 60) / 0.25)::bigint + 1;
     v_full constant integer := 1000000000;
     v_open bigint;
     v_calls bigint;

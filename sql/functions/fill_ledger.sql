@@ -12,7 +12,7 @@ declare
 begin
     perform pg_advisory_xact_lock(llmqueue.lock_space(), hashtext(p_model));
     v_now := coalesce(p_now, clock_timestamp());
-    v_cell := floor(extract(epoch from v_now) / 0.25);
+    v_cell := floor(extract(epoch from v_now) / 0.25)::bigint;
     delete from llmqueue.ledger_grant g where g.model = p_model and (g.cell >= v_cell or g.granted_at > v_now);
     delete from llmqueue.ledger_cell c where c.model = p_model and c.cell > v_cell;
     -- the cell that was open and was deleted or outlived needs no closing: the filling row outweighs it

@@ -17,7 +17,7 @@ declare
     v_rows llmqueue.leased[];
 begin
     loop
-        select max(next.rank) into v_rank
+        select max(next.rank)::bigint into v_rank
           from unnest(v_lanes) lanes(lane)
          cross join lateral (select t.rank from llmqueue.task t
                               where t.is_ready and t.lane = lanes.lane and t.rank < v_rank
@@ -42,8 +42,9 @@ begin
                                   order by t.due_at, t.id limit heads.share
                                     for no key update of t skip locked) row
         )
-        select array_agg(ready.id order by ready.due_at, ready.id) filter (where ready.deadline_at is null or ready.deadline_at > p_now),
-               array_agg(ready.id) filter (where ready.deadline_at <= p_now)
+        select (array_agg(ready.id order by ready.due_at, ready.id)
+                  filter (where ready.deadline_at is null or ready.deadline_at > p_now))::llmqueue.task_id[],
+               (array_agg(ready.id) filter (where ready.deadline_at <= p_now))::llmqueue.task_id[]
           into v_ids, v_expired from ready;
 
         if v_expired is not null then

@@ -10,7 +10,7 @@ declare
     v_ids llmqueue.task_id[];
     v_id llmqueue.task_id;
 begin
-    select array_agg(due.id) into v_ids
+    select array_agg(due.id)::llmqueue.task_id[] into v_ids
       from (select t.id from llmqueue.task t
              where t.is_delayed and t.due_at <= v_now
                and not exists (select from llmqueue.set_aside s where s.task_id = t.id)

@@ -5,7 +5,7 @@
 create or replace function llmqueue.prune_ledger(p_now timestamptz default null)
 returns integer language plpgsql volatile as $$
 declare
-    v_cell bigint := floor(extract(epoch from coalesce(p_now, clock_timestamp())) / 0.25);
+    v_cell bigint := floor(extract(epoch from coalesce(p_now, clock_timestamp())) / 0.25)::bigint;
     v_grants integer;
     v_cells integer;
 begin

@@ -30,7 +30,7 @@ begin
         insert into llmqueue.ledger_cell (model, cell, calls)
         select e.model, e.cell, -count(*) from ended e group by e.model, e.cell
     )
-    select count(*) into v_released from ended;
+    select count(*)::integer into v_released from ended;
     return v_released;
 end
 $$;

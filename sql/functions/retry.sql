@@ -45,7 +45,7 @@ begin
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
     )
-    select count(*) into v_applied from applied;
+    select count(*)::integer into v_applied from applied;
     return v_applied;
 end
 $$;

@@ -9,7 +9,7 @@ begin
         return 2147483647;
     end if;
     return p_max_concurrency - (
-        select count(*) from (select from llmqueue.attempt a where a.model = p_model and a.ended_at is null
+        select count(*)::integer from (select from llmqueue.attempt a where a.model = p_model and a.ended_at is null
                                limit p_max_concurrency) open);
 end
 $$;

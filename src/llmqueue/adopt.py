@@ -131,8 +131,11 @@ def _open(conn: Connection) -> list[str]:
 
 
 def _plan(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Plan:
-    found = _find(conn, spec, search_path)
-    steps = remaining(conn, found.mapping, found.table)
+    # One snapshot for all that is read: another init may be between two of these queries.
+    with conn.transaction():
+        conn.execute("set transaction isolation level repeatable read")
+        found = _find(conn, spec, search_path)
+        steps = remaining(conn, found.mapping, found.table)
     return Plan(found.mapping.label, tuple(steps), tuple(found.warnings))
 
 
@@ -151,7 +154,11 @@ def _find(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Adopt
         label = mapping.label
     else:
         table = _locate(conn, spec, search_path, findings)
-        label = f"{quoted(table.relation.schema)}.{quoted(table.relation.name)}" if table else spec.table or f"{DEFAULT_SCHEMA}.{DEFAULT_TABLE}"
+        label = (
+            f"{quoted(table.relation.schema)}.{quoted(table.relation.name)}"
+            if table
+            else spec.table or f"{DEFAULT_SCHEMA}.{DEFAULT_TABLE}"
+        )
         if table is not None and check_relation(table, findings):
             mapping = resolve(conn, table, spec, findings)
             findings.warnings += advice.warnings(conn, table)

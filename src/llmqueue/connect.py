@@ -101,9 +101,7 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
             "Upgrade llmqueue."
         )
     if is_complete != (True,):
-        raise NotInitialised(
-            f'the llmqueue schema of database "{database}" is not finished: run llmqueue init again'
-        )
+        raise NotInitialised(f'the llmqueue schema of database "{database}" is not finished: run llmqueue init again')
     if has is not None and has[0] < knows:
         raise NotInitialised(
             f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue needs {knows}. '

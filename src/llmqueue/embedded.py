@@ -261,7 +261,7 @@ def _socket_folder(server: Server) -> Path:
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and "," not in path:  # libpq splits a host at commas
         return server.data
     # Not $TMPDIR: on macOS that is a long path itself. mkdtemp makes a new folder, closed to others.
-    folder = Path(tempfile.mkdtemp(prefix="llmqueue-", dir="/tmp"))  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-", dir="/tmp"))
     if server.system_user is not None:
         shutil.chown(folder, server.system_user, server.system_user)
     return folder

@@ -115,7 +115,9 @@ class Reader:
         if "prompt" not in value:
             raise _Bad('has no "prompt"')
         cells = self.defaults | {
-            name: _cell(name, item, self.prompt_is_json) for name, item in value.items() if item is not None or name == "prompt"
+            name: _cell(name, item, self.prompt_is_json)
+            for name, item in value.items()
+            if item is not None or name == "prompt"
         }
         if self.needs_id and "id" not in cells:
             raise _Bad('has no "id", and the key of the table has no default')
@@ -144,7 +146,9 @@ def _decoded(file: IO[bytes]) -> Iterator[str]:
 def _check_head(head: list[str]) -> None:
     known = ", ".join(FIELDS)
     if "prompt" not in head:
-        raise UsageError(f"the first line of a CSV file names its columns, and one of them is prompt; known are {known}")
+        raise UsageError(
+            f"the first line of a CSV file names its columns, and one of them is prompt; known are {known}"
+        )
     for name in head:
         if name not in FIELDS:
             raise UsageError(f'unknown column "{_printable(name)}" in the first line; known are {known}')

@@ -74,8 +74,9 @@ def run_statement(conn: Connection, step: Step, statement: str) -> None:
         raise  # the connection, not the statement
     except psycopg.Error as error:
         source = statement.splitlines()[0].removeprefix("-- ")
+        said = ": ".join(line for line in (error.diag.message_primary, error.diag.message_detail) if line)
         msg = (
-            f"{step.title} ({source[:100]}): the database says: {error.diag.message_primary or error}. "
+            f"{step.title} ({source[:100]}): the database says: {(said or str(error)).rstrip('.')}. "
             "Nothing of this step was kept; run init again once the reason is gone."
         )
         raise Failure(msg) from error

@@ -114,14 +114,12 @@ def version_of(file: SqlFile) -> int:
 
 def parts(mapping: Mapping) -> tuple[Part, Part, Part]:
     """Return seam, functions and views, in the order in which they are applied."""
-    # The view may gain columns in a later release: dropped and made anew, with what hangs on it. What that takes with
-    # it is missing from the hashes of the next two parts, which are then applied as well.
-    seam_statements = ("drop view if exists llmqueue.task cascade", *seam.functions(mapping), seam.view(mapping))
     views = sql_files("views")
-    drops = tuple(
-        seam.text(sql.SQL("drop view if exists {} cascade").format(sql.Identifier("llmqueue", _stem(file))))
-        for file in views
-    )
+    drops = _drop_views(views)
+    # A view may gain columns in a later release: dropped and made anew, ours with it. Not with CASCADE: a view of the
+    # owner's that hangs on one of ours is not ours to drop, and the server's refusal names it.
+    drop_task = "drop view if exists llmqueue.task"
+    seam_statements = (*drops, drop_task, *seam.functions(mapping), seam.view(mapping))
     return (
         Part(
             "seam",
@@ -178,8 +176,13 @@ def _texts(files: Iterable[SqlFile]) -> tuple[str, ...]:
     return tuple(f"-- {file.name}\n{file.text}" for file in files)
 
 
-def _stem(file: SqlFile) -> str:
-    return file.name.rsplit("/", 1)[1].removesuffix(".sql")
+def _drop_views(files: Iterable[SqlFile]) -> tuple[str, ...]:
+    """Return one statement for all, since they may hang on each other."""
+    stems = [file.name.rsplit("/", 1)[1].removesuffix(".sql") for file in files]
+    if not stems:
+        return ()
+    names = sql.SQL(", ").join(sql.Identifier("llmqueue", stem) for stem in stems)
+    return (seam.text(sql.SQL("drop view if exists {}").format(names)),)
 
 
 def _exists(conn: Connection, table: str) -> bool:

@@ -46,7 +46,7 @@ class Added:
 
 @dataclass(slots=True)
 class Producer:
-    """Writes rows into the table of `mapping`; `on_bad` hears of each line that is not in, `on_batch` of each commit."""
+    """Writes rows into the table of `mapping`; `on_bad` hears of every line that is not in, `on_batch` of commits."""
 
     conn: psycopg.Connection[TupleRow]
     mapping: Mapping
@@ -83,7 +83,7 @@ class Producer:
             self.on_batch(self.added)
 
     def _without_known_ids(self, batch: list[Row]) -> list[Row]:
-        """Takes out rows whose id is there already, in the table or earlier in the batch: a file added twice is quick."""
+        """Takes out rows whose id is there already, in the table or the batch: a file added twice is quick."""
         given = [row for row in batch if "id" in row.cells]
         if not given:
             return batch
@@ -115,7 +115,7 @@ class Producer:
                 for columns, group in groupby(by_shape, key=_shape):
                     self._copy(columns, group)
         except psycopg.Error as error:
-            if error.sqlstate is None or error.sqlstate[:2] in NOT_THE_ROW:
+            if not is_fault_of_row(error):
                 raise
             if len(rows) == 1:
                 self._refused(rows[0], error)
@@ -161,6 +161,11 @@ class Producer:
 
 def _shape(row: Row) -> tuple[str, ...]:
     return tuple(row.cells)
+
+
+def is_fault_of_row(error: psycopg.Error) -> bool:
+    """Whether an error is about the row that was written (a trigger, a CHECK, a value), not about everything."""
+    return error.sqlstate is not None and error.sqlstate[:2] not in NOT_THE_ROW
 
 
 def key_has_default(conn: psycopg.Connection[TupleRow], mapping: Mapping) -> bool:

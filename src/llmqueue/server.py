@@ -43,6 +43,11 @@ def check_server(conn: Connection) -> list[str]:
     with conn.cursor(row_factory=class_row(Server)) as cursor:
         server = cursor.execute(_SERVER).fetchone()
     assert server is not None  # noqa: S101 (a select without from has one row)
+    return judge(server)
+
+
+def judge(server: Server) -> list[str]:
+    """Return what speaks against this server, database and role."""
     problems: list[str] = []
     if server.major < OLDEST:
         problems.append(

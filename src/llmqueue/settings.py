@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from llmqueue.errors import UsageError
 
 if TYPE_CHECKING:
+    from pydantic.config import JsonDict
     from pydantic_core import ErrorDetails
 
 PREFIX = "LLMQUEUE_"
@@ -91,6 +92,13 @@ def _http_path(value: str) -> str:
     return value
 
 
+def _time_to_keep(value: object) -> object:
+    duration = parse_duration(value)
+    if duration == timedelta(0):
+        raise ValueError("no time at all")
+    return duration
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -103,8 +111,8 @@ Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_lower)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 
-_DSN = {"must": "be a connection string that libpq takes, such as postgresql://user@host/database"}
-_NAME = {"must": "be the name of a field"}
+_DSN: JsonDict = {"must": "be a connection string that libpq takes, such as postgresql://user@host/database"}
+_NAME: JsonDict = {"must": "be the name of a field"}
 
 
 class Settings(BaseSettings):
@@ -205,9 +213,8 @@ class Settings(BaseSettings):
         description="a call is sent within this time after its grant, or given back; part of the sliding window",
         json_schema_extra={"must": "be a number of seconds from 0 to 10"},
     )
-    keep_attempts: Annotated[timedelta, BeforeValidator(parse_duration)] = Field(
+    keep_attempts: Annotated[timedelta, BeforeValidator(_time_to_keep)] = Field(
         default=timedelta(days=30),
-        gt=timedelta(0),
         description="how long the attempt log is kept",
         json_schema_extra={"must": "be a duration such as 90m, 12h or 30d"},
     )

@@ -1,19 +1,323 @@
-"""llmqueue.claim: a grant and its claim are one transaction."""
+"""llmqueue.claim: which tasks a worker gets, in which order, and what it hears when it gets none."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import psycopg
+import pytest
+
+from tests.support.sql import T0, Queue
+
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 
 
-def test_a_task_is_claimed_once(conn: psycopg.Connection) -> None:
-    worker = uuid4()
-    conn.execute("select llmqueue.register(%s, 'w', '0', null, 20, 0.5)", (worker,))
-    conn.execute("insert into llmqueue.model_config (model, rpm) values ('m', 60)")
-    conn.execute("insert into tasks (prompt) values ('hello')")
-    rows = conn.execute("select * from llmqueue.claim(%s, null, 10)", (worker,)).fetchall()
-    print(rows)
-    assert len(rows) == 2
-    again = conn.execute("select * from llmqueue.claim(%s, null, 10)", (worker,)).fetchall()
-    assert len(again) == 1
+def test_a_claimed_task_is_running_under_a_fence_with_an_attempt_and_a_charge(queue: Queue) -> None:
+    queue.model("m", 60)
+    (key,) = queue.add()
+
+    grant = queue.claim(1).only
+
+    task, attempt = queue.task(key), queue.attempt(grant)
+    assert (task["status"], task["fence"], task["attempts"], task["started_at"]) == ("running", grant.fence, 1, T0)
+    assert (attempt["task_id"], attempt["model"], attempt["worker"], attempt["attempt_no"]) == (key, "m", queue.worker, 1)
+    assert (attempt["granted_at"], attempt["ended_at"], attempt["rpm"]) == (T0, None, 60)
+    assert queue.rows("select model, cell, calls from llmqueue.ledger_grant") == [
+        {"model": "m", "cell": attempt["cell"], "calls": 1}
+    ]
+    assert attempt["cell"] == int(T0.timestamp() * 4)
+
+
+def test_what_the_worker_needs_comes_with_the_grant(queue: Queue) -> None:
+    queue.model("m", timeout=timedelta(minutes=2))
+    (key,) = queue.add(prompt="why not?", params='{"max_tokens": 5}', max_attempts=3)
+
+    grant = queue.claim(1).only
+
+    assert (grant.id, grant.prompt, grant.params) == (key, "why not?", '{"max_tokens": 5}')
+    assert (grant.attempt_no, grant.max_attempts, grant.restarts, grant.guard_s) == (1, 3, 0, 0.5)
+    (row,) = queue.rows("select timeout_s from llmqueue.claim(%s, null, 1, '{}', 0, %s)", queue.worker, queue.now)
+    assert row["timeout_s"] == 120
+
+
+def test_a_running_task_is_not_claimed_again(queue: Queue) -> None:
+    queue.model("m")
+    queue.add(3)
+
+    assert len(queue.claim(10).grants) == 3
+    assert queue.claim(10).grants == []
+
+
+def test_higher_priority_first_then_due_then_key_over_the_models_lane_and_the_pool(queue: Queue) -> None:
+    queue.model("m", 6000)
+    early, late = LONG_AGO, LONG_AGO + timedelta(days=1)
+    plain = [
+        queue.add(model=model, priority=priority, run_at=run_at)[0]
+        for priority in (5, 0, -3)
+        for run_at in (early, late)
+        for model in ("m", None)
+    ]
+    shuffled_in = queue.add(model="m", priority=5, created_at=late, run_at=None)
+
+    order = [queue.claim(1).only.id for _ in range(13)]
+
+    assert order == [*plain[:4], *shuffled_in, *plain[4:]]
+    assert queue.claim(1).reasons == {"m": "empty"}
+
+
+def test_one_claim_takes_the_same_order_as_many(queue: Queue) -> None:
+    queue.model("m", 6000)
+    keys = [queue.add(model=model, priority=9 - n // 4)[0] for n in range(40) for model in ("m", None)]
+
+    assert queue.claim(80).ids == keys
+
+
+def test_every_priority_of_many_is_found(queue: Queue) -> None:
+    queue.model("m", 60000)
+    queue.rows("insert into tasks (prompt, priority) select 'why?', (n * 7919) %% 1000 - 500 from generate_series(1, 1000) n")
+
+    claimed = queue.claim(500).ids + queue.claim(500).ids
+
+    expected = queue.values("select id from tasks order by priority desc, id")
+    assert claimed == expected
+
+
+def test_the_highest_and_lowest_priorities_are_found(queue: Queue) -> None:
+    queue.model("m", 6000)
+    lowest, highest = queue.add(priority=-32768)[0], queue.add(priority=32767)[0]
+
+    assert queue.claim(2).ids == [highest, lowest]
+
+
+def test_nulls_inserted_explicitly_mean_default_pool_priority_0_and_due_at_once(queue: Queue) -> None:
+    queue.model("m")
+    queue.add(priority=1)
+    (key,) = queue.add(priority=None, model=None, run_at=None, created_at=None, attempts=None, restarts=None, max_attempts=None)
+    queue.add(priority=-1)
+
+    grant = queue.claim(10).grants[1]
+
+    assert (grant.id, grant.attempt_no, grant.restarts, grant.max_attempts) == (key, 1, 0, 5)
+
+
+def test_a_task_whose_run_at_is_ahead_waits_and_blocks_nothing(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (ahead,) = queue.add(priority=9, run_at=T0 + timedelta(seconds=60))
+    behind, lower = queue.add(priority=9)[0], queue.add(priority=0)[0]
+
+    assert queue.claim(10).ids == [behind, lower]
+    assert queue.task(ahead)["status"] == "unsolved"
+    queue.advance(60)
+    assert queue.claim(10).ids == [ahead]
+
+
+def test_a_task_past_its_deadline_fails_without_a_call(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (expired,) = queue.add(deadline_at=T0 - timedelta(seconds=1), priority=3)
+    (in_time,) = queue.add(deadline_at=T0 + timedelta(seconds=1))
+
+    assert queue.claim(10).ids == [in_time]
+
+    task = queue.task(expired)
+    assert (task["status"], task["finished_at"], task["attempts"]) == ("failed", T0, 0)
+    assert "deadline_at" in task["error"]
+    assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [1]
+
+
+def test_expired_tasks_at_the_head_do_not_cost_those_behind_a_claim_each(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(50, deadline_at=T0 - timedelta(seconds=1), run_at=LONG_AGO)
+    (good,) = queue.add()
+    queue.add(priority=-1)
+
+    assert queue.claim(1).ids == [good]
+
+
+def test_a_task_that_names_a_model_goes_to_no_other(queue: Queue) -> None:
+    queue.model("a")
+    queue.model("b")
+    (key,) = queue.add(model="b")
+
+    assert queue.claim(10, ["a"]).reasons == {"a": "empty"}
+    assert queue.claim(10, ["b"]).ids == [key]
+
+
+def test_the_slots_are_for_all_models_together(queue: Queue) -> None:
+    for name in "abc":
+        queue.model(name, 6000)
+    queue.add(100)
+
+    claimed = queue.claim(30)
+
+    assert len(claimed.grants) == 30
+    assert len({grant.id for grant in claimed.grants}) == 30
+
+
+def test_a_pool_task_goes_to_the_model_that_has_room(queue: Queue) -> None:
+    queue.model("full", 60)
+    queue.model("free", 60)
+    queue.add(4)
+    assert len(queue.claim(2, ["full"]).grants) == 2
+    assert queue.claim(2, ["full"]).reasons == {"full": "pace"}
+
+    assert [grant.model for grant in queue.claim(2).grants] == ["free", "free"]
+
+
+@pytest.mark.parametrize("columns", [{"rpm": 0}, {"rpm": 600, "enabled": False}])
+def test_a_paused_model_gets_nothing_until_it_resumes(queue: Queue, columns: dict[str, int]) -> None:
+    queue.model("m", **columns)
+    (key,) = queue.add(model="m")
+
+    assert queue.claim(10, ["m"]).reasons == {"m": "paused"}
+    assert queue.task(key)["status"] == "unsolved"
+
+    queue.model("m", 600, enabled=True)
+    assert queue.claim(10, ["m"]).ids == [key]
+
+
+def test_a_disabled_model_is_not_asked_when_all_are(queue: Queue) -> None:
+    queue.model("on")
+    queue.model("off", enabled=False)
+    queue.add()
+
+    assert set(queue.claim(10).reasons) == {"on"}
+
+
+def test_an_unknown_model_is_named(queue: Queue) -> None:
+    queue.add()
+
+    assert queue.claim(10, ["nobody"]).reasons == {"nobody": "unknown"}
+
+
+def test_max_concurrency_holds_over_two_workers_and_frees_with_each_end(queue: Queue) -> None:
+    queue.model("m", 6000, max_concurrency=3)
+    queue.add(10)
+    other = queue.register()
+
+    first = queue.claim(2)
+    second = queue.claim(10, worker=other)
+    assert (len(first.grants), len(second.grants), second.reasons) == (2, 1, {"m": "concurrency"})
+    assert queue.claim(1).reasons == {"m": "concurrency"}
+
+    queue.complete(first.grants[0])
+    queue.retry(second.only)
+    assert len(queue.claim(10).grants) == 2
+
+
+def test_a_lowered_max_concurrency_waits_for_the_running(queue: Queue) -> None:
+    queue.model("m", 6000, max_concurrency=4)
+    queue.add(10)
+    running = queue.claim(4).grants
+
+    queue.model("m", 6000, max_concurrency=2)
+    queue.complete(running[0])
+    queue.complete(running[1])
+    assert queue.claim(5).grants == []
+    queue.complete(running[2])
+    assert len(queue.claim(5).grants) == 1
+    queue.model("m", 6000, max_concurrency=0)
+    assert queue.claim(5).reasons == {"m": "concurrency"}
+
+
+def test_a_grant_without_a_task_is_not_charged(queue: Queue) -> None:
+    queue.model("m", 60)
+    queue.add()
+
+    assert queue.claim(2).reasons == {"m": "empty"}
+    assert queue.claim(2).reasons == {"m": "empty"}
+
+    assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [1]
+
+
+def test_an_ended_task_set_back_by_plain_sql_starts_anew(queue: Queue) -> None:
+    queue.model("m")
+    (key,) = queue.add()
+    first = queue.claim(1).only
+    queue.retry(first, delay_s=0)
+    queue.promote()
+    queue.complete(queue.claim(1).only)
+
+    queue.rows("update tasks set status = 'unsolved' where id = %s", key)
+    again = queue.claim(1).only
+
+    task = queue.task(key)
+    assert (again.attempt_no, again.restarts) == (1, 1)
+    assert (task["attempts"], task["restarts"], task["finished_at"], task["error"]) == (1, 1, None, None)
+
+
+def test_an_unregistered_worker_is_told_so(queue: Queue) -> None:
+    queue.model("m")
+
+    with pytest.raises(psycopg.DatabaseError) as raised:
+        queue.claim(1, worker=uuid4())
+    assert raised.value.sqlstate == "LQ002"
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_claim_under_another_isolation_is_refused(shared: str, level: str) -> None:
+    with psycopg.connect(shared) as conn:
+        conn.execute(f"set transaction isolation level {level}")
+
+        with pytest.raises(psycopg.DatabaseError) as raised:
+            conn.execute("select llmqueue.claim(gen_random_uuid(), null, 1)")
+        assert raised.value.sqlstate == "LQ001"
+
+
+def test_a_claim_is_durable_even_if_the_session_is_not(queue: Queue) -> None:
+    queue.model("m")
+    queue.rows("set synchronous_commit = off")
+
+    queue.claim(1)
+
+    assert queue.value("select current_setting('synchronous_commit')") == "on"
+    queue.rows("set synchronous_commit = off")
+    queue.settle()
+    assert queue.value("select current_setting('synchronous_commit')") == "on"
+
+
+def test_waited_s_is_the_time_of_the_statement_before_the_grant(queue: Queue) -> None:
+    queue.model("m")
+    queue.now = None
+    queue.add()
+    queue.rows("create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.05); return new; end $$")
+
+    (row, _) = queue.rows(
+        "select * from llmqueue.claim(%s, (select array['m'] from pg_sleep(0.1)), 2)", queue.worker
+    )
+
+    assert 0.1 <= row["waited_s"] < 10
+
+
+def test_an_unsent_message_about_the_clock_is_the_clock_of_the_grant(queue: Queue) -> None:
+    queue.model("m")
+    queue.add()
+    (row, _) = queue.rows("select clock_at from llmqueue.claim(%s, null, 2, '{}', 0, %s)", queue.worker, queue.now)
+
+    assert row["clock_at"] == T0
+
+
+def test_chores_ride_along_with_a_claim(queue: Queue) -> None:
+    queue.model("m")
+    (key,) = queue.add()
+    queue.retry(queue.claim(1).only, delay_s=1)
+    queue.advance(2)
+
+    claimed = queue.claim(1, chores=["heartbeat", "promote", "sweep", "prune", "idle"])
+
+    assert claimed.ids == [key]
+    assert queue.value("select heartbeat_at from llmqueue.worker where worker = %s", queue.worker) == queue.now
+    assert queue.values("select worker from llmqueue.idle_worker") == [queue.worker]
+    queue.claim(1, chores=["busy"])
+    assert queue.values("select worker from llmqueue.idle_worker") == []
+
+
+def test_a_set_aside_task_at_the_head_hides_nothing(queue: Queue) -> None:
+    queue.model("m", 6000)
+    blocked = queue.add(3, model="m", run_at=LONG_AGO)
+    for key in blocked:
+        queue.rows("select llmqueue.put_aside(%s, 'claim', 'theirs')", key)
+    in_pool, lower = queue.add()[0], queue.add(priority=-1)[0]
+
+    assert queue.claim(1).ids == [in_pool]
+    assert queue.claim(1).ids == [lower]

@@ -7,7 +7,7 @@ import pytest
 
 from llmqueue.adopt import AdoptionSpec, install
 from llmqueue.columns import OUR_NAMES, STATUSES
-from llmqueue.errors import AdoptionRefused, NotInitialised, SchemaTooNew
+from llmqueue.errors import AdoptionRefused, Failure, NotInitialised, SchemaTooNew
 from llmqueue.mapping import read_mapping
 from tests.support.adoption import adopt, rows, run, snapshot, task, value
 
@@ -99,9 +99,7 @@ def test_another_table_than_the_adopted_one_is_refused_with_the_way_out(installe
     run(installed, "create table public.jobs (like public.tasks)")
 
     with pytest.raises(AdoptionRefused) as refusal:
-        adopt(
-            installed, table="public.jobs", words={"running": "in_progress"}
-        )
+        adopt(installed, table="public.jobs", words={"running": "in_progress"})
 
     assert str(refusal.value) == (
         "llmqueue has adopted public.tasks in this database, and these options differ: --table public.jobs; "
@@ -119,7 +117,9 @@ def test_the_same_options_again_are_no_difference(installed: str) -> None:
 def test_renamed_table_is_refused_with_the_way_out(installed: str) -> None:
     run(installed, "alter table public.tasks rename to jobs")
 
-    with pytest.raises(AdoptionRefused, match=r"^cannot adopt public.tasks: the adopted table is gone or renamed\. Put it"):
+    with pytest.raises(
+        AdoptionRefused, match=r"^cannot adopt public.tasks: the adopted table is gone or renamed\. Put it"
+    ):
         adopt(installed)
 
     run(installed, "update llmqueue.mapping set table_name = 'jobs'")
@@ -132,7 +132,7 @@ def test_unfinished_init_is_not_taken_for_a_finished_one(installed: str) -> None
 
     with (
         psycopg.connect(installed, autocommit=True) as conn,
-        pytest.raises(NotInitialised, match="has not finished on public.tasks: run it again"),
+        pytest.raises(NotInitialised, match=r"has not finished on public\.tasks: run it again"),
     ):
         read_mapping(conn)
 
@@ -143,3 +143,22 @@ def test_database_without_init_is_told_from_one_with(database: str) -> None:
         pytest.raises(NotInitialised, match="this database has no llmqueue yet: run `llmqueue init`"),
     ):
         read_mapping(conn)
+
+
+def test_a_view_of_the_owners_on_ours_is_not_dropped_by_an_upgrade(installed: str) -> None:
+    run(installed, "create view public.mine as select id, is_ready from llmqueue.task")
+    run(installed, "update llmqueue.applied set source_hash = 'of another release' where part = 'seam'")
+
+    with pytest.raises(Failure) as refusal:
+        adopt(installed)
+
+    assert str(refusal.value) == (
+        "generate the view llmqueue.task and the functions that speak of your table "
+        "(drop view if exists llmqueue.task): the database says: cannot drop view llmqueue.task because other objects "
+        "depend on it: view public.mine depends on view llmqueue.task. "
+        "Nothing of this step was kept; run init again once the reason is gone."
+    )
+    assert value(installed, "select count(*) from public.mine") == 0
+    run(installed, "drop view public.mine")
+    adopt(installed)
+    assert adopt(installed)[0].startswith("nothing to change")

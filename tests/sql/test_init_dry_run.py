@@ -18,7 +18,7 @@ TABLES: dict[str, tuple[str, AdoptionSpec]] = {
         """create schema "S"; create table "S"."My 'Tasks'" ("Key" uuid primary key, "Q" jsonb, "A" json,
         "State \\x :y" varchar(20) default 'it''s new', error text)""",
         AdoptionSpec(
-            table="\"S\".\"My 'Tasks'\"",
+            table='"S"."My \'Tasks\'"',
             id_column="Key",
             prompt_column="Q",
             answer_column="A",
@@ -69,7 +69,7 @@ def test_the_script_makes_what_init_makes(server: Server, database: str, kind: s
     by_script = snapshot(database)
     hashes = rows(database, "select part, source_hash, installed_hash from llmqueue.applied order by part")
     run(database, "drop schema llmqueue cascade", f"drop table {plan_label(spec)} cascade", "drop type if exists old")
-    run(database, "drop schema if exists \"S\" cascade", "drop table if exists history")
+    run(database, 'drop schema if exists "S" cascade', "drop table if exists history")
     run(database, existing)
     from llmqueue.adopt import install
 
@@ -101,9 +101,11 @@ def test_warnings_name_what_new_columns_break_elsewhere(database: str) -> None:
         SIMPLE,
         "create table archive (like tasks)",
         "create function move() returns void language plpgsql as 'begin insert into archive select * from tasks; end'",
-        "create function fill() returns void language plpgsql as 'begin INSERT  INTO public.tasks VALUES (default, ''x''); end'",
+        "create function fill() returns void language plpgsql as "
+        "'begin INSERT  INTO public.tasks VALUES (default, ''x''); end'",
         "create function read() returns void language plpgsql as 'declare t tasks%rowtype; begin null; end'",
-        "create function fine() returns void language plpgsql as 'begin insert into tasks (prompt) values (''x''); end'",
+        "create function fine() returns void language plpgsql as "
+        "'begin insert into tasks (prompt) values (''x''); end'",
         "create publication shared for table tasks",
         "create table history (old tasks)",
         "alter table tasks enable row level security",
@@ -112,15 +114,23 @@ def test_warnings_name_what_new_columns_break_elsewhere(database: str) -> None:
     found = plan(database, AdoptionSpec()).warnings
 
     assert found == (
-        "COPY without a column list, INSERT … SELECT *, and code that reads rows by position meet the new columns. "
-        "In clients' code they cannot be seen from here: look for them before you go on.",
-        "these functions depend on the table's list of columns; name the columns in them: "
-        "public.fill(), public.move(), public.read().",
-        "the table is published (shared): add the new columns at each subscriber first, "
-        "or give the publication a list of columns.",
+        (
+            "COPY without a column list, INSERT … SELECT *, and code that reads rows by position meet the new columns. "
+            "In clients' code they cannot be seen from here: look for them before you go on."
+        ),
+        (
+            "these functions depend on the table's list of columns; name the columns in them: "
+            "public.fill(), public.move(), public.read()."
+        ),
+        (
+            "the table is published (shared): add the new columns at each subscriber first, "
+            "or give the publication a list of columns."
+        ),
         "the table's row type is the type of columns in public.history: their values gain the new fields.",
-        "row level security is enabled: llmqueue works with the owner's rights, who sees all rows; "
-        "a role that reads llmqueue.task sees them too.",
+        (
+            "row level security is enabled: llmqueue works with the owner's rights, who sees all rows; "
+            "a role that reads llmqueue.task sees them too."
+        ),
     )
     script = plan(database, AdoptionSpec()).script()
     assert "-- Warning: the table is published (shared)" in script

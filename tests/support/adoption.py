@@ -58,12 +58,13 @@ def adopt(dsn: str, **options: Any) -> list[str]:
 
 def snapshot(dsn: str) -> Mapping[str, object]:
     """Everything in the catalog that `init` may change: to see that a refusal changed nothing."""
+    not_systems = "relnamespace::regnamespace::text !~ '^(pg_|information_schema)'"
     queries = {
         "schemas": "select nspname from pg_namespace where nspname !~ '^pg_(toast_)?temp' order by 1",
-        "columns": "select attrelid::regclass::text, attname, atttypid::regtype::text from pg_attribute a join pg_class c "
-        "on c.oid = a.attrelid where attnum > 0 and not attisdropped and relnamespace::regnamespace::text !~ '^(pg_|information_schema)' order by 1, 2",
-        "indexes": "select indexrelid::regclass::text, indisvalid from pg_index i join pg_class c on c.oid = i.indrelid "
-        "where relnamespace::regnamespace::text !~ '^(pg_|information_schema)' order by 1",
+        "columns": f"select attrelid::regclass::text, attname, atttypid::regtype::text from pg_attribute "
+        f"join pg_class c on c.oid = attrelid where attnum > 0 and not attisdropped and {not_systems} order by 1, 2",
+        "indexes": f"select indexrelid::regclass::text, indisvalid from pg_index "
+        f"join pg_class c on c.oid = indrelid where {not_systems} order by 1",
         "triggers": "select tgrelid::regclass::text, tgname from pg_trigger order by 1, 2",
     }
     return {name: rows(dsn, query) for name, query in queries.items()}
@@ -76,4 +77,29 @@ def explain(dsn: str, query: str) -> str:
         conn.execute("set enable_bitmapscan = off")
         return "\n".join(
             str(line) for (line,) in conn.execute(sql.SQL("explain (costs off) {}").format(sql.SQL(query)))
+        )
+
+
+def settle(dsn: str, key: object, answer: str = '"42"') -> None:
+    """Takes a task from ready to solved, as the functions do, by the seam only."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        assert conn.execute("select is_ready, is_ended from llmqueue.task where id = %s", (key,)).fetchone() == (
+            True,
+            False,
+        )
+        conn.execute(
+            "update llmqueue.task set status = llmqueue.status_word('running'), attempts = 1, started_at = now() "
+            "where id = %s and is_ready",
+            (key,),
+        )
+        assert conn.execute("select is_running from llmqueue.task where id = %s", (key,)).fetchone() == (True,)
+        conn.execute(
+            "update llmqueue.task set status = llmqueue.status_word('solved'), answer = llmqueue.answer_value(%s) "
+            "where id = %s",
+            (answer, key),
+        )
+        conn.execute("select llmqueue.mark_done(array[%s]::llmqueue.task_id[])", (key,))
+        assert conn.execute("select is_ready, is_ended from llmqueue.task where id = %s", (key,)).fetchone() == (
+            False,
+            True,
         )

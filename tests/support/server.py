@@ -35,6 +35,10 @@ class Server:
     maintenance_dbname: str = "postgres"
     template_dbname: str | None = None
 
+    @property
+    def log(self) -> str:
+        return (self.data_path / "log").read_text(errors="replace")
+
     def dsn(self, database: str = "postgres") -> str:
         return make_conninfo(host=self.host, port=self.port, user=self.user, dbname=database)
 
@@ -46,6 +50,8 @@ def start_server(version: int) -> Iterator[Server]:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             # No test here takes the power away; kills of processes are survived without fsync.
             connection.execute("alter system set fsync = off")
+            # so that a test can count what one program asks: alter database … set log_statement = 'all'
+            connection.execute("alter system set log_line_prefix = '%m [%p] db=%d app=%a: '")
             connection.execute("select pg_reload_conf()")
         yield server
 

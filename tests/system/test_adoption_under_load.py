@@ -34,8 +34,8 @@ def test_no_statement_of_fifty_clients_waits_long_while_the_table_is_adopted(
         database,
         "create table tasks (id bigint generated always as identity primary key, prompt text not null, answer text, "
         f"status text not null default 'unsolved' check (status in {SIX}))",
-        "insert into tasks (prompt, answer, status) select repeat('What is asked? ', 8) || n, repeat('An answer. ', 10), "
-        f"'solved' from generate_series(1, {ROWS}) n",
+        "insert into tasks (prompt, answer, status) select repeat('What is asked? ', 8) || n, "
+        f"repeat('An answer. ', 10), 'solved' from generate_series(1, {ROWS}) n",
         "vacuum analyze tasks",
         "checkpoint",
     )
@@ -48,9 +48,11 @@ def test_no_statement_of_fifty_clients_waits_long_while_the_table_is_adopted(
         install(database, AdoptionSpec(), report=lines.append)
         took_s, end_at = time.monotonic() - start, time.time()
         time.sleep(2)
+        assert clients.poll() is None
         clients.terminate()
         clients.wait(timeout=30)
 
+    assert (tmp_path / "complaints").read_text() == ""
     before, during = _latencies_ms(tmp_path, 0, start_at), _latencies_ms(tmp_path, start_at, end_at + 2)
     print(f"\n{ROWS:,} rows, {CLIENTS} clients: init took {took_s:.1f} s", *lines, sep="\n  ")
     print(f"  before: {_figures(before)}\n  during: {_figures(during)}")
@@ -68,7 +70,8 @@ def _clients(server: Server, database: str, folder: Path) -> subprocess.Popen[by
         path = folder / f"{name}.sql"
         path.write_text(script)
         command += ["-f", f"{path}@{weight}"]
-    return subprocess.Popen([*command, database], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (folder / "complaints").open("wb") as complaints:
+        return subprocess.Popen([*command, database], cwd=folder, stdout=subprocess.DEVNULL, stderr=complaints)
 
 
 def _latencies_ms(folder: Path, since: float, until: float) -> list[float]:

@@ -53,8 +53,12 @@ def _fill(conn: psycopg.Connection) -> None:
     with conn.cursor().copy('copy "Support Desk"."Questions" (source, "Question", "Reply", state) from stdin') as copy:
         for number, row in enumerate(rows):
             is_solved = number % 5 == 0
-            copy.write_row((row["id"], row["prompt"], "from before" if is_solved else None, "answered" if is_solved else "new"))
-    conn.execute("""insert into "Support Desk".note (question, note) select "Key", 'n' from "Support Desk"."Questions" limit 500""")
+            copy.write_row(
+                (row["id"], row["prompt"], "from before" if is_solved else None, "answered" if is_solved else "new")
+            )
+    conn.execute(
+        """insert into "Support Desk".note (question, note) select "Key", 'n' from "Support Desk"."Questions" limit 500"""
+    )
     conn.execute("analyze")
 
 
@@ -96,22 +100,29 @@ def test_every_gsm8k_prompt_is_solved_once_within_the_limits(database: str, tmp_
     assert use_with_backlog(calls) >= 0.97
 
 
-def use_with_backlog(calls: list[LoggedCall]) -> float:
-    """Calls over quota, all models together, from the first call until the first model finds no task any more."""
+def use_with_backlog(calls: list[LoggedCall], skip_s: float = 60.0) -> float:
+    """Calls over quota, all models together, while there is backlog, in the steady state.
+
+    The first window is left out: its quota may be spent faster than it comes, which would flatter the figure. The
+    backlog ends when the first model gets its last call.
+    """
     by_model: dict[str, list[float]] = defaultdict(list)
     for call in calls:
         by_model[call.model].append(call.arrived_monotonic)
-    start = min(min(times) for times in by_model.values())
-    # While there is backlog, every model has a call in each of its windows; the backlog ends with the last calls of all.
+    start = min(min(times) for times in by_model.values()) + skip_s
     end = min(max(times) for times in by_model.values())
-    sent = sum(sum(1 for t in times if t <= end) for times in by_model.values())
+    sent = sum(sum(1 for t in times if start < t <= end) for times in by_model.values())
     return sent / (sum(LIMITS.values()) * (end - start) / 60)
 
 
 def _report(calls: list[LoggedCall]) -> None:
     times = [call.arrived_monotonic for call in calls]
-    print(f"\n{len(calls)} calls in {max(times) - min(times):.1f} s, use with backlog {use_with_backlog(calls):.1%}")
+    print(
+        f"\n{len(calls)} calls in {max(times) - min(times):.1f} s, use with backlog {use_with_backlog(calls):.1%} after the first minute, {use_with_backlog(calls, 0):.1%} with it"
+    )
     for model, rpm in LIMITS.items():
         mine = [call.arrived_monotonic for call in calls if call.model == model]
         latency = statistics.median((c.finished_at or 0) - c.arrived_at for c in calls if c.model == model)
-        print(f"{model:26} rpm {rpm:4}  worst window {worst_window(mine):4}  calls {len(mine):5}  p50 latency {latency:.2f} s")
+        print(
+            f"{model:26} rpm {rpm:4}  worst window {worst_window(mine):4}  calls {len(mine):5}  p50 latency {latency:.2f} s"
+        )

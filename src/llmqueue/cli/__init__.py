@@ -9,17 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from llmqueue import __version__
 from llmqueue.errors import LlmqueueError
-
-if TYPE_CHECKING:
-    import click
-    from typer.core import TyperCommand
 
 # Verb and the line that `llmqueue --help` shows for it.
 VERBS = {
@@ -38,14 +34,13 @@ VERBS = {
 class LazyGroup(TyperGroup):
     """Lists the verbs by their one line each, and imports a verb's module when that verb is called."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    # Any: older Typers speak of click's types, newer ones of a copy of their own without a public name.
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_verb(name) if name in VERBS else command, rest
 
 
-def load_verb(verb: str) -> TyperCommand | TyperGroup:
+def load_verb(verb: str) -> Any:
     """Imports the module of a verb and returns its command."""
     verb_of_module = getattr(importlib.import_module(f"llmqueue.cli.{verb}"), verb)
     if not isinstance(verb_of_module, typer.Typer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import time
+import zlib
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, cast
@@ -71,6 +72,8 @@ def add(
             reached = f"lines up to {done.last_line:,} are dealt with" if done.last_line else "nothing is in"
             how = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
             typer.echo(f"{how}: added {_count(done.rows, 'task')}, {reached}", err=True)
+            if isinstance(error, OSError | EOFError | zlib.error) and not isinstance(error, BrokenPipeError):
+                raise UsageError(f"cannot read {file}: {error}") from None  # a broken .gz, a file that went away
             raise
     _summary(producer.added, time.monotonic() - began, as_json=as_json)
     raise typer.Exit(1 if producer.added.bad else 0)
@@ -85,18 +88,22 @@ def _defaults(model: str | None, priority: int | None, user: str | None) -> Cell
 
 @contextmanager
 def _open(file: str | None) -> Iterator[IO[bytes]]:
-    if file in {None, "-"}:
+    if file is None or file == "-":
         if file is None and sys.stdin.isatty():
             raise UsageError("nothing to add: name a FILE, or pipe lines in (- reads from the terminal)")
         yield sys.stdin.buffer
         return
-    path = Path(cast("str", file))
+    path = Path(file)
     try:
-        source = cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+        raw = path.open("rb")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    with source:
-        yield source
+    with raw:
+        if path.suffix == ".gz":
+            with gzip.open(raw) as unpacked:
+                yield cast("IO[bytes]", unpacked)
+        else:
+            yield raw
 
 
 def _format_of(source: IO[bytes], file: str | None) -> Format:
@@ -145,7 +152,7 @@ def _progress(source: IO[bytes], file: str | None) -> Iterator[Callable[[Added],
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     under = getattr(source, "fileobj", None) or source  # of a .gz file: the compressed bytes
-    total = None if file in {None, "-"} else Path(cast("str", file)).stat().st_size
+    total = None if file is None or file == "-" else Path(file).stat().st_size
     columns = (TextColumn("adding"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
         task = bar.add_task("", total=total)

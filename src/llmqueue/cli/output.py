@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
     from collections.abc import Callable, Sequence
 
+    from _typeshed import DataclassInstance
     from rich.console import Console
     from rich.table import Table
 

@@ -193,8 +193,8 @@ def _notes(
             yield f'{lane.count} tasks wait for "{lane.model}", whose limit is 0'
     if aside.tasks:
         yield (
-            f"{aside.tasks:,} tasks are set aside, since their row cannot be written ({aside.example}: {aside.reason}). "
-            "See: llmqueue dead list; once that is cured: llmqueue dead retry"
+            f"{aside.tasks:,} tasks are set aside, since their row cannot be written "
+            f"({aside.example}: {aside.reason}). See: llmqueue dead list; once that is cured: llmqueue dead retry"
         )
     if backlog and not any(worker.state != "dead" for worker in workers):
         yield "no worker is running. Start one: llmqueue worker"

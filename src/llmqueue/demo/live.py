@@ -1,0 +1,201 @@
+"""What is seen while the workers work: a table that moves on a terminal, a line every five seconds when piped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from psycopg.rows import class_row
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.rows import TupleRow
+
+REFRESH_S = 0.25
+LINE_EVERY_S = 5.0
+
+_MODELS = """
+    select s.model, s.rpm, s.calls_60s, s.running,
+           (select count(*) from llmqueue.attempt a where a.model = s.model and a.outcome = 'completed') as solved
+      from llmqueue.model_status s order by s.model
+"""
+_TASKS = """
+    select count(*) filter (where state in ('new', 'delayed')) as waiting,
+           count(*) filter (where state = 'in progress') as running,
+           count(*) filter (where state = 'answered') as solved,
+           count(*) filter (where state in ('failed', 'cancelled')) as failed
+      from support.prompts
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model at one moment."""
+
+    model: str
+    rpm: int
+    calls_60s: int
+    running: int
+    solved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The tasks at one moment, those solved before the demo included."""
+
+    waiting: int
+    running: int
+    solved: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything that is shown at one moment. `base_rpm` are the limits of the beginning."""
+
+    elapsed_s: float
+    tasks: Tasks
+    solved_before: int
+    models: Mapping[str, ModelRow]
+    base_rpm: Mapping[str, int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def solved(self) -> int:
+        return self.tasks.solved - self.solved_before
+
+    @property
+    def total(self) -> int:
+        return self.solved + self.tasks.waiting + self.tasks.running + self.tasks.failed
+
+    @property
+    def calls_60s(self) -> int:
+        return sum(row.calls_60s for row in self.models.values())
+
+
+class View(Protocol):
+    """Shows one scene after the other."""
+
+    def show(self, scene: Scene) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+def read_scene(
+    conn: psycopg.Connection[TupleRow], elapsed_s: float, base_rpm: Mapping[str, int], solved_before: int
+) -> Scene:
+    """Reads what the owner's table and llmqueue's views say now."""
+    with conn.cursor(row_factory=class_row(Tasks)) as cursor:
+        tasks = cursor.execute(_TASKS).fetchone() or Tasks(0, 0, 0, 0)
+    with conn.cursor(row_factory=class_row(ModelRow)) as cursor:
+        rows = cursor.execute(_MODELS).fetchall()
+    return Scene(elapsed_s, tasks, solved_before, {row.model: row for row in rows}, base_rpm)
+
+
+@contextmanager
+def view(console: Console) -> Iterator[View]:
+    """Yields a moving view on a terminal, else one of plain lines."""
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield Moving(live)
+
+
+class Moving:
+    """The view on a terminal. It is gone at the end; what was said stays."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def show(self, scene: Scene) -> None:
+        self._live.update(Group(_models(scene), _progress(scene)), refresh=True)
+
+    def say(self, line: str) -> None:
+        self._live.console.print(Text(line), soft_wrap=True)
+
+
+class Lines:
+    """The view in a pipe or a log."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_at = 0.0
+
+    def show(self, scene: Scene) -> None:
+        if time.monotonic() >= self._next_at:
+            self._next_at = max(self._next_at, time.monotonic() - LINE_EVERY_S) + LINE_EVERY_S
+            self.say(line(scene))
+
+    def say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+        self._console.file.flush()
+
+
+def line(scene: Scene) -> str:
+    """A scene as one line."""
+    tasks = scene.tasks
+    counts = f"{tasks.waiting:>5,} waiting {tasks.running:>3} in flight {scene.solved:>5,} solved {tasks.failed} failed"
+    return f"{clock(scene.elapsed_s)} {counts} {scene.calls_60s:>5,} calls in 60 s  {outlook(scene)}".rstrip()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1:05`."""
+    whole = max(0, int(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def _models(scene: Scene) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("limit/min", justify="right")
+    table.add_column("calls in the last 60 s", justify="left")
+    table.add_column("", justify="right")
+    table.add_column("in flight", justify="right")
+    table.add_column("solved", justify="right")
+    for model, base in scene.base_rpm.items():
+        if row := scene.models.get(model):
+            limit = Text(f"{row.rpm:,}", style="" if row.rpm == base else "bold yellow")
+            bar = ProgressBar(
+                total=max(1, row.rpm),
+                completed=min(row.calls_60s, row.rpm),
+                width=24,
+                complete_style="cyan",
+                finished_style="green",
+            )
+            table.add_row(model, limit, bar, f"{row.calls_60s:,}", str(row.running), f"{row.solved:,}")
+    return table
+
+
+def _progress(scene: Scene) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, scene.total), completed=scene.solved, width=24, complete_style="cyan")
+    grid.add_row(
+        Text(clock(scene.elapsed_s), style="bold"),
+        bar,
+        f"{scene.solved:,} of {scene.total:,} solved",
+        f"{scene.tasks.running} in flight",
+        f"{scene.tasks.failed} failed",
+        outlook(scene),
+    )
+    return grid
+
+
+def outlook(scene: Scene) -> str:
+    """What it is waiting for, or how much longer it takes at the least, at the rate of the limits."""
+    rpm = sum(row.rpm for row in scene.models.values())
+    if not scene.tasks.waiting or not rpm:
+        return "the last answers" if scene.tasks.running else ""
+    # The ledger looks back a little further than 60 s, so a spent quota may show one or two calls less.
+    if all(row.calls_60s >= 0.95 * row.rpm for row in scene.models.values()) and not scene.tasks.running:
+        return "all quotas spent: waiting for windows to move on"
+    return f"at least {clock(60 * scene.tasks.waiting / rpm)} left"

@@ -1,0 +1,52 @@
+"""What the demo plays: which models with which limits, how many prompts, and the change half-way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Calls per minute, 3,630 together. The model with the longest stragglers of the ten has few calls.
+RPM = {
+    "groq-llama-2-70b": 1200,
+    "anyscale-llama-2-70b": 600,
+    "fireworks-llama-2-70b": 480,
+    "kimi-k2.5": 360,
+    "lepton-llama-2-70b": 300,
+    "perplexity-llama-2-70b": 240,
+    "bedrock-llama-2-70b": 180,
+    "deepseek-v3.2": 120,
+    "together-llama-2-13b": 90,
+    "replicate-llama-2-70b": 60,
+}
+
+# A little more than a minute of these quotas: no schedule, however bursty, is done before a second window opens.
+WAITING = 3650
+SOLVED_BEFORE = 400
+
+WORKERS = 2
+# Latencies as measured, divided by this. The seed repeats the same draws, so that the demo's length does not depend on
+# whether the slowest call of a thousand (295 s as measured) happens to come last.
+SPEED = 10.0
+SEED = 242
+
+# A call granted before a change may arrive this long after its COMMIT.
+GRACE_S = 0.75
+# Two minutes more than it ever took: something is stuck then.
+GIVE_UP_AFTER_S = 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A limit that is changed while the workers run, `after_s` seconds from their start."""
+
+    model: str
+    rpm: int
+    after_s: float
+
+    @property
+    def sql(self) -> str:
+        """The statement as a person would type it."""
+        # Shown, never run.
+        return f"update llmqueue.model_config set rpm = {self.rpm} where model = '{self.model}'"  # noqa: S608
+
+
+CHANGE = Change("groq-llama-2-70b", 600, after_s=30.0)

@@ -1,0 +1,189 @@
+"""What a claim, a flush and a promotion touch of a large table: as many rows as they take, with whatever statistics.
+
+Counted by the server itself (pg_stat_xact_user_tables, pg_stat_user_indexes) while the real functions run: a plan that
+scans or sorts the table reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+READY, DELAYED, SOLVED = 20_000, 2_000, 3_000
+BATCH = 10
+# Rows read per row taken: heads, then locked, then updated by key; and a handful for lanes and priorities.
+MOST_READ = 6 * BATCH + 20
+
+
+@dataclass
+class Touched:
+    """Of the user's table: sequential scans, and rows that an index led to."""
+
+    sequential: int = 0
+    fetched: int = 0
+    rows: list[tuple[object, ...]] = field(default_factory=list)
+
+
+@pytest.fixture(params=["never analyzed", "analyzed", "analyzed when it was small"])
+def large(conn: Connection, request: pytest.FixtureRequest) -> Connection:
+    conn.execute("alter table tasks set (autovacuum_enabled = off)")
+    conn.execute("insert into llmqueue.model_config (model, rpm) values ('m', 6000000)")
+    conn.execute("select llmqueue.register(%s, 'w', '0', null, 20, 0.5)", (WORKER,))
+    if request.param == "analyzed when it was small":
+        conn.execute("insert into tasks (prompt, model) select 'p', 'm' from generate_series(1, 1000)")
+        conn.execute("analyze tasks")
+    conn.execute(
+        "insert into tasks (prompt, model, priority) select 'p', case when n %% 3 = 0 then 'm' end, n %% 2 "
+        "from generate_series(1, %s) n",
+        (READY,),
+    )
+    conn.execute(
+        "insert into tasks (prompt, status, run_at) select 'p', 'delayed', now() - interval '1 s' "
+        "from generate_series(1, %s)",
+        (DELAYED,),
+    )
+    conn.execute("insert into tasks (prompt, status) select 'p', 'solved' from generate_series(1, %s)", (SOLVED,))
+    if request.param == "analyzed":
+        conn.execute("analyze")
+    return conn
+
+
+WORKER = uuid4()
+
+
+@contextmanager
+def touching(conn: Connection) -> Iterator[Touched]:
+    """Counts what a transaction reads of `tasks`; it is committed."""
+    touched = Touched()
+    with conn.transaction():
+        sequential, fetched = _counts(conn)  # not 0: what was not yet flushed of earlier transactions is in it
+        yield touched
+        touched.sequential, touched.fetched = (
+            now - then for now, then in zip(_counts(conn), (sequential, fetched), strict=True)
+        )
+
+
+def _counts(conn: Connection) -> tuple[int, int]:
+    query = (
+        "select coalesce(seq_scan, 0), coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables where relname = 'tasks'"
+    )
+    row = conn.execute(query).fetchone()
+    assert row is not None
+    return int(str(row[0])), int(str(row[1]))
+
+
+def scans(conn: Connection) -> dict[str, int]:
+    """Returns how often each index of ours has been used."""
+    conn.execute("select pg_stat_force_next_flush()")
+    found = conn.execute("select indexrelname, idx_scan from pg_stat_user_indexes where relname = 'tasks'").fetchall()
+    return {str(name): int(str(count)) for name, count in found}
+
+
+def claim(conn: Connection, slots: int = BATCH) -> list[tuple[object, ...]]:
+    query = "select (task).fence, (task).task_id from llmqueue.claim(%s, null, %s) where (task).task_id is not null"
+    return conn.execute(query, (WORKER, slots)).fetchall()
+
+
+def test_a_claim_reads_what_it_takes(large: Connection) -> None:
+    before = scans(large)
+    for _ in range(8):  # from the sixth call on plpgsql may keep a generic plan
+        with touching(large) as touched:
+            touched.rows = claim(large)
+
+        assert len(touched.rows) == BATCH
+        assert touched.sequential == 0
+        assert touched.fetched <= MOST_READ
+    after = scans(large)
+    assert after["llmqueue_ready"] > before["llmqueue_ready"]
+
+
+def test_a_claim_that_finds_only_tasks_of_other_models_reads_next_to_nothing(large: Connection) -> None:
+    large.execute("update tasks set model = 'nobody' where status = 'unsolved'")
+    large.execute("vacuum tasks")
+
+    with touching(large) as touched:
+        touched.rows = claim(large)
+
+    assert touched.rows == []
+    assert (touched.sequential, touched.fetched <= 5) == (0, True)
+
+
+@pytest.mark.parametrize("verb", ["complete", "retry", "bury", "release"])
+def test_a_flush_reads_the_tasks_that_it_settles(large: Connection, verb: str) -> None:
+    for _ in range(7):
+        items = [
+            {"verb": verb, "fence": fence, "task_id": str(task_id), "answer": "42", "delay_s": 60, "counts": True}
+            | {"error_class": "c", "error": "e", "sent_after_s": 0.1, "latency_s": 1.0}
+            for fence, task_id in claim(large)
+        ]
+        with touching(large) as touched:
+            query = "select outcome from llmqueue.settle(%s, %s::jsonb)"
+            touched.rows = large.execute(query, (WORKER, json.dumps(items))).fetchall()
+
+        assert len(touched.rows) == BATCH
+        assert {outcome for (outcome,) in touched.rows} <= {"completed", "retried", "buried", "released"}
+        assert touched.sequential == 0
+        assert touched.fetched <= MOST_READ
+
+
+def test_a_promotion_reads_what_is_due(large: Connection) -> None:
+    large.execute(b"update tasks set run_at = now() + interval '1 h' where status = 'delayed' and id % 10 <> 0")
+    large.execute("vacuum tasks")
+    before = scans(large)
+
+    with touching(large) as touched:
+        touched.rows = large.execute("select llmqueue.promote(%s)", (BATCH,)).fetchall()
+
+    assert touched.rows == [(BATCH,)]
+    assert touched.sequential == 0
+    assert touched.fetched <= MOST_READ
+    assert scans(large)["llmqueue_delayed"] > before["llmqueue_delayed"]
+
+
+def test_a_sweep_reads_the_tasks_of_the_dead(large: Connection) -> None:
+    claim(large)
+    large.execute("update llmqueue.worker set heartbeat_at = now() - interval '1 h'")
+    other = uuid4()
+    large.execute("select llmqueue.register(%s, 'other', '0', null, 0.001, 0.5)", (other,))
+
+    with touching(large) as touched:
+        touched.rows = large.execute(
+            "select llmqueue.sweep(%s, 500, clock_timestamp() + interval '1 s')", (other,)
+        ).fetchall()
+
+    assert touched.rows == [(BATCH,)]
+    assert touched.sequential == 0
+    assert touched.fetched <= MOST_READ
+
+
+def test_the_inner_query_of_a_claim_walks_the_index_in_order(large: Connection) -> None:
+    query = """
+        explain (format json) select t.id from llmqueue.task t
+         where t.is_ready and t.lane = 'm' and t.rank = 0 and t.due_at <= now()
+         order by t.due_at, t.id limit 10 for no key update skip locked
+    """
+    config = large.execute("select unnest(proconfig) from pg_proc where proname = 'lease'").fetchall()
+    for (setting,) in config:
+        name, _, value = str(setting).partition("=")
+        large.execute("select set_config(%s, %s, false)", (name, value))
+
+    row = large.execute(query.encode()).fetchone()
+
+    assert row is not None
+    nodes = list(_nodes(row[0][0]["Plan"]))  # type: ignore[index]
+    assert "llmqueue_ready" in {node.get("Index Name") for node in nodes}
+    assert {"Seq Scan", "Sort", "Incremental Sort"}.isdisjoint({str(node["Node Type"]) for node in nodes})
+
+
+def _nodes(plan: dict[str, object]) -> Iterator[dict[str, object]]:
+    yield plan
+    for child in plan.get("Plans", []):  # type: ignore[attr-defined]
+        yield from _nodes(child)

@@ -1,0 +1,259 @@
+"""An owner's triggers and constraints meet the functions: one bad row stops nobody else (design I12)."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tests.support.sql import Queue, complete, retry
+
+BAD = "new.prompt = 'bad' and new.status = '{}'"
+
+
+def rejects(status: str) -> str:
+    return f"if {BAD.format(status)} then raise exception 'not %% this one', new.id; end if"
+
+
+def test_a_row_whose_claim_raises_is_set_aside_and_the_others_run(queue: Queue) -> None:
+    queue.model("m", 6000)
+    first, (bad,), last = queue.add(2), queue.add(prompt="bad"), queue.add(2)
+    queue.owners_trigger(rejects("running"))
+
+    assert queue.claim(10).ids == [*first, *last]
+
+    assert queue.aside() == {bad: "claim"}
+    assert f"not {bad} this one" in queue.value("select reason from llmqueue.set_aside")
+    assert queue.task(bad)["status"] == "unsolved"
+    assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [4]
+    assert queue.count("llmqueue.attempt") == 4
+    assert queue.claim(10).ids == []
+
+
+@pytest.mark.parametrize("slots", [1, 2, 10])
+def test_bad_rows_at_the_head_stop_no_lane(queue: Queue, slots: int) -> None:
+    queue.model("m", 6000)
+    bad = queue.add(5, prompt="bad")
+    good = queue.add(3)
+    queue.owners_trigger(rejects("running"))
+
+    claimed = [key for _ in range(4) for key in queue.claim(slots).ids]
+
+    assert claimed == good
+    assert set(queue.aside()) == set(bad)
+
+
+def test_a_row_whose_update_is_swallowed_is_set_aside(queue: Queue) -> None:
+    queue.model("m", 6000)
+    bad, good = queue.add(2, prompt="bad"), queue.add(2)
+    queue.owners_trigger(f"if {BAD.format('running')} then return null; end if")
+
+    assert [key for _ in range(4) for key in queue.claim(1).ids] == good
+
+    assert queue.aside() == dict.fromkeys(bad, "claim")
+    assert queue.values("select task_id from llmqueue.attempt order by fence") == good
+
+
+def test_a_row_whose_status_is_put_back_is_not_run_over_and_over(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (bad,), good = queue.add(prompt="bad"), queue.add(2)
+    queue.owners_trigger(f"if {BAD.format('running')} then new.status := 'unsolved'; end if")
+
+    assert [key for _ in range(4) for key in queue.claim(1).ids] == good
+    assert queue.aside() == {bad: "claim"}
+
+
+def test_a_restart_takes_the_note_away(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (bad,) = queue.add(prompt="bad")
+    queue.owners_trigger(rejects("running"))
+    queue.claim(1)
+    assert queue.aside() == {bad: "claim"}
+
+    queue.rows("drop trigger theirs on tasks")
+    queue.restart(bad)
+
+    assert queue.aside() == {}
+    assert queue.claim(1).ids == [bad]
+
+
+def test_an_answer_that_cannot_be_written_is_kept_and_the_flush_goes_on(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(2)
+    queue.add(prompt="bad")
+    queue.add(2)
+    grants = queue.claim(10).grants
+    queue.owners_trigger(rejects("solved"))
+
+    outcomes = queue.settle(*(complete(grant, f"answer {grant.id}") for grant in grants))
+
+    bad = grants[2]
+    assert outcomes == ["completed", "completed", "set_aside", "completed", "completed"]
+    assert queue.aside() == {bad.id: "complete"}
+    attempt = queue.attempt(bad)
+    assert (attempt["outcome"], attempt["answer"], attempt["error_class"]) == ("set_aside", f"answer {bad.id}", "P0001")
+    for grant in (grants[0], grants[4]):
+        assert (queue.task(grant.id)["status"], queue.task(grant.id)["answer"]) == ("solved", f"answer {grant.id}")
+
+
+def test_a_set_aside_running_task_can_be_restarted(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(prompt="bad")
+    grant = queue.claim(1).only
+    queue.owners_trigger(rejects("solved"))
+    assert queue.complete(grant) == "set_aside"
+
+    queue.rows("drop trigger theirs on tasks")
+    assert queue.restart(grant.id) == [grant.id]
+
+    again = queue.claim(1).only
+    assert (again.id, again.attempt_no, again.restarts) == (grant.id, 1, 1)
+    assert queue.complete(again) == "completed"
+
+
+def test_a_row_whose_promotion_raises_is_set_aside_and_the_others_are_promoted(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add()
+    queue.add(prompt="bad")
+    queue.add()
+    grants = queue.claim(10).grants
+    queue.settle(*(retry(grant, delay_s=1) for grant in grants))
+    queue.owners_trigger(rejects("unsolved"))
+    queue.advance(2)
+
+    queue.promote()
+
+    assert [queue.task(grant.id)["status"] for grant in grants] == ["unsolved", "delayed", "unsolved"]
+    assert queue.aside() == {grants[1].id: "promote"}
+    assert queue.promote() == 0
+
+
+def test_a_row_whose_sweep_raises_is_set_aside_and_the_others_are_swept(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add()
+    queue.add(prompt="bad")
+    queue.add()
+    grants = queue.claim(10).grants
+    queue.owners_trigger(rejects("unsolved"))
+    sweeper = queue.register()
+    for _ in range(5):
+        queue.advance(10)
+        queue.beat(sweeper)
+
+    queue.sweep(sweeper)
+
+    assert [queue.task(grant.id)["status"] for grant in grants] == ["unsolved", "running", "unsolved"]
+    assert queue.aside() == {grants[1].id: "sweep"}
+    assert [queue.attempt(grant)["outcome"] for grant in grants] == ["lost", "set_aside", "lost"]
+    assert queue.sweep(sweeper) == 0
+
+
+def test_a_row_whose_expiry_raises_is_set_aside(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (bad,) = queue.add(prompt="bad", deadline_at="2001-01-01 00:00+00")
+    (good,) = queue.add()
+    queue.owners_trigger(rejects("failed"))
+
+    assert queue.claim(10).ids == [good]
+    assert queue.aside() == {bad: "expire"}
+
+
+def test_a_deferred_constraint_trigger_that_raises_sets_one_row_aside(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (bad,), good = queue.add(prompt="bad"), queue.add(2)
+    queue.rows(f"create function check_it() returns trigger language plpgsql as $f$ begin {rejects('running')}; return null; end $f$")
+    queue.rows(
+        "create constraint trigger check_it after update on tasks deferrable initially deferred "
+        "for each row execute function check_it()"
+    )
+
+    assert queue.claim(10).ids == good
+    assert queue.aside() == {bad: "claim"}
+
+
+def test_a_trigger_that_writes_our_columns_hurts_only_its_own_row(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (touched,) = queue.add(prompt="bad")
+    queue.owners_trigger("if new.prompt = 'bad' then new.fence := -7; new.attempts := 99; end if")
+    (plain,) = queue.add()
+
+    first = queue.claim(10)
+
+    assert plain in first.ids
+    outcomes = [queue.complete(grant) for grant in first.grants]
+    assert queue.task(plain)["status"] == "solved"
+    assert all(outcome in {"completed", "late"} for outcome in outcomes)
+    assert queue.task(touched)["status"] in {"solved", "unsolved"}
+
+
+def test_an_updating_trigger_sees_each_step_once(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.rows("create table history (id bigint, status text)")
+    queue.owners_trigger("insert into history values (new.id, new.status)", "after update")
+    (key,) = queue.add()
+
+    queue.complete(queue.claim(1).only)
+
+    assert queue.rows("select * from history") == [{"id": key, "status": "running"}, {"id": key, "status": "solved"}]
+
+
+@pytest.mark.parametrize("state", ["53300", "40P01", "55P03", "42501"])
+def test_what_is_not_the_rows_fault_sets_nothing_aside(queue: Queue, state: str) -> None:
+    queue.model("m", 6000)
+    queue.add(3)
+    queue.owners_trigger(f"raise exception 'not now' using errcode = '{state}'")
+
+    with pytest.raises(psycopg.DatabaseError) as raised, queue.conn.transaction():
+        queue.claim(10)
+
+    assert raised.value.sqlstate == state
+    assert queue.aside() == {}
+    assert queue.count("llmqueue.attempt") == 0
+    assert queue.count("llmqueue.ledger_grant") == 0
+
+
+def test_a_deleted_task_keeps_its_answer_in_the_log(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(2)
+    gone, other = queue.claim(2).grants
+
+    queue.rows("delete from tasks where id = %s", gone.id)
+
+    assert queue.settle(complete(gone, "for nobody"), complete(other)) == ["late", "completed"]
+    assert queue.attempt(gone)["answer"] == "for nobody"
+
+
+@pytest.mark.parametrize("verb", ["retry", "bury", "release"])
+def test_other_ends_of_a_deleted_task_are_harmless(queue: Queue, verb: str) -> None:
+    queue.model("m", 6000)
+    queue.add()
+    grant = queue.claim(1).only
+    queue.rows("delete from tasks")
+
+    getattr(queue, verb)(grant)
+
+    assert queue.attempt(grant)["ended_at"] is not None
+    assert queue.count("tasks") == 0
+
+
+def test_truncate_while_running_leaves_a_queue_that_works(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(3)
+    grants = queue.claim(3).grants
+
+    queue.rows("truncate tasks")
+    fresh = queue.add(2)
+
+    assert queue.settle(*(complete(grant) for grant in grants)) == ["late"] * 3
+    assert queue.claim(5).ids == fresh
+
+
+def test_tasks_deleted_while_running_are_swept_without_a_trace(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add()
+    grant = queue.claim(1).only
+    queue.rows("delete from tasks")
+
+    queue.lose(grant)
+
+    assert queue.count("llmqueue.worker") > 0
+    assert queue.value("select count(*) from llmqueue.attempt where ended_at is null") == 0

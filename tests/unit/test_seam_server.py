@@ -1,0 +1,36 @@
+"""What `init` says of servers that are not at hand in the tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmqueue.server import Server, judge
+
+GOOD = Server(
+    major=18,
+    version="18.4",
+    is_standby=False,
+    is_read_only=False,
+    database="app",
+    role="owner",
+    may_create_schema=True,
+    has_schema=False,
+    owns_schema=True,
+)
+
+
+def test_nothing_speaks_against_a_good_server() -> None:
+    assert judge(GOOD) == []
+    assert judge(replace(GOOD, major=15, version="15.0", has_schema=True, may_create_schema=False)) == []
+
+
+def test_an_old_server_a_standby_and_a_foreign_schema_are_refused_with_the_remedy() -> None:
+    assert judge(replace(GOOD, major=14, version="14.12")) == [
+        "the server is PostgreSQL 14.12: llmqueue needs 15 or newer. Upgrade the server."
+    ]
+    assert judge(replace(GOOD, is_standby=True, is_read_only=True)) == [
+        "the server is a standby, where nothing can be written. Connect to the primary."
+    ]
+    assert judge(replace(GOOD, has_schema=True, owns_schema=False)) == [
+        "the schema llmqueue belongs to another role than owner. Connect as the role that ran init first."
+    ]
