@@ -1,4 +1,5 @@
--- What it does: marks locked tasks as running; when the UPDATE of one raises, marks the others and sets that one aside.
+-- What it does: marks locked tasks as running; when the UPDATE of one raises or has no effect, marks the others and sets
+--   that one aside.
 -- Returns: the tasks that are running now.
 -- Locks: none beyond the rows that the caller has locked.
 -- Why: an owner's trigger that raises on one row must not stop a lane (I12). The batch is tried as a whole first, then
@@ -8,12 +9,22 @@ create or replace function llmqueue.lease_each(
     p_worker uuid, p_model text, p_ids llmqueue.task_id[], p_cell bigint, p_rpm integer, p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile as $$
 declare
-    v_rows llmqueue.leased[];
+    v_rows llmqueue.leased[] := '{}';
     v_one llmqueue.leased[];
     v_id llmqueue.task_id;
 begin
+    if cardinality(p_ids) = 0 then
+        return v_rows;
+    end if;
     begin
-        return llmqueue.lease_rows(p_worker, p_model, p_ids, p_cell, p_rpm, p_now);
+        v_rows := llmqueue.lease_rows(p_worker, p_model, p_ids, p_cell, p_rpm, p_now);
+        if cardinality(v_rows) < cardinality(p_ids) then
+            foreach v_id in array p_ids loop
+                perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back')
+                  where not exists (select from unnest(v_rows) taken where taken.task_id = v_id);
+            end loop;
+        end if;
+        return v_rows;
     exception when others then
         if not llmqueue.is_fault_of_row(sqlstate) then
             raise;
@@ -23,6 +34,9 @@ begin
         begin
             v_one := llmqueue.lease_rows(p_worker, p_model, array[v_id], p_cell, p_rpm, p_now);
             v_rows := v_rows || v_one;
+            if cardinality(v_one) = 0 then
+                perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
+            end if;
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate) then
                 raise;
@@ -30,6 +44,6 @@ begin
             perform llmqueue.put_aside(v_id, 'claim', sqlerrm);
         end;
     end loop;
-    return coalesce(v_rows, '{}');
+    return v_rows;
 end
 $$;

@@ -19,12 +19,12 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
                error = null
           from unnest(p_ids) with ordinality as picked(id, place)
          where t.id = picked.id and t.is_ready
-        returning t.id, t.fence, t.attempts, t.restarts, t.max_attempts, t.prompt_text, t.params, picked.place
+        returning t.id, t.fence, t.attempts, t.restarts, t.max_attempts, t.prompt_text, t.params, t.is_running, picked.place
     ), logged as (
         insert into llmqueue.attempt (fence, task_id, model, worker, attempt_no, granted_at, cell, rpm)
-        select l.fence, l.id, p_model, p_worker, l.attempts, p_now, p_cell, p_rpm from leased l
+        select l.fence, l.id, p_model, p_worker, l.attempts, p_now, p_cell, p_rpm from leased l where l.is_running
     )
     select coalesce(array_agg(row(l.id, l.fence, l.attempts, coalesce(l.max_attempts, 5), l.restarts, l.prompt_text,
                                   l.params::text)::llmqueue.leased order by l.place), '{}')
-      from leased l
+      from leased l where l.is_running
 $$;

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -245,11 +246,29 @@ def _start_postmaster(server: Server, options: Mapping[str, str]) -> None:
     conf = server.data / "llmqueue.conf"
     conf.write_text("# Written by llmqueue at each start; your own settings: ALTER SYSTEM.\n" + "".join(lines))
     conf.chmod(0o644)
-    server.run(
-        "pg_ctl",
-        *("start", "--wait", "--silent", "--timeout", str(START_TIMEOUT_S)),
-        *("--pgdata", ".", "--log", "start.log"),
-    )
+    _run_pg_ctl(server)
+
+
+def _run_pg_ctl(server: Server) -> None:
+    log = server.data / "start.log"
+    give_up_at = time.monotonic() + START_TIMEOUT_S
+    while True:
+        log.unlink(missing_ok=True)
+        try:
+            server.run(
+                "pg_ctl",
+                *("start", "--wait", "--silent", "--timeout", str(START_TIMEOUT_S)),
+                *("--pgdata", ".", "--log", "start.log"),
+            )
+        except DatabaseUnreachable as error:
+            fatal = re.search(r"FATAL:  (.*)", log.read_text(errors="replace")) if log.exists() else None
+            # After a kill -9 of the server its children take a moment to notice and to let go of its memory.
+            if fatal and "is still in use" in fatal[1] and time.monotonic() < give_up_at:
+                time.sleep(0.2)
+                continue
+            said = fatal[1] if fatal else str(error)
+            raise DatabaseUnreachable(f"the embedded PostgreSQL in {server.data} does not start: {said}") from None
+        return
 
 
 _CONF_QUOTES = str.maketrans({"'": "''", "\\": "\\\\"})

@@ -88,7 +88,7 @@ class Store:
         else:
             kwargs["options"] = "-c default_transaction_isolation=read\\ committed"
         self._pool: Pool = AsyncConnectionPool(
-            dsn, min_size=1, max_size=POOL_SIZE, open=False, kwargs=kwargs, timeout=CONNECT_WAIT_S, max_idle=30
+            dsn, min_size=1, max_size=POOL_SIZE, open=False, kwargs=kwargs, timeout=CONNECT_WAIT_S, max_idle=10
         )
 
     async def open(self) -> None:

@@ -11,7 +11,7 @@ BAD = "new.prompt = 'bad' and new.status = '{}'"
 
 
 def rejects(status: str) -> str:
-    return f"if {BAD.format(status)} then raise exception 'not %% this one', new.id; end if"
+    return f"if {BAD.format(status)} then raise exception 'not % this one', new.id; end if"
 
 
 def test_a_row_whose_claim_raises_is_set_aside_and_the_others_run(queue: Queue) -> None:

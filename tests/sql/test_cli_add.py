@@ -70,7 +70,7 @@ def test_owners_trigger_that_raises_names_its_line_and_keeps_the_others(installe
     done = run_cli(installed, "add", stdin="\n".join(lines).encode())
 
     assert done.code == 1
-    assert sorted(done.err.splitlines()) == ["line 7: no bad 7 here", "line 700: no bad 700 here"]
+    assert set(done.err.splitlines()) == {"line 7: no bad 7 here", "line 700: no bad 700 here"}
     assert fetch(installed, "select count(*) from tasks") == [(998,)]
 
 
@@ -164,7 +164,9 @@ def test_wrong_usage_is_exit_code_2(installed: str, tmp_path: Path) -> None:
     (tmp_path / "head.csv").write_text("a,b\n1,2\n")
     (tmp_path / "broken.gz").write_bytes(b"no gzip")
 
-    assert run_cli(installed, "add", str(missing)).err == f"llmqueue: cannot read {missing}: No such file or directory\n"
+    assert (
+        run_cli(installed, "add", str(missing)).err == f"llmqueue: cannot read {missing}: No such file or directory\n"
+    )
     assert run_cli(installed, "add", str(missing)).code == 2
     assert run_cli(installed, "add", str(tmp_path / "head.csv")).code == 2
     assert run_cli(installed, "add", str(tmp_path / "broken.gz")).code == 2

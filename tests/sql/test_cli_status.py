@@ -11,7 +11,9 @@ from tests.support.cli import run_cli
 @pytest.fixture
 def dsn(installed: str) -> str:
     with psycopg.connect(installed, autocommit=True) as conn:
-        conn.execute("insert into llmqueue.model_config (model, rpm, enabled) values ('m', 60, true), ('off', 60, false)")
+        conn.execute(
+            "insert into llmqueue.model_config (model, rpm, enabled) values ('m', 60, true), ('off', 60, false)"
+        )
         conn.execute(
             "insert into tasks (prompt, model) values ('a', 'm'), ('b', 'm'), ('c', null), ('d', 'off'), ('e', 'my model')"
         )
@@ -22,8 +24,7 @@ def test_status_names_what_needs_a_hand_with_its_remedy(dsn: str) -> None:
     notes = [row[1] for row in run_cli(dsn, "status").rows if row[0] == "note"]
 
     assert notes == [
-        '1 tasks name the model "my model", which nobody has configured. '
-        "Run: llmqueue models set 'my model' --rpm N",
+        "1 tasks name the model \"my model\", which nobody has configured. Run: llmqueue models set 'my model' --rpm N",
         '1 tasks wait for "off", which is paused. Run: llmqueue models resume off',
         "no worker is running. Start one: llmqueue worker",
     ]

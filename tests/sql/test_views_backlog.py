@@ -50,7 +50,9 @@ def test_backlog_knows_the_oldest_whatever_its_priority(conn: Conn) -> None:
     conn.execute("insert into tasks (prompt, model, priority) select 'new', 'm', 9 from generate_series(1, 10100)")
     conn.execute("insert into tasks (prompt, model, created_at) values ('old', 'm', '2001-01-01 00:00Z')")
 
-    ((oldest, is_estimate),) = fetch(conn, "select extract(year from oldest_at)::int, is_estimate from llmqueue.backlog")
+    ((oldest, is_estimate),) = fetch(
+        conn, "select extract(year from oldest_at)::int, is_estimate from llmqueue.backlog"
+    )
 
     assert (oldest, is_estimate) == (2001, True)
 

@@ -43,6 +43,16 @@ class Server:
         return make_conninfo(host=self.host, port=self.port, user=self.user, dbname=database)
 
 
+def control(server: Server, *arguments: str) -> None:
+    """Runs pg_ctl on the server, as the user that owns it: `stop -m immediate`, `start`, `reload`."""
+    owner = server.data_path.owner()
+    user = owner if os.geteuid() == 0 else None
+    listen = ["-o", f"-h '' -k {server.host} -p {server.port}", "-l", str(server.data_path / "log")]
+    options = listen if arguments[0] == "start" else []
+    command = [str(server.bin_path / "pg_ctl"), "-w", "-D", str(server.data_path), *options, *arguments]
+    subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL, cwd=server.data_path.parent)
+
+
 @contextmanager
 def start_server(version: int) -> Iterator[Server]:
     starter = _start_15 if version == 15 else _start_from_wheel

@@ -42,6 +42,7 @@ class Grant:
     prompt: str
     params: str | None
     guard_s: float
+    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ class Queue:
         given: dict[str, object] = {"model": name, "rpm": rpm, **columns}
         names = sql.SQL(", ").join(map(sql.Identifier, given))
         values = sql.SQL(", ").join(map(sql.Placeholder, given))
-        update = sql.SQL("insert into llmqueue.model_config ({}) values ({}) on conflict (model) do update set ({}) = row({})")
+        update = sql.SQL(
+            "insert into llmqueue.model_config ({}) values ({}) on conflict (model) do update set ({}) = row({})"
+        )
         same = sql.SQL(", ").join(sql.SQL("excluded.{}").format(sql.Identifier(name)) for name in given)
         self.conn.execute(update.format(names, values, names, same), given)
 
@@ -143,13 +146,18 @@ class Queue:
         self.rows("select llmqueue.heartbeat(%s, 0, %s)", worker or self.worker, self.now)
 
     def claim(
-        self, slots: int = 10, models: Sequence[str] | None = None, *, worker: UUID | None = None, chores: Sequence[str] = ()
+        self,
+        slots: int = 10,
+        models: Sequence[str] | None = None,
+        *,
+        worker: UUID | None = None,
+        chores: Sequence[str] = (),
     ) -> Claimed:
         worker = worker or self.worker
         args = {"worker": worker, "models": models, "slots": slots, "chores": list(chores), "now": self.now}
         found = self.conn.execute(CLAIM, args).fetchall()
         verdicts = [row for row in found if row["task_id"] is None]
-        names = ("model", "fence", "attempt_no", "max_attempts", "restarts", "prompt", "params", "guard_s")
+        names = ("model", "fence", "attempt_no", "max_attempts", "restarts", "prompt", "params", "guard_s", "timeout_s")
         return Claimed(
             [
                 Grant(worker=worker, id=row["task_id"], **{name: row[name] for name in names})
@@ -163,7 +171,10 @@ class Queue:
     def settle(self, *items: Mapping[str, object], worker: UUID | None = None) -> list[str]:
         """Settles; returns the outcomes in the order of the items."""
         found = self.rows(
-            "select * from llmqueue.settle(%s, %s, %s)", worker or self.worker, Jsonb([dict(item) for item in items]), self.now
+            "select * from llmqueue.settle(%s, %s, %s)",
+            worker or self.worker,
+            Jsonb([dict(item) for item in items]),
+            self.now,
         )
         outcomes = {row["fence"]: row["outcome"] for row in found}
         return [outcomes[item["fence"]] for item in items]
@@ -212,7 +223,14 @@ def complete(grant: Grant, answer: str = "because") -> dict[str, object]:
 
 
 def retry(grant: Grant, **fields: object) -> dict[str, object]:
-    given = {"delay_s": 5, "counts": True, "error_class": "timeout", "error": "no reply", "sent_after_s": 0.01, "latency_s": 1.5}
+    given = {
+        "delay_s": 5,
+        "counts": True,
+        "error_class": "timeout",
+        "error": "no reply",
+        "sent_after_s": 0.01,
+        "latency_s": 1.5,
+    }
     return _item("retry", grant, **{**given, **fields})
 
 
@@ -225,7 +243,9 @@ def cloned(server: Server, template_name: str, prefix: str = "clone") -> Iterato
     """The DSN of a database that is a copy of the template, for as long as it is needed."""
     name = f"{prefix}_{next(_NUMBER)}"
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
-        conn.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_name)))
+        conn.execute(
+            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_name))
+        )
         try:
             yield server.dsn(name)
         finally:

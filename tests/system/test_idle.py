@@ -57,7 +57,9 @@ def test_an_insert_reaches_the_backend_at_once(installed: str, conn: psycopg.Con
 def test_an_idle_worker_asks_once_a_second(
     server: Server, installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:
-    conn.execute("insert into llmqueue.model_config (model, rpm) select 'model' || n, 600 from generate_series(1, 10) n")
+    conn.execute(
+        "insert into llmqueue.model_config (model, rpm) select 'model' || n, 600 from generate_series(1, 10) n"
+    )
     conn.execute(f"alter database {conn.info.dbname} set log_statement = 'all'")
     with processes.backend(tmp_path, "--any-model", "--instant") as url:
         env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url)

@@ -26,7 +26,17 @@ def test_line_is_a_prompt_or_an_object() -> None:
 
     assert rows == [
         Row(1, {"prompt": "hi"}),
-        Row(2, {"prompt": "there", "model": "m", "priority": "3", "params": '{"t":0.5}', "user_id": "7", "max_attempts": "2"}),
+        Row(
+            2,
+            {
+                "prompt": "there",
+                "model": "m",
+                "priority": "3",
+                "params": '{"t":0.5}',
+                "user_id": "7",
+                "max_attempts": "2",
+            },
+        ),
     ]
 
 
@@ -41,7 +51,13 @@ def test_defaults_fill_what_a_line_lacks() -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["x" * 150_000, "🦊" * 1000, "\u202eמה השעה؟ \u200f", "line\u2028separator\u2029and\x85next", "tab\tnew\nline\\N \\."],
+    [
+        "x" * 150_000,
+        "🦊" * 1000,
+        "\u202eמה השעה؟ \u200f",
+        "line\u2028separator\u2029and\x85next",
+        "tab\tnew\nline\\N \\.",
+    ],
 )
 def test_unusual_text_comes_through_unchanged(prompt: str) -> None:
     for line in (json.dumps(prompt), json.dumps(prompt, ensure_ascii=False)):

@@ -89,7 +89,11 @@ def test_metrics_port_is_not_available_yet(monkeypatch: pytest.MonkeyPatch) -> N
         ("KEEP_ATTEMPTS", "0d", "must be a duration such as 90m, 12h or 30d (got '0d')"),
         ("KEEP_ATTEMPTS", "9999999999d", "must be a duration such as 90m, 12h or 30d (got '9999999999d')"),
         ("BACKEND_URL", "127.0.0.1:8080", "must be an http:// or https:// URL with a host (got '127.0.0.1:8080')"),
-        ("BACKEND_URL", "http://h:99999999", "must be an http:// or https:// URL with a host (got 'http://h:99999999')"),
+        (
+            "BACKEND_URL",
+            "http://h:99999999",
+            "must be an http:// or https:// URL with a host (got 'http://h:99999999')",
+        ),
         ("BACKEND", "gemini", "must be `models`, `openai` or `package.module:factory` (got 'gemini')"),
         ("BACKEND_SINGLE_PATH", "single", "must be a path that begins with / (got 'single')"),
         ("LOG_FORMAT", "xml", "must be console or json (got 'xml')"),
@@ -106,8 +110,7 @@ def test_message_never_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, DATABASE_URL="host=x password='hunter2", CONCURRENCY="x")
 
     assert message.splitlines() == [
-        "LLMQUEUE_DATABASE_URL: must be a connection string that libpq takes, "
-        "such as postgresql://user@host/database",
+        "LLMQUEUE_DATABASE_URL: must be a connection string that libpq takes, such as postgresql://user@host/database",
         "LLMQUEUE_CONCURRENCY: must be a whole number of at least 1 (got 'x')",
     ]
 
@@ -135,7 +138,12 @@ def test_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "duration"),
-    [("90m", timedelta(minutes=90)), ("12h", timedelta(hours=12)), ("30d", timedelta(days=30)), ("5s", timedelta(seconds=5))],
+    [
+        ("90m", timedelta(minutes=90)),
+        ("12h", timedelta(hours=12)),
+        ("30d", timedelta(days=30)),
+        ("5s", timedelta(seconds=5)),
+    ],
 )
 def test_durations_have_a_unit(text: str, duration: timedelta) -> None:
     assert parse_duration(text) == duration

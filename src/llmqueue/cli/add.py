@@ -63,8 +63,8 @@ def add(
         progress = stack.enter_context(_progress(source, file))
         producer = Producer(conn, mapping, report, progress)
         began = time.monotonic()
-        format_used = cast("Format", format_) if format_ else _format_of(source, file)
         try:
+            format_used = cast("Format", format_) if format_ else _format_of(source, file)
             producer.add(reader.read(source, format_used))
         except BaseException as error:
             stack.close()  # the progress bar goes before the last word

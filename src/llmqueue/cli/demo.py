@@ -36,7 +36,7 @@ def demo() -> None:
     console = Console(highlight=False)
     programs = stage.programs()  # before anything is started: without it there is no demo
     psql = "psql" if shutil.which("psql") else str(programs / "psql")
-    typer.echo("llmqueue demo: a minute and a quarter, all on this machine; Ctrl-C stops it and leaves nothing running")
+    typer.echo("llmqueue demo: about 80 s, all on this machine. Ctrl-C stops it.")
     if has_url:
         typer.echo("LLMQUEUE_DATABASE_URL is set; the demo leaves that database alone and uses a server of its own")
     signal.signal(signal.SIGTERM, _terminate)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llmqueue.indexes import Progress
+    from llmqueue.spec import AdoptionSpec
 
 
 def init(
@@ -55,8 +56,6 @@ def init(
     Statements of others never wait long: each lock is asked for briefly, again and again. Can be interrupted, and
     goes on when it is run again.
     """
-    from llmqueue import adopt, connect
-    from llmqueue.settings import load_settings
     from llmqueue.spec import AdoptionSpec, parse_pairs
 
     spec = AdoptionSpec(
@@ -72,14 +71,21 @@ def init(
         own_status=own_status,
         lock_wait_s=lock_wait,
     )
+    _run(spec, dry_run)
+
+
+def _run(spec: AdoptionSpec, dry_run: bool) -> None:
+    from rich.console import Console
+
+    from llmqueue import adopt, connect
+    from llmqueue.settings import load_settings
+
     settings = load_settings()
     # The direct connection: a lock and settings that last for the session do not go through a pooler.
     dsn = connect.listen_dsn(settings, connect.dsn(settings))
     if dry_run:
         typer.echo(adopt.plan(dsn, spec).script(), nl=False)
         return
-    from rich.console import Console
-
     console = Console(highlight=False, soft_wrap=True)
     with _progress(console) as progress:
         adopt.install(dsn, spec, report=lambda line: console.print(line, markup=False), progress=progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 LINE_EVERY_S = 5.0
+# Columns of the terminal from which on the bars are long, and the lengths of the bars.
+WIDE, WIDE_BAR, NARROW_BAR = 96, 30, 16
 
 _MODELS = """
     select s.model, s.rpm, s.calls_60s, s.running,
@@ -118,7 +119,8 @@ class Moving:
         self._live = live
 
     def show(self, scene: Scene) -> None:
-        self._live.update(Group(_models(scene), _progress(scene)), refresh=True)
+        bar_width = WIDE_BAR if self._live.console.width >= WIDE else NARROW_BAR
+        self._live.update(Group(_models(scene, bar_width), _progress(scene, bar_width)), refresh=True)
 
     def say(self, line: str) -> None:
         self._live.console.print(Text(line), soft_wrap=True)
@@ -129,11 +131,11 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._next_at = 0.0
+        self._next_s = 0.0
 
     def show(self, scene: Scene) -> None:
-        if time.monotonic() >= self._next_at:
-            self._next_at = max(self._next_at, time.monotonic() - LINE_EVERY_S) + LINE_EVERY_S
+        if scene.elapsed_s >= self._next_s:
+            self._next_s = (scene.elapsed_s // LINE_EVERY_S + 1) * LINE_EVERY_S
             self.say(line(scene))
 
     def say(self, line: str) -> None:
@@ -154,37 +156,43 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
-def _models(scene: Scene) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+def _models(scene: Scene, bar_width: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("model", no_wrap=True)
     table.add_column("limit/min", justify="right")
-    table.add_column("calls in the last 60 s", justify="left")
-    table.add_column("", justify="right")
-    table.add_column("in flight", justify="right")
-    table.add_column("solved", justify="right")
+    table.add_column("calls in 60 s", width=bar_width)
+    for heading in ("", "in flight", "solved"):
+        table.add_column(heading, justify="right")
     for model, base in scene.base_rpm.items():
         if row := scene.models.get(model):
-            limit = Text(f"{row.rpm:,}", style="" if row.rpm == base else "bold yellow")
-            bar = ProgressBar(
-                total=max(1, row.rpm),
-                completed=min(row.calls_60s, row.rpm),
-                width=24,
-                complete_style="cyan",
-                finished_style="green",
+            # A limit that was lowered below what is in its window already: nothing goes out until it has room.
+            waits = row.calls_60s > row.rpm
+            table.add_row(
+                model,
+                Text(f"{row.rpm:,}", style="" if row.rpm == base else "bold yellow"),
+                _bar(row.calls_60s, row.rpm, bar_width, "yellow" if waits else "green"),
+                Text(f"{row.calls_60s:,}", style="yellow" if waits else ""),
+                str(row.running),
+                f"{row.solved:,}",
             )
-            table.add_row(model, limit, bar, f"{row.calls_60s:,}", str(row.running), f"{row.solved:,}")
     return table
 
 
-def _progress(scene: Scene) -> Table:
+def _bar(part: int, whole: int, width: int, full_style: str) -> ProgressBar:
+    return ProgressBar(
+        total=max(1, whole), completed=min(part, whole), width=width, complete_style="cyan", finished_style=full_style
+    )
+
+
+def _progress(scene: Scene, bar_width: int) -> Table:
     grid = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, scene.total), completed=scene.solved, width=24, complete_style="cyan")
+    failed = [Text(f"{scene.tasks.failed} failed", style="red")] if scene.tasks.failed else []
     grid.add_row(
         Text(clock(scene.elapsed_s), style="bold"),
-        bar,
+        _bar(scene.solved, scene.total, bar_width, "green"),
         f"{scene.solved:,} of {scene.total:,} solved",
         f"{scene.tasks.running} in flight",
-        f"{scene.tasks.failed} failed",
+        *failed,
         outlook(scene),
     )
     return grid
@@ -197,5 +205,5 @@ def outlook(scene: Scene) -> str:
         return "the last answers" if scene.tasks.running else ""
     # The ledger looks back a little further than 60 s, so a spent quota may show one or two calls less.
     if all(row.calls_60s >= 0.95 * row.rpm for row in scene.models.values()) and not scene.tasks.running:
-        return "all quotas spent: waiting for windows to move on"
+        return "all quotas spent"
     return f"at least {clock(60 * scene.tasks.waiting / rpm)} left"

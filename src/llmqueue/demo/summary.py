@@ -77,7 +77,7 @@ def time_lines(verdict: Verdict) -> list[str]:
     times = verdict.times
     return [
         f"All calls were sent within {times.last_sent_s:.1f} s and answered within {times.last_answered_s:.1f} s.",
-        f"The quotas allow {times.even_s:.1f} s at an even pace, and {times.least_s:.1f} s with each quota spent in bursts.",
+        f"The quotas allow {times.even_s:.1f} s evenly, {times.least_s:.1f} s if each is spent in a burst.",
     ]
 
 
