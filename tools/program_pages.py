@@ -22,7 +22,8 @@ GENERATED: Final = "This page is generated (`make docs`) from {source}; do not e
 CLI: Final = """# Commands
 
 Exit codes: 0 done, 1 the thing asked for failed or a check found a problem, 2 wrong usage or configuration. Errors go
-to stderr as `llmqueue: what, where, what to do`. Settings come from the environment: [configuration.md](configuration.md).
+to stderr as `llmqueue: what, where, what to do`. Settings come from the environment:
+[configuration.md](configuration.md).
 
 """
 CONFIGURATION: Final = """# Configuration

@@ -13,6 +13,7 @@ create or replace function llmqueue.allowance(
 language plpgsql stable as $$
 declare
     v_cell_s constant numeric := 0.25;
+    v_tick constant interval := interval '1 microsecond';   -- rounding must not make retry_at too early
     v_span_s numeric;
     v_first bigint;
     v_used bigint;
@@ -47,7 +48,7 @@ begin
     end if;
     if v_used + calls >= p_rpm then
         reason := 'rpm';
-        select to_timestamp(((min(freeing.cell) + 1) * v_cell_s + v_span_s)::double precision) into retry_at
+        select to_timestamp(((min(freeing.cell) + 1) * v_cell_s + v_span_s)::double precision) + v_tick into retry_at
           from (select x.cell, sum(sum(x.calls)) over (order by x.cell) as freed
                   from (select c.cell, c.calls from llmqueue.ledger_cell c
                          where c.model = p_model and c.cell >= v_first
@@ -60,7 +61,7 @@ begin
     else
         reason := 'pace';
         -- not for every single call: a quarter of a second's worth, so that a fast model is asked 4 times a second
-        retry_at := granted_at + make_interval(secs =>
+        retry_at := granted_at + v_tick + make_interval(secs =>
             (greatest(1, least(p_wanted - calls, v_capacity / 4)) - (level - calls)) / (1.1 * v_rate));
     end if;
 end

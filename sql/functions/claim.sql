@@ -46,7 +46,7 @@ begin
         v_claimed.guard_s := v_guard_s;
         if not v_pool_waits and not llmqueue.has_ready(v_model) then
             v_claimed.reason := 'empty';
-        elsif not llmqueue.lock_model(v_model, cardinality(p_models) = 1) then
+        elsif not llmqueue.lock_model(v_model, coalesce(cardinality(p_models), 0) = 1) then
             v_claimed.reason := 'contended';
         else
             v_now := coalesce(p_now, clock_timestamp());

@@ -7,12 +7,17 @@ returns void language plpgsql volatile
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_id llmqueue.task_id;
+    v_is_ready boolean;
 begin
     foreach v_id in array p_ids loop
         begin
             update llmqueue.task t
                set status = llmqueue.status_word('failed'), finished_at = p_now, error = 'expired: deadline_at has passed'
-             where t.id = v_id;
+             where t.id = v_id
+            returning t.is_ready into v_is_ready;
+            if v_is_ready is distinct from false then
+                perform llmqueue.put_aside(v_id, 'expire', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
+            end if;
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate) then
                 raise;

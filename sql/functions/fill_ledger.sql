@@ -2,7 +2,8 @@
 -- Returns: nothing.
 -- Locks: the model's advisory lock, which the caller may hold already.
 -- Why: after a clock has stepped by more than can be held, what was sent in the last minute is not known any more: one
---   quiet minute rather than one overshoot (I7). Rows in the future of the new clock are dropped with it.
+--   quiet minute rather than one overshoot (I7). Rows in the future of the new clock are dropped with it: grants first, which waits for a refund
+--   that is under way, then cells and refunds.
 create or replace function llmqueue.fill_ledger(p_model text, p_now timestamptz default null)
 returns void language plpgsql volatile as $$
 declare

@@ -1,7 +1,8 @@
 -- What it does: makes up to p_limit delayed tasks that are due ready.
--- Returns: how many.
+-- Returns: how many are ready now.
 -- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED.
--- Why: what is not due stays out of the ready index. Any worker does it, there is no leader.
+-- Why: what is not due stays out of the ready index. Any worker does it, there is no leader. A row whose UPDATE raises or
+--   has no effect is set aside, else 500 of them would stand before all others (I12).
 create or replace function llmqueue.promote(p_limit integer, p_now timestamptz default null)
 returns integer language plpgsql volatile
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
@@ -9,6 +10,8 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_ids llmqueue.task_id[];
     v_id llmqueue.task_id;
+    v_is_ready boolean;
+    v_promoted integer := 0;
 begin
     select array_agg(due.id)::llmqueue.task_id[] into v_ids
       from (select t.id from llmqueue.task t
@@ -21,15 +24,25 @@ begin
     begin
         update llmqueue.task t set status = llmqueue.status_word('unsolved')
           from unnest(v_ids) picked(id) where t.id = picked.id;
-        return cardinality(v_ids);
+        get diagnostics v_promoted = row_count;
+        if v_promoted = cardinality(v_ids) then
+            return v_promoted;
+        end if;
     exception when others then
         if not llmqueue.is_fault_of_row(sqlstate) then
             raise;
         end if;
     end;
+    v_promoted := 0;
     foreach v_id in array v_ids loop
         begin
-            update llmqueue.task t set status = llmqueue.status_word('unsolved') where t.id = v_id;
+            update llmqueue.task t set status = llmqueue.status_word('unsolved') where t.id = v_id
+            returning t.is_ready into v_is_ready;
+            if v_is_ready then
+                v_promoted := v_promoted + 1;
+            else
+                perform llmqueue.put_aside(v_id, 'promote', 'the UPDATE had no effect: a trigger swallowed it');
+            end if;
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate) then
                 raise;
@@ -37,6 +50,6 @@ begin
             perform llmqueue.put_aside(v_id, 'promote', sqlerrm);
         end;
     end loop;
-    return cardinality(v_ids);
+    return v_promoted;
 end
 $$;

@@ -3,20 +3,25 @@
 -- Returns: how many tasks will run again or were buried; settle() tells which.
 -- Locks: task rows in the order given, then attempt rows.
 -- Why: a refusal of the model (counts = false) is not the task's fault and gives its attempt back, up to 20 times for
---   one task: a task that is always refused must end some day (I11).
+--   one task, counted since it last ended: a task that is always refused must end some day (I11).
 create or replace function llmqueue.retry(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_refusals constant integer := 20;
+    v_year_s constant double precision := 31536000;   -- a Retry-After of 1e18 s must not overflow a timestamp
     v_applied integer;
 begin
     with given as materialized (
-        select i.fence, i.task_id, i.delay_s, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
+        select i.fence, i.task_id, least(greatest(coalesce(i.delay_s, 0), 0), v_year_s) as delay_s, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
                a.granted_at,
                i.counts or v_refusals <= (select count(*) from (
-                   select from llmqueue.attempt r where r.task_id = i.task_id and r.outcome = 'refused' limit v_refusals) x)
+                   select from llmqueue.attempt r
+                    where r.task_id = i.task_id and r.outcome = 'refused'
+                      and r.fence > coalesce((select max(e.fence) from llmqueue.attempt e
+                                               where e.task_id = i.task_id and e.outcome in ('completed', 'buried')), 0)
+                    limit v_refusals) x)
                as counts
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, delay_s double precision, counts boolean, error_class text,
@@ -37,7 +42,7 @@ begin
     ), ended as (
         update llmqueue.attempt a
            set ended_at = v_now,
-               outcome = case when applied.is_buried then 'buried' when g.counts then 'retried' else 'refused' end,
+               outcome = case when applied.fence is null then 'late' when applied.is_buried then 'buried' when g.counts then 'retried' else 'refused' end,
                sent_at = g.granted_at + make_interval(secs => g.sent_after_s),
                latency_s = g.latency_s,
                error_class = g.error_class,

@@ -4,6 +4,7 @@
 -- Why: only a worker whose own heartbeats have come for a whole lease sweeps, and never within a lease of the server's
 --   start: after an outage everybody's heartbeat is old, and nobody is dead (I9). What such a worker had sent counts as
 --   spent. Its late answers are still welcome: the attempt ends as 'lost', which complete() accepts.
+--   A heartbeat more than a lease ahead is from before a step back of the clock: who lives has beaten since.
 create or replace function llmqueue.sweep(p_worker uuid, p_limit integer, p_now timestamptz default null)
 returns integer language plpgsql volatile
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -14,6 +15,7 @@ declare
 begin
     if not exists (select from llmqueue.worker w
                     where w.worker = p_worker and w.beating_since <= v_now - make_interval(secs => w.lease_s)
+                      and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s
                       and pg_postmaster_start_time() <= v_now - make_interval(secs => w.lease_s)) then
         return 0;
     end if;
@@ -22,7 +24,7 @@ begin
           from llmqueue.attempt a
          where a.ended_at is null
            and not exists (select from llmqueue.worker w
-                            where w.worker = a.worker and w.heartbeat_at > v_now - make_interval(secs => w.lease_s))
+                            where w.worker = a.worker and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s)
          order by a.task_id limit p_limit for no key update of a skip locked
     loop
         perform from llmqueue.task t where t.id = v_lost.task_id for no key update of t skip locked;
@@ -50,7 +52,7 @@ begin
         end;
     end loop;
     delete from llmqueue.worker w
-     where w.heartbeat_at <= v_now - make_interval(secs => w.lease_s)
+     where abs(extract(epoch from v_now - w.heartbeat_at)) >= w.lease_s
        and not exists (select from llmqueue.attempt a where a.worker = w.worker and a.ended_at is null);
     delete from llmqueue.idle_worker i where not exists (select from llmqueue.worker w where w.worker = i.worker);
     return v_swept;

@@ -21,7 +21,7 @@ LINGER_S = 0.02
 MAX_FLUSH = 200
 # A flush carries answers: one of 10 MB must not make a statement of 2 GB.
 MAX_FLUSH_CHARS = 8_000_000
-RETRY_S = (0.2, 5.0)
+RETRY_S = (0.2, 1.0)
 # Somebody's open transaction holds the task's row: asked again at this pace, which costs nobody anything.
 BUSY_S = 0.5
 

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from llmqueue.settings import Settings
 
 CONNECT_TIMEOUT_S = 10
+# A half-open connection raises nothing by itself. The kernel gives it up after 15 s without an acknowledgement.
+STEADFAST = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15000,
+}
 SETTING = "LLMQUEUE_DATABASE_URL"
 
 # libpq reports a failed connection as text only, without SQLSTATE. First match wins.
@@ -78,6 +86,12 @@ def with_defaults(dsn: str, application_name: str) -> str:
     """Adds the name and a connect timeout to a DSN that does not say its own timeout."""
     timeout = {} if "connect_timeout" in conninfo_to_dict(dsn) else {"connect_timeout": CONNECT_TIMEOUT_S}
     return make_conninfo(dsn, application_name=application_name, **timeout)
+
+
+def steadfast(dsn: str, application_name: str) -> str:
+    """Adds to the DSN of a daemon what finds a dead connection out, where it does not say so itself."""
+    given = conninfo_to_dict(with_defaults(dsn, application_name))
+    return make_conninfo("", **(STEADFAST | given))
 
 
 def require_schema(conn: psycopg.Connection[TupleRow]) -> None:

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
@@ -20,7 +20,7 @@ from llmqueue.backend import Backend
 from llmqueue.completer import Completer
 from llmqueue.dispatcher import Dispatcher
 from llmqueue.drain import until_drained
-from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.errors import DatabaseUnreachable, LlmqueueError, SqlError
 from llmqueue.gate import Gate
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
@@ -30,7 +30,6 @@ from llmqueue.store import Store, Stranded
 from llmqueue.wakeup import Bell, Listener
 
 SETTLE_TIMEOUT_S = 10.0
-START_RETRY_S = (0.2, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,7 @@ class Daemon:
         await self._store.open()
         try:
             async with anyio.create_task_group() as loops:
-                loops.start_soon(self._watch_signals, loops.cancel_scope)
-                await self._join_fleet()
+                loops.start_soon(self._watch_signals)
                 logger().info(
                     Event.WORKER_STARTED,
                     version=__version__,
@@ -141,20 +139,6 @@ class Daemon:
         if not self._dispatcher.running:
             self._idle.set()
 
-    async def _join_fleet(self) -> None:
-        """Registers, however long the database is away."""
-        pause_s = START_RETRY_S[0]
-        while True:
-            try:
-                await self._leases.register()
-            except (DatabaseUnreachable, SqlError) as error:
-                self._store.outage.began(error)
-                await anyio.sleep(random.uniform(pause_s / 2, pause_s))
-                pause_s = min(2 * pause_s, START_RETRY_S[1])
-            else:
-                self._store.outage.ended()
-                return
-
     async def _leave(self) -> Report:
         unsettled = await self._completer.drain(SETTLE_TIMEOUT_S)
         try:
@@ -170,7 +154,7 @@ class Daemon:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)
         self._dispatcher.stop()
 
-    async def _watch_signals(self, everything: anyio.CancelScope) -> None:
+    async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             is_first = True
             async for _ in signals:
@@ -183,4 +167,18 @@ class Daemon:
 
 async def serve(options: WorkerOptions, mapping: Mapping, backend: Backend) -> Report:
     """Runs a worker until it is told to stop. Raises DatabaseRefused, NotInitialised or SchemaTooNew, nothing else."""
-    return await Daemon(options, mapping, backend).serve()
+    try:
+        return await Daemon(options, mapping, backend).serve()
+    except BaseExceptionGroup as group:
+        for error in _leaves(group):
+            if isinstance(error, LlmqueueError):
+                raise error from None
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -28,7 +28,7 @@ POLL_S = 1.0
 JITTER_S = 0.01
 CONTENDED_S = (0.002, 0.015)
 MAX_CLAIM = 500
-RETRY_S = (0.2, 5.0)
+RETRY_S = (0.2, 1.0)
 # How long after a claim whose answer was lost its tasks may still turn up.
 DISOWN_FOR_S = 60.0
 
@@ -111,6 +111,7 @@ class Dispatcher:
         self._poll_at = 0.0
         self._has_said_idle = False
         self._disown_until = 0.0
+        self._must_register = True
         self._is_stopping = False
 
     @property
@@ -142,7 +143,8 @@ class Dispatcher:
                 pause_s = RETRY_S[0]
                 await self._bell.wait(self._wait_s())
             except UnknownWorker:
-                await self._register()
+                logger().warning(Event.WORKER_SWEPT, effect="registering again; answers under way are still accepted")
+                self._must_register = True
             except (DatabaseUnreachable, SqlError) as error:
                 # Whether the claim took effect is not known: its tasks would belong to us and nobody would run them.
                 self._disown_until = time.monotonic() + DISOWN_FOR_S
@@ -159,6 +161,9 @@ class Dispatcher:
             self._schedule.task_came(now)
 
     async def _round(self) -> None:
+        if self._must_register:
+            await self._leases.register()
+            self._must_register = self._has_said_idle = False
         now = time.monotonic()
         is_poll = now >= self._poll_at
         free = min(self._slots - len(self._running), MAX_CLAIM)
@@ -222,11 +227,6 @@ class Dispatcher:
             lost = await self._store.disown([grant.task.fence for grant in self.running])
             if lost:
                 logger().warning(Event.CLAIM_ANSWER_LOST, tasks=lost, effect="given back")
-
-    async def _register(self) -> None:
-        logger().warning(Event.WORKER_SWEPT, effect="registering again; answers under way are still accepted")
-        await self._leases.register()
-        self._has_said_idle = False
 
 
 def _shuffled(models: Sequence[str] | None) -> list[str] | None:

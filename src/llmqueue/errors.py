@@ -1,14 +1,14 @@
 """The errors of llmqueue.
 
-    LlmqueueError                     message says what, where and what to do; exit_code
-     ├─ UsageError                    2  wrong option, setting or input
-     └─ Failure                       1  the thing asked for failed
-         ├─ DatabaseUnreachable          down, starting, or no route to it; a worker waits for it
-         ├─ DatabaseRefused              wrong password, missing database or role
-         ├─ NotInitialised               `llmqueue init` has not run, or has not finished
-         ├─ SchemaTooNew                 a newer llmqueue has upgraded the schema
-         ├─ AdoptionRefused              the table cannot be adopted as it is
-         └─ SqlError                     raised by our own SQL, by SQLSTATE (LQ001 …)
+LlmqueueError                     message says what, where and what to do; exit_code
+ ├─ UsageError                    2  wrong option, setting or input
+ └─ Failure                       1  the thing asked for failed
+     ├─ DatabaseUnreachable          down, starting, or no route to it; a worker waits for it
+     ├─ DatabaseRefused              wrong password, missing database or role
+     ├─ NotInitialised               `llmqueue init` has not run, or has not finished
+     ├─ SchemaTooNew                 a newer llmqueue has upgraded the schema
+     ├─ AdoptionRefused              the table cannot be adopted as it is
+     └─ SqlError                     a statement failed; by SQLSTATE when our own SQL raised it (LQ001 …)
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class AdoptionRefused(Failure):
 
 
 class SqlError(Failure):
+    """A statement failed though the database answers (a deadlock, no space, no right): worth another try later."""
+
     sqlstate: ClassVar[str] = "LQ000"
 
 

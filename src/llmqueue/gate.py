@@ -35,7 +35,7 @@ class Gate:
         """Probes while closed, sleeps while open. Never returns."""
         is_first = True
         while True:
-            reason = await self._backend.probe()
+            reason = await self._probe()
             if reason is not None:
                 logger().error(
                     Event.BACKEND_UNREACHABLE, url=self._url, error=reason, effect="nothing is claimed until it answers"
@@ -49,10 +49,16 @@ class Gate:
             self._bell.ring("config")
             await self._closed.wait()
 
+    async def _probe(self) -> str | None:
+        try:
+            return await self._backend.probe()
+        except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the worker; it is shown as the reason
+            return f"{type(error).__name__}: {error}"
+
     async def _until_reachable(self) -> None:
         pause_s = PROBE_S[0]
         while True:
             await anyio.sleep(random.uniform(pause_s / 2, pause_s))
-            if await self._backend.probe() is None:
+            if await self._probe() is None:
                 return
             pause_s = min(pause_s * 2, PROBE_S[1])

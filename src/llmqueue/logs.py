@@ -57,6 +57,8 @@ class Event(StrEnum):
     """The Models Backend answers again."""
     DATABASE_UNREACHABLE = "database_unreachable"
     """No connection to the database; logged once, then at most once a minute."""
+    DATABASE_FAILED = "database_failed"
+    """The database answers, but a statement failed (no space, read-only, a deadlock); tried again."""
     DATABASE_BACK = "database_back"
     """The database answers again."""
     LISTENER_LOST = "listener_lost"
@@ -118,4 +120,5 @@ def _route_stdlib(level: int) -> None:
     root = logging.getLogger()
     root.handlers = [_IntoStructlog()]
     root.setLevel(max(level, logging.WARNING))  # the INFO lines of httpx and aiohttp are one per call
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # one line per try; our own say it once
     logging.captureWarnings(capture=True)

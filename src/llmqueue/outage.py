@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from llmqueue.errors import DatabaseUnreachable
 from llmqueue.logs import Event, logger
 
 REMIND_S = 60.0
@@ -23,9 +24,8 @@ class Outage:
         elif now - self._said_at < REMIND_S:
             return
         self._said_at = now
-        logger().error(
-            Event.DATABASE_UNREACHABLE, error=str(error), seconds=round(now - self._began_at), effect="waiting for it"
-        )
+        event = Event.DATABASE_UNREACHABLE if isinstance(error, DatabaseUnreachable) else Event.DATABASE_FAILED
+        logger().error(event, error=str(error), seconds=round(now - self._began_at), effect="trying again")
 
     def ended(self) -> None:
         if self._began_at is not None:

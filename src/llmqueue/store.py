@@ -20,12 +20,21 @@ from psycopg.rows import TupleRow, class_row, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from llmqueue import connect
-from llmqueue.errors import BY_SQLSTATE, DatabaseUnreachable, LlmqueueError
+from llmqueue.errors import (
+    DatabaseRefused,
+    DatabaseUnreachable,
+    LlmqueueError,
+    NotInitialised,
+    SchemaTooNew,
+    SqlError,
+)
 from llmqueue.models import Bury, Claim, Complete, Grant, Json, Release, Retry, Settlement, Task, TaskId, Verdict
 from llmqueue.outage import Outage
 
 STATEMENT_TIMEOUT_S = 15.0
-CONNECT_WAIT_S = 5.0
+CONNECT_WAIT_S = 2.0
+# Shorter than the wait: the pool must not be in a long pause of its own when the database is back.
+RECONNECT_S = 1.5
 # With the listener's own connection this makes four for a busy worker (design I20).
 POOL_SIZE = 3
 
@@ -82,13 +91,20 @@ class Store:
         self._prompt_is_json = prompt_is_json
         self._answer_is_json = answer_is_json
         # A transaction pooler knows neither session options nor, before 1.21, prepared statements (design I20).
-        kwargs: dict[str, Any] = {"autocommit": True, "application_name": "llmqueue worker"}
+        kwargs: dict[str, Any] = {"autocommit": True}
         if is_pooled:
             kwargs["prepare_threshold"] = None
         else:
             kwargs["options"] = "-c default_transaction_isolation=read\\ committed"
         self._pool: Pool = AsyncConnectionPool(
-            dsn, min_size=1, max_size=POOL_SIZE, open=False, kwargs=kwargs, timeout=CONNECT_WAIT_S, max_idle=10
+            connect.steadfast(dsn, "llmqueue worker"),
+            min_size=1,
+            max_size=POOL_SIZE,
+            open=False,
+            kwargs=kwargs,
+            timeout=CONNECT_WAIT_S,
+            reconnect_timeout=RECONNECT_S,
+            max_idle=10,
         )
 
     async def open(self) -> None:
@@ -103,6 +119,8 @@ class Store:
             with anyio.fail_after(STATEMENT_TIMEOUT_S):
                 async with self._pool.connection() as connection:
                     yield connection
+        except PoolTimeout as error:
+            raise await self._why_unreachable() from error
         except psycopg.Error as error:
             raise self._translate(error) from error
         except TimeoutError as error:
@@ -110,10 +128,22 @@ class Store:
             raise DatabaseUnreachable(message) from error
 
     def _translate(self, error: psycopg.Error) -> LlmqueueError:
-        if isinstance(error, PoolTimeout):
-            return DatabaseUnreachable(f"no connection to the database within {CONNECT_WAIT_S:.0f} s")
-        own = BY_SQLSTATE.get(error.sqlstate or "")
-        return own(str(error)) if own else connect.classify(error, self._dsn)
+        """Whatever is not a reason to end is a reason to try again: DatabaseUnreachable or SqlError (design I10)."""
+        own = connect.classify(error, self._dsn)
+        is_final = isinstance(own, DatabaseRefused | NotInitialised | SchemaTooNew)
+        return own if is_final or isinstance(own, DatabaseUnreachable | SqlError) else SqlError(str(own))
+
+    async def _why_unreachable(self) -> LlmqueueError:
+        """The pool only knows that it has no connection; one of our own says why."""
+        try:
+            with anyio.fail_after(CONNECT_WAIT_S):
+                connection = await psycopg.AsyncConnection.connect(connect.steadfast(self._dsn, "llmqueue worker"))
+                await connection.close()
+        except psycopg.Error as error:
+            return self._translate(error)
+        except TimeoutError:
+            pass
+        return DatabaseUnreachable(f"no connection to the database within {CONNECT_WAIT_S:.0f} s")
 
     async def _call(self, query: LiteralString, args: Mapping[str, object]) -> Json:
         """Returns the first column of the first row, None without one."""

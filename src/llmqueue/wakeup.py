@@ -69,7 +69,7 @@ class Listener:
     async def _listen(self) -> None:
         with anyio.fail_after(10):
             connection = await psycopg.AsyncConnection.connect(
-                self._dsn, autocommit=True, application_name="llmqueue listener"
+                connect.steadfast(self._dsn, "llmqueue listener"), autocommit=True
             )
         async with connection:
             with anyio.fail_after(10):

@@ -152,12 +152,13 @@ def test_a_sweep_reads_the_tasks_of_the_dead(large: Connection) -> None:
     claim(large)
     large.execute("update llmqueue.worker set heartbeat_at = now() - interval '1 h'")
     other = uuid4()
-    large.execute("select llmqueue.register(%s, 'other', '0', null, 0.001, 0.5)", (other,))
+    large.execute("select llmqueue.register(%s, 'other', '0', null, 20, 0.5)", (other,))
+    # An hour from now, so that server and worker have been up for a lease.
+    large.execute("update llmqueue.worker set heartbeat_at = now() + interval '1 h' where worker = %s", (other,))
+    query = "select llmqueue.sweep(%s, 500, now() + interval '1 h')"
 
     with touching(large) as touched:
-        touched.rows = large.execute(
-            "select llmqueue.sweep(%s, 500, clock_timestamp() + interval '1 s')", (other,)
-        ).fetchall()
+        touched.rows = large.execute(query, (other,)).fetchall()
 
     assert touched.rows == [(BATCH,)]
     assert touched.sequential == 0

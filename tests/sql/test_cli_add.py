@@ -82,8 +82,10 @@ def test_table_that_takes_no_row_stops_the_run(installed: str) -> None:
     assert done.code == 1
     assert done.err.splitlines()[-2:] == [
         "stopped: added 0 tasks, nothing is in",
-        "llmqueue: stopped at line 100: none of the first 100 rows could be written to public.tasks: "
-        'null value in column "origin" of relation "tasks" violates not-null constraint',
+        (
+            "llmqueue: stopped at line 100: none of the first 100 rows could be written to public.tasks: "
+            'null value in column "origin" of relation "tasks" violates not-null constraint'
+        ),
     ]
 
 
@@ -107,7 +109,7 @@ def test_id_of_the_wrong_type_is_a_bad_line(installed: str) -> None:
 
 
 def test_long_and_unusual_prompts_arrive_unchanged(installed: str) -> None:
-    prompts = ["x" * 150_000, "🦊" * 500, "\u202eשלום", "a\u2028b\tc\\N\nd\\."]
+    prompts = ["x" * 150_000, "🦊" * 500, "\u202e\u05e9\u05dc\u05d5\u05dd", "a\u2028b\tc\\N\nd\\."]
 
     run_cli(installed, "add", stdin="\n".join(json.dumps(p, ensure_ascii=False) for p in prompts).encode())
 

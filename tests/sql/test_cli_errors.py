@@ -117,8 +117,10 @@ def test_schema_newer_than_the_program(installed: str) -> None:
 
     assert (done.code, done.err) == (
         1,
-        f'llmqueue: database "{name_of(installed)}" has llmqueue schema version 9999, this llmqueue knows '
-        f"{newest_version()}. Upgrade llmqueue.\n",
+        (
+            f'llmqueue: database "{name_of(installed)}" has llmqueue schema version 9999, this llmqueue knows '
+            f"{newest_version()}. Upgrade llmqueue.\n"
+        ),
     )
 
 

@@ -15,7 +15,8 @@ def dsn(installed: str) -> str:
             "insert into llmqueue.model_config (model, rpm, enabled) values ('m', 60, true), ('off', 60, false)"
         )
         conn.execute(
-            "insert into tasks (prompt, model) values ('a', 'm'), ('b', 'm'), ('c', null), ('d', 'off'), ('e', 'my model')"
+            "insert into tasks (prompt, model) values"
+            " ('a', 'm'), ('b', 'm'), ('c', null), ('d', 'off'), ('e', 'my model')"
         )
     return installed
 

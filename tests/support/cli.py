@@ -32,7 +32,7 @@ def run_cli(dsn: str, *arguments: str, stdin: bytes = b"", **settings: str) -> R
     with (
         patch.dict(os.environ, kept | ours, clear=True),
         patch.object(sys, "argv", ["llmqueue", *arguments]),
-        patch.object(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin)))),  # type: ignore[arg-type]
+        patch.object(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin)))),
         redirect_stdout(out),
         redirect_stderr(err),
     ):

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import embedded, keeper
+from llmqueue import embedded, keeper, programs
 from llmqueue.errors import UsageError
 from tests.support.eventually import eventually
 
@@ -166,10 +166,10 @@ def test_root_is_told_when_the_home_is_closed_to_the_servers_user(home: Path) ->
 def test_programs_that_only_root_may_enter_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = home / "closed"
     closed.mkdir(mode=0o700)
-    wheel = embedded._wheel()
+    wheel = programs.find_wheel()
     for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
         shutil.copytree(folder, closed / folder.name, symlinks=True)
-    monkeypatch.setattr(embedded, "_wheel", lambda: closed / wheel.name)
+    monkeypatch.setattr(embedded, "find_wheel", lambda: closed / wheel.name)
 
     assert answers(embedded.start(home))
 

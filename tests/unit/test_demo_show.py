@@ -36,7 +36,8 @@ def test_the_command_shown_asks_for_what_the_demo_adopts(monkeypatch: pytest.Mon
 
 
 def test_the_shown_lines_of_the_command_fit_a_terminal():
-    assert all(len(line) <= 76 for line in table.init_command(".venv/bin/llmqueue"))
+    assert all(len(line) <= 63 for line in table.init_command(".venv/bin/llmqueue"))
+    assert len(f"0:30 {scenario.CHANGE.sql}") <= 80
 
 
 def test_a_line_of_the_piped_view_has_every_figure():

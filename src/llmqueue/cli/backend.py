@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def backend(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
-    ] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8080,
     speed: Annotated[float, typer.Option(help="Divides every latency; 10 is ten times faster.")] = 1.0,
     instant: Annotated[bool, typer.Option("--instant", help="No latency at all.")] = False,
     limit: Annotated[
@@ -29,16 +27,12 @@ def backend(
         typer.Option(metavar="NAME", help="Serve these models instead of the ten; repeatable."),
     ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Serve models of any name.")] = False,
-    error_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of calls (0 to 1) answered with 500.")
-    ] = 0.0,
+    error_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of calls (0 to 1) answered with 500.")] = 0.0,
     unavailable_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Share of calls answered with 503 and Retry-After.")
     ] = 0.0,
     hang_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of calls never answered.")] = 0.0,
-    reset_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of calls whose connection is reset.")
-    ] = 0.0,
+    reset_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of calls whose connection is reset.")] = 0.0,
     unreadable_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Share of calls answered with broken JSON.")
     ] = 0.0,
@@ -76,9 +70,7 @@ def _rpm_by_model(limits: list[str]) -> dict[str, int | None]:
     for limit in limits:
         model, _, number = limit.rpartition("=")
         if not model or not (number.isascii() and number.isdigit()):
-            raise typer.BadParameter(
-                f"{limit!r} is not MODEL=RPM, such as kimi-k2.5=600", param_hint="--limit"
-            )
+            raise typer.BadParameter(f"{limit!r} is not MODEL=RPM, such as kimi-k2.5=600", param_hint="--limit")
         rpm[model] = int(number)
     return rpm
 

@@ -38,7 +38,7 @@ def demo() -> None:
     psql = "psql" if shutil.which("psql") else str(programs / "psql")
     typer.echo("llmqueue demo: about 80 s, all on this machine. Ctrl-C stops it.")
     if has_url:
-        typer.echo("LLMQUEUE_DATABASE_URL is set; the demo leaves that database alone and uses a server of its own")
+        typer.echo("LLMQUEUE_DATABASE_URL is set, but not used: the demo brings its own server.")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         verdict, dsn = run.run(console, home, program())

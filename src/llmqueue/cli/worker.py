@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -71,6 +73,7 @@ def _wait_for_schema(dsn: str) -> Mapping:
     """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker."""
     outage = Outage()
     pause_s = WAIT_S[0]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing to drain yet
     while True:
         try:
             with connect.connect(dsn, application_name="llmqueue worker") as connection:

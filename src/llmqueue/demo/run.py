@@ -62,36 +62,47 @@ def run(console: Console, home: Home, program: str) -> tuple[Verdict, str]:
 
 def _set_up(console: Console, home: Home, children: Processes, program: str) -> Stage:
     """Everything before the first call; what can be done at the same time is."""
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     began = time.monotonic()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     backend = children.start_backend(_backend_options(home))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(make_prompts, scenario.SOLVED_BEFORE + scenario.WAITING)
         dsn = stage.fresh_database(home)
-        say(f"PostgreSQL    a server of its own in {home.folder}")
+        say(f"PostgreSQL   its own, in {home.folder}")
         prompts = reading.result()
     with connect(dsn, application_name="llmqueue demo") as conn:
         table.create(conn, prompts)
-        say(
-            f"their table   {table.TABLE}: {len(prompts):,} prompts made of the docstrings of Python's standard library"
-        )
-        say(f"              uuid key, own words, a trigger, a foreign key; {scenario.SOLVED_BEFORE} are solved already")
+        say(*_about_table(len(prompts)))
         solved_before = table.solved_before(conn)
         adopting = time.monotonic()
         steps = stage.adopt(dsn)
         stage.configure_models(conn, scenario.RPM)
-    say("adopted by    " + " \\\n                ".join(table.init_command(program)))
-    say(f"              {steps} steps, {time.monotonic() - adopting:.1f} s")
+    say("adopted by   " + " \\\n               ".join(table.init_command(program)))
+    say(f"             {steps} steps, {time.monotonic() - adopting:.1f} s")
     url = processes.backend_url(backend)
-    low, high = min(scenario.RPM.values()), max(scenario.RPM.values())
-    say(f"backend       {url}, simulated: as {len(scenario.RPM)} real models, but {scenario.SPEED:g} times as fast;")
-    say(f"              limits of {low} to {high:,} calls a minute, and 429 for the first call over one")
-    say(f"workers       {scenario.WORKERS} processes; logs in {home.logs}")
-    say(f"              all this took {time.monotonic() - began:.1f} s")
+    say(*_about_backend(url))
+    say(f"workers      {scenario.WORKERS} processes; logs in {home.logs}")
+    say(f"             all this took {time.monotonic() - began:.1f} s")
     return Stage(dsn, url, solved_before)
+
+
+def _about_table(prompts: int) -> tuple[str, str]:
+    return (
+        f"their table  {table.TABLE}: {prompts:,} prompts made of Python's docstrings;",
+        f"             uuid key, own words, a trigger, a foreign key; {scenario.SOLVED_BEFORE} solved already",
+    )
+
+
+def _about_backend(url: str) -> tuple[str, str]:
+    low, high = min(scenario.RPM.values()), max(scenario.RPM.values())
+    return (
+        f"backend      {url}, simulated: {len(scenario.RPM)} models, {scenario.SPEED:g} times faster",
+        f"             than real; refuses what is over {low} to {high:,} calls a minute (429)",
+    )
 
 
 def _backend_options(home: Home) -> list[str]:
@@ -157,7 +168,7 @@ class Play:
         self._view.show(scene)
         if self._is_waiting_for_room and _used(scene) < scenario.CHANGE.rpm:
             self._is_waiting_for_room = False
-            self._say(elapsed_s, f"{scenario.CHANGE.model}: its last 60 s have room again, and it goes on")
+            self._say(elapsed_s, f"{scenario.CHANGE.model}: there is room again, it goes on")
 
     def _change(self, elapsed_s: float) -> None:
         change = scenario.CHANGE
@@ -165,10 +176,10 @@ class Play:
         stage.set_rpm(self._conn, change.model, change.rpm)
         self._changed = Changed(begun_s, time.monotonic())
         scene = live.read_scene(self._conn, elapsed_s, scenario.RPM, scenario.SOLVED_BEFORE)
-        self._say(elapsed_s, f"{change.sql};")
+        self._say(elapsed_s, change.sql)
         if (used := _used(scene)) >= change.rpm:
             self._is_waiting_for_room = True
-            self._say(elapsed_s, f"  its last 60 s hold {used:,} calls: it waits until they have room for a new one")
+            self._say(elapsed_s, f"  {used:,} calls in its last 60 s: it waits until there is room for a new one")
 
     def _tell_backend(self, elapsed_s: float) -> None:
         """Lowers the backend's own limit too, once no call that was granted before can arrive any more."""
@@ -178,10 +189,10 @@ class Play:
         if time.monotonic() >= self._changed.committed_s + scenario.GRACE_S:
             httpx.put(f"{self._backend_url}/limits", json={change.model: change.rpm}).raise_for_status()
             self._is_backend_told = True
-            self._say(elapsed_s, f"  from now on the backend too refuses what is over {change.rpm:,}")
+            self._say(elapsed_s, f"  from now on the backend, too, refuses what is over {change.rpm:,}")
 
     def _say(self, elapsed_s: float, text: str) -> None:
-        self._view.say(f"{live.clock(elapsed_s)}  {text}")
+        self._view.say(f"{live.clock(elapsed_s)} {text}")
 
 
 def _used(scene: Scene) -> int:

@@ -43,8 +43,8 @@ def show(console: Console, verdict: Verdict) -> None:
         say(line)
     console.print(_table(verdict.limits))
     say(
-        "quota used: by all windows of 60 s that ended while tasks waited. After a lowering the calls of the old rate\n"
-        "leave the window faster than those of the new rate come in."
+        "quota used: in the windows of 60 s that ended while tasks waited. After a\n"
+        "lowering, old calls leave the window faster than new ones may enter it."
     )
     for line in time_lines(verdict):
         say(line)
@@ -54,7 +54,7 @@ def show(console: Console, verdict: Verdict) -> None:
         for problem in verdict.problems:
             say(f"  - {problem}")
     else:
-        say("All is well: no call over a limit, none refused, none twice, every answer the right one.", style="green")
+        say("All is well: no call over a limit, none refused, none twice, all answers right.", style="green")
 
 
 def tasks_lines(verdict: Verdict) -> list[str]:
@@ -63,12 +63,9 @@ def tasks_lines(verdict: Verdict) -> list[str]:
     return [
         (
             f"{answers.solved:,} of {answers.tasks:,} tasks solved, {answers.failed:,} failed; "
-            f"{answers.right:,} answers are the right ones."
+            f"{answers.right:,} answers are right."
         ),
-        (
-            f"{calls.total:,} calls seen by the backend: {calls.once:,} tasks called exactly once, "
-            f"{calls.refused:,} calls refused with 429."
-        ),
+        f"The backend saw {calls.total:,} calls, {calls.once:,} tasks exactly once, and refused {calls.refused:,} (429).",
     ]
 
 
@@ -77,7 +74,7 @@ def time_lines(verdict: Verdict) -> list[str]:
     times = verdict.times
     return [
         f"All calls were sent within {times.last_sent_s:.1f} s and answered within {times.last_answered_s:.1f} s.",
-        f"The quotas allow {times.even_s:.1f} s evenly, {times.least_s:.1f} s if each is spent in a burst.",
+        f"The quotas allow {times.even_s:.1f} s at an even pace; {times.least_s:.1f} s if each is spent in one burst.",
     ]
 
 
@@ -85,9 +82,9 @@ def next_lines(after: Aftermath) -> list[str]:
     """What to type next. The server stops soon after its last user; with LLMQUEUE_HOME a command starts it again."""
     parameters = conninfo_to_dict(after.dsn)
     psql = f"{shlex.quote(after.psql)} -h {shlex.quote(str(parameters['host']))} -U {parameters['user']}"
-    unset = "  unset LLMQUEUE_DATABASE_URL   # it goes before LLMQUEUE_HOME; in a file .env it does so too"
+    unset = "  unset LLMQUEUE_DATABASE_URL   # also where a file .env sets it"
     return [
-        "To look at what is left (it stays until the next demo; each command starts the server when it has stopped):",
+        "What is left stays until the next demo. A command starts the server when needed:",
         "",
         f"  export LLMQUEUE_HOME={shlex.quote(str(after.home))}",
         *([unset] if after.has_url else []),
@@ -101,7 +98,7 @@ def next_lines(after: Aftermath) -> list[str]:
 
 
 def _table(limits: Sequence[Limit]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("model", no_wrap=True)
     for heading in ("limit/min", "calls", "fullest 60 s", "of limit", "quota used"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -80,10 +80,10 @@ def adoption() -> AdoptionSpec:
 
 
 def init_command(program: str = "llmqueue") -> list[str]:
-    """Returns the command as a person types it, in lines that fit a terminal, without the backslashes."""
+    """Returns the command as a person types it, in short lines and without the backslashes at their ends."""
     pairs = [INIT_OPTIONS[i : i + 2] for i in range(0, len(INIT_OPTIONS), 2)]
     words = [f"{option} {shlex.quote(value)}" for option, value in pairs]
-    return [f"{program} init {words[0]} {words[1]}", " ".join(words[2:5]), " ".join(words[5:7]), " ".join(words[7:])]
+    return [f"{program} init {words[0]}", *(" ".join(words[i : i + 2]) for i in range(1, len(words), 2))]
 
 
 def create(conn: psycopg.Connection[TupleRow], prompts: Sequence[Prompt]) -> None:

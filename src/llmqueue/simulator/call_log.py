@@ -72,9 +72,7 @@ class CallLog:
     def arrive(self, arrival: Arrival, model: str, key: str | None) -> LoggedCall:
         """Opens an entry."""
         self._last_seq += 1
-        call = LoggedCall(
-            self._last_seq, arrival.at, arrival.monotonic, model, key, in_flight=self._in_flight[model]
-        )
+        call = LoggedCall(self._last_seq, arrival.at, arrival.monotonic, model, key, in_flight=self._in_flight[model])
         self._in_flight[model] += 1
         self._open[call.seq] = call
         self._ring[call.seq % self._size] = call

@@ -13,9 +13,7 @@ from llmqueue.simulator.simulation import Answered, Broken, Call, Outcome, Refus
 def reply(body: Json, status: int = 200, retry_after_s: int | None = None) -> web.Response:
     """A JSON reply."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return web.Response(
-        body=json.dumps(body).encode(), status=status, headers=headers, content_type="application/json"
-    )
+    return web.Response(body=json.dumps(body).encode(), status=status, headers=headers, content_type="application/json")
 
 
 def malformed(error: Malformed) -> web.Response:

@@ -64,9 +64,7 @@ def serve(config: SimulatorConfig, host: str, port: int, announce: Callable[[str
     asyncio.run(_serve_until_signal(config, host, port, announce))
 
 
-async def _serve_until_signal(
-    config: SimulatorConfig, host: str, port: int, announce: Callable[[str], None]
-) -> None:
+async def _serve_until_signal(config: SimulatorConfig, host: str, port: int, announce: Callable[[str], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -97,7 +95,5 @@ def _raise_open_files() -> None:
     """Each call under way holds a connection; the usual soft limit of 1,024 files would end at that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(
-            ValueError, OSError
-        ):  # macOS says "unlimited" and then refuses it: the soft limit stays
+        with suppress(ValueError, OSError):  # macOS says "unlimited" and then refuses it: the soft limit stays
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
