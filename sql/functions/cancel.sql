@@ -4,7 +4,7 @@
 -- Why: an operator's word. The call that may be under way is not taken back, and stays charged.
 create or replace function llmqueue.cancel(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);
     return query

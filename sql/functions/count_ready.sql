@@ -6,7 +6,7 @@
 create or replace function llmqueue.count_ready(
     p_lane text, out tasks bigint, out is_estimate boolean, out oldest_at timestamptz)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_cap constant integer := 10000;
 begin

@@ -5,7 +5,7 @@
 -- Why: --drain ends when nothing can run. It waits for what others are running: if their worker dies, it comes back.
 create or replace function llmqueue.drain_state(p_models text[], p_wait_s double precision)
 returns table (is_done boolean, lane text, reason text, tasks bigint, examples text[]) language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_able text[] := array(select c.model from llmqueue.model_config c
                             where c.enabled and c.rpm > 0 and coalesce(c.max_concurrency, 1) > 0

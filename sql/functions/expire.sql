@@ -4,7 +4,7 @@
 -- Why: an answer after the deadline is of no use, and must not cost a call.
 create or replace function llmqueue.expire(p_ids llmqueue.task_id[], p_now timestamptz)
 returns void language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_id llmqueue.task_id;
     v_is_ready boolean;

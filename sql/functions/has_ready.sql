@@ -3,7 +3,7 @@
 -- Locks: none.
 -- Why: an empty lane should not cost the model's lock.
 create or replace function llmqueue.has_ready(p_lane text)
-returns boolean language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off as $$
+returns boolean language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     return exists (select from llmqueue.task t where t.is_ready and t.lane = p_lane);
 end

@@ -6,7 +6,7 @@
 create or replace function llmqueue.lease(
     p_worker uuid, p_model text, p_calls integer, p_cell bigint, p_rpm integer, p_now timestamptz)
 returns setof llmqueue.leased language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
 declare
     v_left integer := p_calls;
     v_most bigint := 9223372036854775807;

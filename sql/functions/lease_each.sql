@@ -9,7 +9,7 @@ create or replace function llmqueue.lease_each(
     p_worker uuid, p_model text, p_ids llmqueue.task_id[], p_cell bigint, p_rpm integer, p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile as $$
 declare
-    v_rows llmqueue.leased[] := '{}';
+    v_rows llmqueue.leased[] := array[]::llmqueue.leased[];
     v_one llmqueue.leased[];
     v_id llmqueue.task_id;
 begin

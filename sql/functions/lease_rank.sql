@@ -8,7 +8,7 @@
 create or replace function llmqueue.lease_rank(
     p_worker uuid, p_model text, p_rank bigint, p_calls integer, p_cell bigint, p_rpm integer, p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
 declare
     v_lanes text[] := array[p_model, ''];
     v_left integer := p_calls;
@@ -16,7 +16,7 @@ declare
     v_ids llmqueue.task_id[];
     v_expired llmqueue.task_id[];
     v_rows llmqueue.leased[];
-    v_all llmqueue.leased[] := '{}';
+    v_all llmqueue.leased[] := array[]::llmqueue.leased[];
 begin
     for v_pass in 1..100 loop
         with heads as materialized (
@@ -41,7 +41,7 @@ begin
         select coalesce((array_agg(ready.id order by ready.due_at, ready.id)
                            filter (where ready.is_expired is not true))::llmqueue.task_id[], '{}'),
                coalesce((array_agg(ready.id) filter (where ready.is_expired))::llmqueue.task_id[], '{}'),
-               (select coalesce(sum(heads.share), 0) from heads)
+               (select coalesce(sum(heads.share), 0)::bigint from heads)
           into v_ids, v_expired, v_seen from ready;
 
         perform llmqueue.expire(v_expired, p_now);

@@ -7,7 +7,7 @@
 create or replace function llmqueue.lease_rows(
     p_worker uuid, p_model text, p_ids llmqueue.task_id[], p_cell bigint, p_rpm integer, p_now timestamptz)
 returns llmqueue.leased[] language sql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
     with leased as (
         update llmqueue.task t
            set status = llmqueue.status_word('running'),

@@ -7,7 +7,7 @@
 --   leave to call. Its row is locked, so that this cannot happen between the look and the COMMIT.
 create or replace function llmqueue.release(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_released integer;

@@ -5,7 +5,7 @@
 --   tells the next claim that this is a new start.
 create or replace function llmqueue.restart(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);
     return query

@@ -6,11 +6,11 @@
 --   one task, counted since it last ended: a task that is always refused must end some day (I11).
 create or replace function llmqueue.retry(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_refusals constant integer := 20;
-    v_year_s constant double precision := 31536000;   -- a Retry-After of 1e18 s must not overflow a timestamp
+    v_year_s constant double precision := 31536000.0::double precision;   -- a Retry-After of 1e18 s must not overflow a timestamp
     v_applied integer;
 begin
     with given as materialized (

@@ -3,7 +3,7 @@
 -- Locks: none; the caller holds the model's advisory lock, so the answer can only be too small.
 -- Why: counted from the open attempts of all workers, at most max_concurrency rows of a partial index.
 create or replace function llmqueue.room(p_model text, p_max_concurrency integer)
-returns integer language plpgsql stable set enable_seqscan = off as $$
+returns integer language plpgsql stable set jit = off set enable_seqscan = off as $$
 begin
     if p_max_concurrency is null then
         return 2147483647;

@@ -31,7 +31,7 @@ class Runner:
         noted = sending.Sending(grant.send_before)
         sending.current.set(noted)
         try:
-            reply = await self._send(grant)
+            reply = await self._send(grant, noted)
         except anyio.get_cancelled_exc_class():
             # Drain is over. What was never sent goes back whole; what was may have been paid and counts.
             stopped = Retry("worker_stopped", "the worker stopped before the answer came", 0.0, counts=True)
@@ -42,7 +42,7 @@ class Runner:
         decision = policy.decide(reply, grant.task.attempt_no, self._rng)
         self._settle(_end(grant, noted, decision))
 
-    async def _send(self, grant: Grant) -> Reply:
+    async def _send(self, grant: Grant, noted: sending.Sending) -> Reply:
         if time.monotonic() > grant.send_before:
             return Late()
         task = grant.task
@@ -51,6 +51,8 @@ class Runner:
             with anyio.fail_after(grant.timeout_s):
                 return await self._backend.call(call)
         except TimeoutError:
+            if noted.sent_at is None:
+                return Late()
             return Breakdown("timeout", f"no answer within {grant.timeout_s:.0f} s")
         except sending.LateGrant:
             return Late()

@@ -208,7 +208,7 @@ class Dispatcher:
             self._running[grant.task.fence] = grant
             self._start(grant)
         if self._schedule.has_empty and not self._has_said_idle:
-            self._bell.ring("idle")
+            self._bell.ring("task")  # the next look says that we wait, and is followed by another
 
     def _give_back(self, claim: Claim) -> None:
         for grant in claim.grants:

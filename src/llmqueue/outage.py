@@ -24,8 +24,11 @@ class Outage:
         elif now - self._said_at < REMIND_S:
             return
         self._said_at = now
-        event = Event.DATABASE_UNREACHABLE if isinstance(error, DatabaseUnreachable) else Event.DATABASE_FAILED
-        logger().error(event, error=str(error), seconds=round(now - self._began_at), effect="trying again")
+        fields = {"error": str(error), "seconds": round(now - self._began_at), "effect": "trying again"}
+        if isinstance(error, DatabaseUnreachable):
+            logger().error(Event.DATABASE_UNREACHABLE, **fields)
+        else:
+            logger().error(Event.DATABASE_FAILED, **fields)
 
     def ended(self) -> None:
         if self._began_at is not None:

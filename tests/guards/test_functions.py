@@ -91,6 +91,17 @@ def test_no_function_has_two_signatures(conn: Connection) -> None:
     assert conn.execute(query).fetchall() == []
 
 
+def test_a_function_that_forbids_plans_forbids_jit(conn: Connection) -> None:
+    """A forbidden node costs 1e10 where there is no other way, and that is what JIT goes by before PostgreSQL 18."""
+    query = """
+        select proname from pg_proc
+         where pronamespace = 'llmqueue'::regnamespace and array_to_string(proconfig, ' ') like '%enable_%=off%'
+           and array_to_string(proconfig, ' ') not like '%jit=off%'
+    """
+
+    assert conn.execute(query).fetchall() == []
+
+
 def test_nobody_else_may_use_the_schema(conn: Connection) -> None:
     query = "select has_schema_privilege(r.oid, 'llmqueue', 'usage') from pg_roles r where r.rolname = 'pg_monitor'"
 
