@@ -48,7 +48,8 @@ begin
     end if;
     if v_used + calls >= p_rpm then
         reason := 'rpm';
-        select to_timestamp(((min(freeing.cell) + 1) * v_cell_s + v_span_s)::double precision) + v_tick into retry_at
+        select greatest(to_timestamp(((min(freeing.cell) + 1) * v_cell_s + v_span_s)::double precision),
+                        granted_at + make_interval(secs => (1 - (level - calls)) / (1.1 * v_rate))) + v_tick into retry_at
           from (select x.cell, sum(sum(x.calls)) over (order by x.cell) as freed
                   from (select c.cell, c.calls from llmqueue.ledger_cell c
                          where c.model = p_model and c.cell >= v_first

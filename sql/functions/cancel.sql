@@ -6,12 +6,12 @@ create or replace function llmqueue.cancel(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
 set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
-    delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);
     return query
         update llmqueue.task t
            set status = llmqueue.status_word('cancelled'), finished_at = clock_timestamp()
           from unnest(p_task_ids) picked(id)
          where t.id = picked.id and not t.is_ended
         returning t.id::llmqueue.task_id;
+    delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);   -- after the rows, in the order of settle()
 end
 $$;

@@ -59,7 +59,7 @@ begin
                 select * into v_allowed
                   from llmqueue.allowance(v_model, v_config.rpm, least(v_slots, v_room), v_now);
                 v_claimed.reason := case when v_room < v_slots then coalesce(v_allowed.reason, 'concurrency') else v_allowed.reason end;
-                v_claimed.retry_in_s := extract(epoch from v_allowed.retry_at - v_allowed.granted_at)::double precision;
+                v_claimed.retry_in_s := extract(epoch from v_allowed.retry_at - v_now)::double precision;
                 v_claimed.clock_at := v_now;
                 v_claimed.waited_s := extract(epoch from v_now - case when p_now is null then statement_timestamp() else p_now end)::double precision;
                 v_claimed.timeout_s := extract(epoch from v_config.timeout)::double precision;

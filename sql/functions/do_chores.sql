@@ -1,4 +1,5 @@
--- What it does: the chores of a worker that are due: 'heartbeat', 'promote', 'sweep', 'prune', 'idle', 'busy'.
+-- What it does: the chores of a worker that are due: 'heartbeat', 'promote', 'sweep', 'prune', 'idle',
+--   'busy', 'drain'.
 -- Returns: nothing.
 -- Locks: see each.
 -- Why: they ride along with a claim, so that an idle worker needs one query a second for all it does.
@@ -19,6 +20,10 @@ begin
     end if;
     if 'prune' = any (p_chores) then
         perform llmqueue.prune_ledger(p_now);
+    end if;
+    if 'drain' = any (p_chores) then
+        update llmqueue.worker w set is_draining = true where w.worker = p_worker;
+        delete from llmqueue.idle_worker i where i.worker = p_worker;
     end if;
     if 'idle' = any (p_chores) then
         insert into llmqueue.idle_worker (worker, idle_at) values (p_worker, clock_timestamp()) on conflict do nothing;

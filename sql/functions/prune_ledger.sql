@@ -1,6 +1,6 @@
 -- What it does: deletes ledger rows that no window can reach any more; cells are kept for an hour for the views.
 -- Returns: how many rows.
--- Locks: the rows.
+-- Locks: the rows, SKIP LOCKED: two workers may do this at once.
 -- Why: bounded steps, a few thousand rows at most each time; the range that claims read starts behind them.
 create or replace function llmqueue.prune_ledger(p_now timestamptz default null)
 returns integer language plpgsql volatile as $$
@@ -17,14 +17,14 @@ begin
                                  where x.model = m.model and x.cell < v_cell - 1200
                                    -- the last grant carries the bucket's level and the open cell
                                    and x.cell < (select max(l.cell) from llmqueue.ledger_grant l where l.model = m.model)
-                                 order by x.cell limit 2000) o);
+                                 order by x.cell limit 2000 for update skip locked) o);
     get diagnostics v_grants = row_count;
     delete from llmqueue.ledger_cell c
      where (c.model, c.cell, c.entry_no) in (
            select o.model, o.cell, o.entry_no
              from (select distinct c.model from llmqueue.model_config c) m
             cross join lateral (select x.model, x.cell, x.entry_no from llmqueue.ledger_cell x
-                                 where x.model = m.model and x.cell < v_cell - 14400 order by x.cell limit 2000) o);
+                                 where x.model = m.model and x.cell < v_cell - 14400 order by x.cell limit 2000 for update skip locked) o);
     get diagnostics v_cells = row_count;
     return v_grants + v_cells;
 end

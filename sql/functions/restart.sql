@@ -7,7 +7,6 @@ create or replace function llmqueue.restart(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
 set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
-    delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);
     return query
         update llmqueue.task t
            set status = llmqueue.status_word('unsolved'), run_at = clock_timestamp(),
@@ -17,6 +16,7 @@ begin
            and (t.is_ended or t.is_delayed
                 or (t.is_running and not exists (select from llmqueue.attempt a where a.fence = t.fence and a.ended_at is null)))
         returning t.id::llmqueue.task_id;
+    delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);   -- after the rows, in the order of settle()
     perform pg_notify('llmqueue', 'task');
 end
 $$;

@@ -117,7 +117,10 @@ class Completer:
 
 
 def log_attempt(settlement: Settlement, outcome: str) -> None:
-    """One INFO line per attempt, with all that is known about it but its words."""
+    """One INFO line per attempt, with all that is known about it but its words.
+
+    Errors are named by class only: a backend's message may quote the prompt. `tasks show` has the text.
+    """
     task, decision = settlement.grant.task, settlement.decision
     fields: dict[str, object] = {
         "task": str(task.id),
@@ -133,10 +136,10 @@ def log_attempt(settlement: Settlement, outcome: str) -> None:
     match decision:
         case Complete(usage=usage):
             fields |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-        case Retry(error_class, error, delay_s):
-            fields |= {"error_class": error_class, "error": error, "delay_s": round(delay_s, 1)}
-        case Bury(error_class, error):
-            fields |= {"error_class": error_class, "error": error}
+        case Retry(error_class=error_class, delay_s=delay_s):
+            fields |= {"error_class": error_class, "delay_s": round(delay_s, 1)}
+        case Bury(error_class=error_class):
+            fields["error_class"] = error_class
         case Release(error_class):
             fields["error_class"] = error_class
     if outcome in {"set_aside", "unknown", "late"}:

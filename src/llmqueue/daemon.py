@@ -125,11 +125,18 @@ class Daemon:
             await self._dispatcher.run()
             running = len(self._dispatcher.running)
             logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
+            await self._say_draining()
             with anyio.move_on_after(self._options.drain_s):
                 while self._dispatcher.running:
                     self._idle = anyio.Event()
                     await self._idle.wait()
             self._attempts.cancel_scope.cancel()
+
+    async def _say_draining(self) -> None:
+        try:
+            await self._store.do_chores(["drain"], len(self._dispatcher.running))
+        except (DatabaseUnreachable, SqlError) as error:
+            self._store.outage.began(error)
 
     def _start(self, grant: Grant) -> None:
         self._attempts.start_soon(self._runner.run, grant)

@@ -36,7 +36,7 @@ class Event(StrEnum):
     WORKER_STOPPING = "worker_stopping"
     """It was asked to stop: it claims no more and waits for the calls in flight."""
     WORKER_STOPPED = "worker_stopped"
-    """Its last line: how many attempts ended, and what was given back."""
+    """Its last line; `unsettled` ends of attempts could not be written."""
     WORKER_SWEPT = "worker_swept"
     """The fleet took this worker for dead (it slept, or its heartbeats did not get through); it registers again."""
     WORKER_KILLED = "worker_killed"
@@ -52,7 +52,7 @@ class Event(StrEnum):
     """The database refused a whole flush of ends; they are kept and sent again."""
 
     BACKEND_UNREACHABLE = "backend_unreachable"
-    """No connection to the Models Backend; logged once, then at most once a minute."""
+    """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""
     BACKEND_BACK = "backend_back"
     """The Models Backend answers again."""
     DATABASE_UNREACHABLE = "database_unreachable"

@@ -230,7 +230,7 @@ class Settings(BaseSettings):
     )
     home: Annotated[Path, AfterValidator(_folder)] = Field(
         default_factory=default_home,
-        description="folder of the embedded PostgreSQL and of spilled answers",
+        description="folder of the embedded PostgreSQL",
         json_schema_extra={"must": "be the path of a folder"},
     )
 

@@ -240,4 +240,4 @@ def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any
 
         assert worst <= rpm
         assert use >= 0.985
-        assert asked <= minutes * 60 * max(4, rpm / 60) * 1.1
+        assert asked <= 2.2 * sum(1 for _, calls in log if calls) + minutes * 60 * 4

@@ -5,6 +5,7 @@ httpx's own pool walks all its connections for every request: 216 requests/s at 
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -27,6 +28,8 @@ REFUSALS = {429: "rate_limited", 503: "unavailable", 529: "overloaded"}
 CREDENTIALS = {401, 407}
 CREDENTIALS_PAUSE_S = 60.0
 MESSAGE_CHARS = 300
+# A backend that says "in a year" is mistaken more often than right; a day later it may say so again.
+RETRY_AFTER_CAP_S = 86_400.0
 
 
 class PunctualConnector(aiohttp.TCPConnector):
@@ -97,11 +100,13 @@ def retry_after_s(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return min(max(0.0, seconds), RETRY_AFTER_CAP_S) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        return min(max(0.0, seconds), RETRY_AFTER_CAP_S)
     except (ValueError, TypeError):
         return None
 

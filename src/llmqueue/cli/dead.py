@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
-dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, retry or purge dead letters.")
+dead = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="List, retry or purge dead letters."
+)
 
 # With so many rows that cannot be written, a run over all of them ends.
 MOST_FAILURES = 1000

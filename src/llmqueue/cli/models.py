@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
 models = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List models, set their limits, pause and resume them."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="List models, set their limits, pause and resume them.",
 )
 
 LARGEST_INTEGER = 2**31 - 1

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
-tasks = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, retry or cancel tasks.")
+tasks = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Show, retry or cancel tasks."
+)
 
 SHOWN_CHARACTERS = 500
 # Made by Postgres: it knows every type that the owner's columns may have, and times such as 'infinity'.

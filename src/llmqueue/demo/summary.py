@@ -65,7 +65,7 @@ def tasks_lines(verdict: Verdict) -> list[str]:
             f"{answers.solved:,} of {answers.tasks:,} tasks solved, {answers.failed:,} failed; "
             f"{answers.right:,} answers are right."
         ),
-        f"The backend saw {calls.total:,} calls, {calls.once:,} tasks exactly once, and refused {calls.refused:,} (429).",
+        f"The backend saw {calls.total:,} calls: {calls.once:,} tasks exactly once; {calls.refused:,} refused (429).",
     ]
 
 
