@@ -19,7 +19,7 @@ from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
-from llmqueue.models import Claim, Grant, Release, Settlement, Verdict
+from llmqueue.models import LATE, Claim, Grant, Release, Settlement, Verdict
 from llmqueue.store import Store
 from llmqueue.wakeup import Bell
 
@@ -27,7 +27,8 @@ POLL_S = 1.0
 # Two workers that are refused at the same moment should not come back at the same moment.
 JITTER_S = 0.01
 CONTENDED_S = (0.002, 0.015)
-MAX_CLAIM = 500
+# Grants live for a quarter of a second: more at once could not all be sent in time. Late ones halve it (design I3).
+MAX_CLAIM = 200
 RETRY_S = (0.2, 1.0)
 # How long after a claim whose answer was lost its tasks may still turn up.
 DISOWN_FOR_S = 60.0
@@ -109,6 +110,8 @@ class Dispatcher:
         self._clock = ClockWatch(store)
         self._running: dict[int, Grant] = {}
         self._poll_at = 0.0
+        self._claim_size = MAX_CLAIM
+        self._late_grants = 0
         self._has_said_idle = False
         self._disown_until = 0.0
         self._must_register = True
@@ -124,6 +127,8 @@ class Dispatcher:
         was_full = len(self._running) >= self._slots
         self._running.pop(grant.task.fence, None)
         self._schedule.slot_freed(grant.model, time.monotonic())
+        if settlement.decision == LATE:
+            self._late_grants += 1
         if was_full or self._schedule.next_at() <= time.monotonic():
             self._bell.ring("slot")
 
@@ -166,7 +171,7 @@ class Dispatcher:
             self._must_register = self._has_said_idle = False
         now = time.monotonic()
         is_poll = now >= self._poll_at
-        free = min(self._slots - len(self._running), MAX_CLAIM)
+        free = min(self._slots - len(self._running), self._next_claim_size())
         models = self._models if is_poll else self._schedule.due(now)
         if is_poll:
             self._poll_at = now + POLL_S
@@ -182,6 +187,15 @@ class Dispatcher:
             self._give_back(claim)
         else:
             self._take(claim)
+
+    def _next_claim_size(self) -> int:
+        """Halves after late grants, grows by a tenth otherwise: as many as this process can send in time."""
+        if self._late_grants:
+            self._claim_size = max(1, self._claim_size // 2)
+            self._late_grants = 0
+        else:
+            self._claim_size = min(MAX_CLAIM, self._claim_size + self._claim_size // 10 + 1)
+        return self._claim_size
 
     async def _only_chores(self) -> None:
         chores = self._leases.due_chores()

@@ -161,6 +161,8 @@ class Release:
 
 Decision = Complete | Retry | Bury | Release
 
+LATE = Release("late_grant")
+
 
 @dataclass(frozen=True, slots=True)
 class Settlement:

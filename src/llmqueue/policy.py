@@ -7,6 +7,7 @@ import random
 from typing import assert_never
 
 from llmqueue.models import (
+    LATE,
     Answer,
     Breakdown,
     Bury,
@@ -37,7 +38,7 @@ def decide(reply: Reply, attempt_no: int, rng: random.Random) -> Decision:
                 return Bury("unstorable_answer", unstorable, answer=json.dumps(answer))
             return Complete(answer, usage)
         case Late():
-            return Release("late_grant")
+            return LATE
         case Unreachable(message):
             return Release(f"unreachable: {message}"[:200])
         case Refusal(error_class, message, retry_after_s):

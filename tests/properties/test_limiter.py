@@ -78,7 +78,9 @@ class Fleet:
         for name in {grant.model for grant in claimed.grants}:
             self.windows += 1
             model = self.models[name]
-            assert model.trailing(self.true) <= model.rpm, f"{name}: {model.trailing(self.true)} > {model.rpm} at {self.true}"
+            assert model.trailing(self.true) <= model.rpm, (
+                f"{name}: {model.trailing(self.true)} > {model.rpm} at {self.true}"
+            )
         assert len(claimed.grants) <= slots
         self.check_verdicts(claimed)
         return claimed
@@ -113,7 +115,9 @@ class Fleet:
             retry_in_s = claimed.retry_in_s[name]
             if retry_in_s is not None and claimed.reasons[name] in {"rpm", "pace"}:
                 self.pass_time(timedelta(seconds=retry_in_s))
-                assert len(self.claim([name], 1).grants) == 1, f"{name} said {claimed.reasons[name]}, back in {retry_in_s}"
+                assert len(self.claim([name], 1).grants) == 1, (
+                    f"{name} said {claimed.reasons[name]}, back in {retry_in_s}"
+                )
 
 
 @contextmanager
@@ -132,7 +136,11 @@ GAPS = st.one_of(
 )
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("claim"), st.one_of(st.none(), st.lists(st.sampled_from(MODELS), min_size=1, unique=True)), st.integers(1, 40)),
+        st.tuples(
+            st.just("claim"),
+            st.one_of(st.none(), st.lists(st.sampled_from(MODELS), min_size=1, unique=True)),
+            st.integers(1, 40),
+        ),
         st.tuples(st.just("claim"), st.just(None), st.just(120)),
         st.tuples(st.just("wait"), GAPS),
         st.tuples(st.just("edge"), st.integers(0, 260), st.integers(-1, 1)),
@@ -150,10 +158,55 @@ STEPS = st.lists(
 
 
 @given(rpms=st.tuples(RPM, RPM, RPM), phase=st.floats(0, 1).map(lambda s: round(s, 6)), steps=STEPS)
-@example(rpms=(60, 60, 60), phase=0.9, steps=[("wait", 59.0), *[("claim", None, 6), ("wait", 0.25)] * 20, ("wait", 59.9), *[("claim", None, 6), ("wait", 0.25)] * 20])
-@example(rpms=(1, 1, 1), phase=0.0, steps=[("claim", None, 9), ("edge", 242, 0), ("claim", None, 9), ("edge", 1, -1), ("claim", None, 9), ("edge", 1, 0), ("claim", None, 9)])
-@example(rpms=(6, 6, 6), phase=0.0, steps=[("claim", None, 9), ("step back", 60.0), ("claim", None, 9), ("refund", 0), ("refund", 1), ("wait", 62.0), *[("claim", None, 9), ("wait", 1.0)] * 10])
-@example(rpms=(2, 2, 2), phase=0.0, steps=[("guard", 10.0), ("claim", None, 9), ("wait", 50.0), ("guard", 0.5), ("guard", 1.0), ("wait", 13.0), ("claim", None, 9)])
+@example(
+    rpms=(60, 60, 60),
+    phase=0.9,
+    steps=[
+        ("wait", 59.0),
+        *[("claim", None, 6), ("wait", 0.25)] * 20,
+        ("wait", 59.9),
+        *[("claim", None, 6), ("wait", 0.25)] * 20,
+    ],
+)
+@example(
+    rpms=(1, 1, 1),
+    phase=0.0,
+    steps=[
+        ("claim", None, 9),
+        ("edge", 242, 0),
+        ("claim", None, 9),
+        ("edge", 1, -1),
+        ("claim", None, 9),
+        ("edge", 1, 0),
+        ("claim", None, 9),
+    ],
+)
+@example(
+    rpms=(6, 6, 6),
+    phase=0.0,
+    steps=[
+        ("claim", None, 9),
+        ("step back", 60.0),
+        ("claim", None, 9),
+        ("refund", 0),
+        ("refund", 1),
+        ("wait", 62.0),
+        *[("claim", None, 9), ("wait", 1.0)] * 10,
+    ],
+)
+@example(
+    rpms=(2, 2, 2),
+    phase=0.0,
+    steps=[
+        ("guard", 10.0),
+        ("claim", None, 9),
+        ("wait", 50.0),
+        ("guard", 0.5),
+        ("guard", 1.0),
+        ("wait", 13.0),
+        ("claim", None, 9),
+    ],
+)
 def test_no_window_is_over_the_limit_and_no_wait_is_in_vain(
     backlog: psycopg.Connection[Any], rpms: tuple[int, int, int], phase: float, steps: list[tuple[Any, ...]]
 ) -> None:
@@ -218,7 +271,9 @@ def test_a_limit_is_used_up_to_the_last_call_that_a_window_admits(
         assert sent >= min(due, 400 - len(refunds)) * 0.985
 
 
-@pytest.mark.parametrize(("rpm", "wanted"), [(1, 1), (6, 10), (60, 1), (60, 20), (600, 1), (600, 100), (3000, 500), (60000, 500)])
+@pytest.mark.parametrize(
+    ("rpm", "wanted"), [(1, 1), (6, 10), (60, 1), (60, 20), (600, 1), (600, 100), (3000, 500), (60000, 500)]
+)
 def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any], rpm: int, wanted: int) -> None:
     """Ten minutes from a cold start, back exactly at retry_at; the hottest models would need a million tasks, so without them."""
     query = b"""select calls, extract(epoch from retry_at - granted_at) as retry_in_s, llmqueue.charge(
@@ -234,7 +289,9 @@ def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any
             log.append((world.true.total_seconds(), row["calls"]))
             world.pass_time(timedelta(seconds=float(row["retry_in_s"] or 0)))
             asked += 1
-        worst = max(sum(calls for at, calls in log if end - 60.5 <= at <= end) for end, _ in log[:: max(1, len(log) // 500)])
+        worst = max(
+            sum(calls for at, calls in log if end - 60.5 <= at <= end) for end, _ in log[:: max(1, len(log) // 500)]
+        )
         use = sum(calls for _, calls in log) / (rpm * minutes)
         print(f"rpm {rpm}, {wanted} at a time: use {use:.2%}, worst window {worst}, asked {asked} times")
 

@@ -21,7 +21,12 @@ def test_a_claimed_task_is_running_under_a_fence_with_an_attempt_and_a_charge(qu
 
     task, attempt = queue.task(key), queue.attempt(grant)
     assert (task["status"], task["fence"], task["attempts"], task["started_at"]) == ("running", grant.fence, 1, T0)
-    assert (attempt["task_id"], attempt["model"], attempt["worker"], attempt["attempt_no"]) == (key, "m", queue.worker, 1)
+    assert (attempt["task_id"], attempt["model"], attempt["worker"], attempt["attempt_no"]) == (
+        key,
+        "m",
+        queue.worker,
+        1,
+    )
     assert (attempt["granted_at"], attempt["ended_at"], attempt["rpm"]) == (T0, None, 60)
     assert queue.rows("select model, cell, calls from llmqueue.ledger_grant") == [
         {"model": "m", "cell": attempt["cell"], "calls": 1}
@@ -74,7 +79,9 @@ def test_one_claim_takes_the_same_order_as_many(queue: Queue) -> None:
 
 def test_every_priority_of_many_is_found(queue: Queue) -> None:
     queue.model("m", 60000)
-    queue.rows("insert into tasks (prompt, priority) select 'why?', (n * 7919) % 1000 - 500 from generate_series(1, 1000) n")
+    queue.rows(
+        "insert into tasks (prompt, priority) select 'why?', (n * 7919) % 1000 - 500 from generate_series(1, 1000) n"
+    )
 
     claimed = queue.claim(500).ids + queue.claim(500).ids
 
@@ -92,7 +99,9 @@ def test_the_highest_and_lowest_priorities_are_found(queue: Queue) -> None:
 def test_nulls_inserted_explicitly_mean_default_pool_priority_0_and_due_at_once(queue: Queue) -> None:
     queue.model("m")
     queue.add(priority=1)
-    (key,) = queue.add(priority=None, model=None, run_at=None, created_at=None, attempts=None, restarts=None, max_attempts=None)
+    (key,) = queue.add(
+        priority=None, model=None, run_at=None, created_at=None, attempts=None, restarts=None, max_attempts=None
+    )
     queue.add(priority=-1)
 
     grant = queue.claim(10).grants[1]
@@ -280,9 +289,7 @@ def test_waited_s_is_the_time_of_the_statement_before_the_grant(queue: Queue) ->
     queue.now = None
     queue.add()
 
-    (row, _) = queue.rows(
-        "select * from llmqueue.claim(%s, (select array['m'] from pg_sleep(0.1)), 2)", queue.worker
-    )
+    (row, _) = queue.rows("select * from llmqueue.claim(%s, (select array['m'] from pg_sleep(0.1)), 2)", queue.worker)
 
     assert 0.1 <= row["waited_s"] < 10
 

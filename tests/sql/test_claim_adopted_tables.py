@@ -100,8 +100,11 @@ def test_own_words_and_names_go_the_whole_way(database: str, connection: psycopg
 def test_a_status_of_our_own_goes_the_whole_way(
     database: str, connection: psycopg.Connection[Any], definition: str, options: dict[str, str], solved: object
 ) -> None:
-    theirs = definition.split()[0]
-    run(database, f"create table tasks (id bigint generated always as identity primary key, prompt text, answer text, {definition})")
+    theirs = definition.split(maxsplit=1)[0]
+    run(
+        database,
+        f"create table tasks (id bigint generated always as identity primary key, prompt text, answer text, {definition})",
+    )
     adopt(database, own_status=True, **options)
     queue = Queue(connection)
     queue.model("m", 60000)
@@ -136,7 +139,10 @@ def test_without_a_status_column_the_answer_tells(database: str, connection: psy
 
 
 def test_a_dead_letter_with_a_status_of_our_own_runs_again(database: str, connection: psycopg.Connection[Any]) -> None:
-    run(database, "create table tasks (id int primary key generated always as identity, prompt text, answer text, status boolean default false)")
+    run(
+        database,
+        "create table tasks (id int primary key generated always as identity, prompt text, answer text, status boolean default false)",
+    )
     adopt(database, own_status=True, queued_value="false", done_value="true")
     queue = Queue(connection)
     queue.model("m", 60000)
@@ -150,7 +156,10 @@ def test_a_dead_letter_with_a_status_of_our_own_runs_again(database: str, connec
 
 @pytest.mark.parametrize("kind", ["json", "jsonb"])
 def test_a_json_prompt_and_answer_go_as_json(database: str, connection: psycopg.Connection[Any], kind: str) -> None:
-    run(database, f"create table tasks (id int primary key generated always as identity, prompt {kind}, answer {kind}, status text default 'unsolved')")
+    run(
+        database,
+        f"create table tasks (id int primary key generated always as identity, prompt {kind}, answer {kind}, status text default 'unsolved')",
+    )
     adopt(database)
     queue = Queue(connection)
     queue.model("m", 60000)
@@ -167,7 +176,10 @@ def test_a_json_prompt_and_answer_go_as_json(database: str, connection: psycopg.
 
 
 def test_an_answer_too_long_for_their_column_is_kept_whole(database: str, connection: psycopg.Connection[Any]) -> None:
-    run(database, "create table tasks (id int primary key generated always as identity, prompt text, answer varchar(5), status text default 'unsolved')")
+    run(
+        database,
+        "create table tasks (id int primary key generated always as identity, prompt text, answer varchar(5), status text default 'unsolved')",
+    )
     adopt(database)
     queue = Queue(connection)
     queue.model("m", 60000)

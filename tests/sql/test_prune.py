@@ -38,7 +38,9 @@ def test_the_last_grant_survives_and_so_the_bucket_and_the_open_cell(queue: Queu
 def test_an_old_ledger_goes_in_bounded_steps(queue: Queue) -> None:
     queue.model("m", 60)
     queue.rows("insert into llmqueue.ledger_cell (model, cell, calls) select 'm', n, 1 from generate_series(1, 5000) n")
-    queue.rows("insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at) select 'm', n, 1, 0, now() from generate_series(1, 5001) n")
+    queue.rows(
+        "insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at) select 'm', n, 1, 0, now() from generate_series(1, 5001) n"
+    )
 
     pruned = [queue.value("select llmqueue.prune_ledger(%s)", queue.now) for _ in range(4)]
 
@@ -57,7 +59,10 @@ def test_old_ended_attempts_go_and_open_or_young_ones_stay(queue: Queue) -> None
 
     assert queue.value("select llmqueue.prune_attempts(%s, 100, %s)", timedelta(days=30), queue.now) == 1
 
-    assert queue.values("select fence from llmqueue.attempt order by 1") == [still_open.fence, *(grant.fence for grant in young)]
+    assert queue.values("select fence from llmqueue.attempt order by 1") == [
+        still_open.fence,
+        *(grant.fence for grant in young),
+    ]
 
 
 def test_attempts_are_pruned_in_bounded_steps_behind_open_ones(queue: Queue) -> None:

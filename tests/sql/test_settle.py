@@ -40,7 +40,10 @@ def test_a_flush_sent_twice_is_harmless_and_reports_the_same(queue: Queue, grant
 
     assert queue.settle(*items) == once == ["completed", "retried", "released", "completed"]
 
-    assert before == (queue.rows("select * from llmqueue.task order by id"), queue.rows("select * from llmqueue.ledger_cell"))
+    assert before == (
+        queue.rows("select * from llmqueue.task order by id"),
+        queue.rows("select * from llmqueue.ledger_cell"),
+    )
 
 
 def test_one_fence_twice_in_one_flush_counts_once(queue: Queue, grant: Grant) -> None:
@@ -134,7 +137,9 @@ def test_the_answer_of_a_cancelled_task_is_kept_in_the_log(queue: Queue, grant: 
 
 @pytest.mark.parametrize("is_lost", [True, False])
 @pytest.mark.parametrize("by", ["restart", "plain SQL"])
-def test_an_answer_of_an_earlier_life_does_not_end_the_new_one(queue: Queue, grant: Grant, by: str, is_lost: bool) -> None:
+def test_an_answer_of_an_earlier_life_does_not_end_the_new_one(
+    queue: Queue, grant: Grant, by: str, is_lost: bool
+) -> None:
     if is_lost:
         queue.lose(grant)
     queue.cancel(grant.id)

@@ -133,7 +133,8 @@ def test_within_a_lease_of_the_servers_start_nobody_is_swept(queue: Queue, sweep
     queue.rows("""update llmqueue.worker set heartbeat_at = pg_postmaster_start_time() - interval '1 day',
                   beating_since = pg_postmaster_start_time() - interval '2 days'""")
     queue.rows(
-        "update llmqueue.worker set heartbeat_at = pg_postmaster_start_time() + interval '19 s' where worker = %s", sweeper
+        "update llmqueue.worker set heartbeat_at = pg_postmaster_start_time() + interval '19 s' where worker = %s",
+        sweeper,
     )
     sweep = "select llmqueue.sweep(%s, 500, pg_postmaster_start_time() + %s::interval)"
 

@@ -43,7 +43,12 @@ def test_an_insert_rings_nobody_while_all_are_busy(conn: psycopg.Connection, ins
 
 
 @pytest.mark.parametrize(
-    "harm", ["drop table llmqueue.idle_worker", "alter table llmqueue.idle_worker rename to elsewhere", "drop schema llmqueue cascade"]
+    "harm",
+    [
+        "drop table llmqueue.idle_worker",
+        "alter table llmqueue.idle_worker rename to elsewhere",
+        "drop schema llmqueue cascade",
+    ],
 )
 def test_an_insert_never_fails_because_of_us(conn: psycopg.Connection, harm: str) -> None:
     if "schema" in harm:
@@ -73,7 +78,9 @@ def test_a_role_that_may_only_insert_rings_too(conn: psycopg.Connection, install
 
 def test_a_hostile_search_path_changes_nothing(conn: psycopg.Connection, installed: str) -> None:
     conn.execute("create schema evil")
-    conn.execute("create function evil.pg_notify(text, text) returns void language plpgsql as 'begin raise exception ''caught''; end'")
+    conn.execute(
+        "create function evil.pg_notify(text, text) returns void language plpgsql as 'begin raise exception ''caught''; end'"
+    )
     conn.execute("insert into llmqueue.idle_worker values (%s, now())", (uuid4(),))
     with listening(installed) as listener:
         conn.execute("set search_path = evil, pg_catalog, public")

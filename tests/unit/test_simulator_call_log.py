@@ -16,9 +16,7 @@ def anyio_backend() -> str:
 
 
 def brute_force_worst(arrivals: list[float], window_s: float) -> int:
-    return max(
-        (sum(start <= other < start + window_s for other in arrivals) for start in arrivals), default=0
-    )
+    return max((sum(start <= other < start + window_s for other in arrivals) for start in arrivals), default=0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -94,8 +92,7 @@ async def test_the_file_holds_every_call_and_also_those_that_never_finished(tmp_
     log.close()
 
     found = [
-        (call.key, call.status, call.fault, call.finished_at is None)
-        for call in read_calls(tmp_path / "calls.jsonl")
+        (call.key, call.status, call.fault, call.finished_at is None) for call in read_calls(tmp_path / "calls.jsonl")
     ]
     assert found == [
         ("1:0", 200, None, False),

@@ -50,9 +50,7 @@ def test_a_port_in_use_exits_1_with_one_line():
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_from_its_first_line_and_a_signal_stops_it_with_exit_0(
-    stop: signal.Signals, tmp_path: Path
-):
+def test_it_serves_from_its_first_line_and_a_signal_stops_it_with_exit_0(stop: signal.Signals, tmp_path: Path):
     log = tmp_path / "calls.jsonl"
     options = ["--port", "0", "--instant", "--model", "a", "--limit", "a=5", "--log", str(log)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -61,9 +59,7 @@ def test_it_serves_from_its_first_line_and_a_signal_stops_it_with_exit_0(
     ) as process:
         assert process.stdout
         line = process.stdout.readline()
-        found = re.fullmatch(
-            r"simulated Models Backend on (http://127\.0\.0\.1:\d+) \(1 model, instant\)\n", line
-        )
+        found = re.fullmatch(r"simulated Models Backend on (http://127\.0\.0\.1:\d+) \(1 model, instant\)\n", line)
         assert found
         with urllib.request.urlopen(f"{found[1]}/limits") as reply:
             assert reply.read() == b'{"a": 5}'

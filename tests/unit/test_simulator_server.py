@@ -209,9 +209,7 @@ async def test_a_body_that_cannot_be_used_is_refused_and_logged(path: str, body:
         assert [call.status for call in backend.log.calls()] == [status]
 
 
-@pytest.mark.parametrize(
-    ("fault", "retry_after"), [(400, None), (429, "1"), (500, None), (503, "1"), (529, "1")]
-)
+@pytest.mark.parametrize(("fault", "retry_after"), [(400, None), (429, "1"), (500, None), (503, "1"), (529, "1")])
 async def test_a_marker_forces_a_status(fault: int, retry_after: str | None):
     async with serving() as (backend, client):
         async with client.post("/single", json=single(f"[[fault:{fault}]]")) as reply:
@@ -281,8 +279,7 @@ async def test_calls_under_way_at_the_stop_are_in_the_file_without_an_end(tmp_pa
         async with running(config) as backend:
             prompts = ["slow", "[[fault:hang]]"]
             requests = [
-                asyncio.create_task(client.post(f"{backend.url}/single", json=single(prompt)))
-                for prompt in prompts
+                asyncio.create_task(client.post(f"{backend.url}/single", json=single(prompt))) for prompt in prompts
             ]
             await until_logged(backend, 2)
 
@@ -306,9 +303,7 @@ async def test_the_log_file_never_holds_a_prompt_or_an_answer(tmp_path: Path):
 
 
 async def test_rates_of_a_model_replace_the_common_ones():
-    config = SimulatorConfig(
-        models=("good", "bad"), instant=True, faults_by_model={"bad": FaultRates(error_rate=1.0)}
-    )
+    config = SimulatorConfig(models=("good", "bad"), instant=True, faults_by_model={"bad": FaultRates(error_rate=1.0)})
     async with serving(config) as (_, client):
         async with client.post("/single", json=single("p", "good")) as reply:
             assert reply.status == 200
@@ -354,9 +349,7 @@ async def test_a_thousand_calls_wait_at_once():
     async with running(config) as backend, aiohttp.ClientSession(connector=connector) as client:
         url = f"{backend.url}/batch"
         items = [{"id": str(number), "prompt": "p"} for number in range(100)]
-        requests = [
-            asyncio.create_task(client.post(url, json={"model": "m", "items": items})) for _ in range(10)
-        ]
+        requests = [asyncio.create_task(client.post(url, json={"model": "m", "items": items})) for _ in range(10)]
 
         await until_logged(backend, 1000)
 

@@ -1,0 +1,68 @@
+"""One worker process of tests/concurrency/test_fleet.py: claims and settles as fast as it can until told to stop.
+
+    python fleet_worker.py DSN SEED SECONDS
+
+It asks for everything all the time, whatever it was told to wait: the limiter must hold by itself. Prints what it saw
+as JSON: how many it claimed, and what became of them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections import Counter
+from uuid import uuid4
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+CLAIM = """select model, (task).task_id, (task).fence, reason, retry_in_s from llmqueue.claim(%s, %s::text[], %s, %s::text[])"""
+
+
+def item(rng: random.Random, task_id: int, fence: int) -> dict[str, object]:
+    common = {"fence": fence, "task_id": str(task_id), "sent_after_s": 0.0, "latency_s": 0.0}
+    match rng.choices(["complete", "retry", "release"], [70, 15, 15])[0]:
+        case "complete":
+            return {"verb": "complete", "answer": f"answer {fence}", **common}
+        case "retry":
+            return {"verb": "retry", "delay_s": 0.05, "counts": True, "error_class": "x", "error": "y", **common}
+        case _:
+            return {"verb": "release", "error_class": "late_grant", **common}
+
+
+def main(dsn: str, seed: int, seconds: float) -> None:
+    rng = random.Random(seed)
+    seen: Counter[str] = Counter()
+    running: list[dict[str, object]] = []
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        worker = uuid4()
+        conn.execute("select llmqueue.register(%s, 'w', '0', null, 20, 0.5)", (worker,))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        models = [row[0] for row in conn.execute("select model from llmqueue.model_config")]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            some = rng.choice([None, rng.sample(models, 1), rng.sample(models, 3)])
+            chores = [chore for chore in ("heartbeat", "promote", "sweep", "prune") if rng.random() < 0.1]
+            for _, task_id, fence, reason, _ in conn.execute(
+                CLAIM, (worker, some, rng.randint(1, 30), chores)
+            ).fetchall():
+                if task_id is None:
+                    seen[f"verdict {reason}"] += 1
+                else:
+                    seen["claimed"] += 1
+                    running.append(item(rng, task_id, fence))
+            rng.shuffle(running)
+            flush, running = running[:40], running[40:]
+            if flush:
+                outcomes = conn.execute("select * from llmqueue.settle(%s, %s)", (worker, Jsonb(flush))).fetchall()
+                by_fence = dict(outcomes)
+                running += [again for again in flush if by_fence[again["fence"]] == "busy"]
+                seen.update(f"settled {outcome}" for outcome in by_fence.values())
+        print(json.dumps(seen), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
