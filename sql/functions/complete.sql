@@ -5,50 +5,55 @@
 --   neither ended nor been started again: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
 --   settled already is left alone, so a flush can be sent twice. A task that was set back by hand has another life, and
 --   its prompt may be another: its finished_at is set until the first claim, and from then on newer attempts count from
---   1 again, which those of the same life never do.
+--   1 again, which those of the same life never do. Row by row by the keys, as in lease_rows.
 create or replace function llmqueue.complete(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_item record;
+    v_attempt llmqueue.attempt;
+    v_is_applied boolean;
     v_ids llmqueue.task_id[];
 begin
-    with given as materialized (
-        select i.*, a.granted_at, a.attempt_no
-          from jsonb_to_recordset(p_items) as i(
-                   fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision,
-                   latency_s double precision, input_tokens integer, output_tokens integer)
-          join llmqueue.attempt a on a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
-         where a.outcome is null or a.outcome = 'lost'
-    ), applied as (
+    for v_item in
+        select * from jsonb_to_recordset(p_items) as i(
+            fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision,
+            latency_s double precision, input_tokens integer, output_tokens integer)
+    loop
+        select a.* into v_attempt from llmqueue.attempt a
+         where a.fence = v_item.fence and a.worker = p_worker and a.task_id = v_item.task_id
+           and (a.outcome is null or a.outcome = 'lost');
+        continue when not found;
+
         update llmqueue.task t
-           set answer = llmqueue.answer_value(g.answer),
+           set answer = llmqueue.answer_value(v_item.answer),
                status = llmqueue.status_word('solved'),
                error = null,
-               input_tokens = g.input_tokens,
-               output_tokens = g.output_tokens,
+               input_tokens = v_item.input_tokens,
+               output_tokens = v_item.output_tokens,
                finished_at = v_now
-          from given g
-         where t.id = g.task_id
-           and ((t.is_running and t.fence = g.fence)
+         where t.id = v_item.task_id
+           and ((t.is_running and t.fence = v_item.fence)
                 or ((t.is_ready or t.is_delayed) and t.finished_at is null
                     and not exists (select from llmqueue.attempt newer
-                                     where newer.task_id = g.task_id and newer.fence > g.fence
-                                       and newer.attempt_no <= g.attempt_no)))
-        returning t.id, g.fence
-    ), ended as (
+                                     where newer.task_id = v_item.task_id and newer.fence > v_item.fence
+                                       and newer.attempt_no <= v_attempt.attempt_no)));
+        v_is_applied := found;
+
         update llmqueue.attempt a
            set ended_at = v_now,
-               outcome = case when applied.fence is null then 'late' else 'completed' end,
-               sent_at = g.granted_at + make_interval(secs => g.sent_after_s),
-               latency_s = g.latency_s,
-               input_tokens = g.input_tokens,
-               output_tokens = g.output_tokens,
-               answer = case when applied.fence is null then g.answer end
-          from given g left join applied on applied.fence = g.fence
-         where a.fence = g.fence
-    )
-    select array_agg(applied.id)::llmqueue.task_id[] into v_ids from applied;
+               outcome = case when v_is_applied then 'completed' else 'late' end,
+               sent_at = v_attempt.granted_at + make_interval(secs => v_item.sent_after_s),
+               latency_s = v_item.latency_s,
+               input_tokens = v_item.input_tokens,
+               output_tokens = v_item.output_tokens,
+               answer = case when not v_is_applied then v_item.answer end
+         where a.fence = v_item.fence;
+        if v_is_applied then
+            v_ids := v_ids || v_item.task_id;
+        end if;
+    end loop;
     perform llmqueue.mark_done(v_ids);
     return coalesce(cardinality(v_ids), 0);
 end

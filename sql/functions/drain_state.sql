@@ -25,11 +25,11 @@ begin
         or exists (select from unnest(v_lanes) l(lane)
                     cross join lateral (select from llmqueue.task t
                                          where t.is_ready and t.lane = l.lane and t.due_at <= v_horizon
-                                           and not exists (select from llmqueue.set_aside s where s.task_id = t.id) limit 1) t
+                                           and (select true from llmqueue.set_aside s where s.task_id = t.id) is null limit 1) t
                     where l.lane = any (v_able) or (l.lane = '' and cardinality(v_able) > 0))
         or exists (select from llmqueue.task t
                     where t.is_delayed and t.due_at <= v_horizon
-                      and not exists (select from llmqueue.set_aside s where s.task_id = t.id)
+                      and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
                       and (t.lane = any (v_able) or (t.lane = '' and cardinality(v_able) > 0)));
     if v_can_run then
         return query select false, null::text, null::text, null::bigint, null::text[];

@@ -25,7 +25,7 @@ begin
                       from unnest(v_lanes) lanes(lane)
                      cross join lateral (select t.due_at, t.id from llmqueue.task t
                                           where t.is_ready and t.lane = lanes.lane and t.rank = p_rank and t.due_at <= p_now
-                                            and not exists (select from llmqueue.set_aside s where s.task_id = t.id)
+                                            and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
                                           order by t.due_at, t.id limit v_left) head
                      order by head.due_at, head.id limit v_left) merged
              group by merged.lane
@@ -34,7 +34,7 @@ begin
               from heads
              cross join lateral (select t.id, t.due_at, t.deadline_at <= p_now as is_expired from llmqueue.task t
                                   where t.is_ready and t.lane = heads.lane and t.rank = p_rank and t.due_at <= p_now
-                                    and not exists (select from llmqueue.set_aside s where s.task_id = t.id)
+                                    and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
                                   order by t.due_at, t.id limit heads.share
                                     for no key update of t skip locked) row
         )

@@ -16,7 +16,7 @@ begin
     select array_agg(due.id)::llmqueue.task_id[] into v_ids
       from (select t.id from llmqueue.task t
              where t.is_delayed and t.due_at <= v_now
-               and not exists (select from llmqueue.set_aside s where s.task_id = t.id)
+               and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
              order by t.due_at limit p_limit for no key update of t skip locked) due;
     if v_ids is null then
         return 0;

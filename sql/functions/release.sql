@@ -15,8 +15,9 @@ begin
     with given as materialized (
         select i.fence, i.task_id, i.error_class, a.model, a.cell
           from jsonb_to_recordset(p_items) as i(fence bigint, task_id llmqueue.task_id, error_class text)
-          join llmqueue.attempt a on a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
-         where a.outcome is null
+         cross join lateral (select a.model, a.cell from llmqueue.attempt a
+                              where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
+                                and a.outcome is null limit 1) a
     ), applied as (
         update llmqueue.task t
            set status = llmqueue.status_word('unsolved'), attempts = t.attempts - 1, run_at = v_now

@@ -26,8 +26,9 @@ begin
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, delay_s double precision, counts boolean, error_class text,
                    error text, sent_after_s double precision, latency_s double precision)
-          join llmqueue.attempt a on a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
-         where a.outcome is null
+         cross join lateral (select a.granted_at from llmqueue.attempt a
+                              where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
+                                and a.outcome is null limit 1) a
     ), applied as (
         update llmqueue.task t
            set status = llmqueue.status_word(

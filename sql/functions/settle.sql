@@ -14,21 +14,22 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_group record;
     v_item jsonb;
-    v_free llmqueue.task_id[];
+    v_free jsonb;   -- {task_id: true} of those that we could lock
     v_busy bigint[];
 begin
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;
-    v_free := array(select t.id
-                      from llmqueue.task t
-                     where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))
-                       for no key update of t skip locked);
+    with free as materialized (
+        select t.id from llmqueue.task t
+         where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))
+           for no key update of t skip locked)
+    select coalesce(jsonb_object_agg(free.id::text, true), '{}'::jsonb) into v_free from free;
     v_busy := array(select (item ->> 'fence')::bigint
                       from jsonb_array_elements(p_items) item
-                     where (item ->> 'task_id')::llmqueue.task_id <> all (v_free)
-                       and exists (select from llmqueue.task t where t.id = (item ->> 'task_id')::llmqueue.task_id));
+                     where not v_free ? (item ->> 'task_id')::llmqueue.task_id::text
+                       and (select true from llmqueue.task t where t.id = (item ->> 'task_id')::llmqueue.task_id));
     for v_group in
         select item ->> 'verb' as verb, jsonb_agg(item) as items
           from jsonb_array_elements(p_items) item
@@ -59,8 +60,10 @@ begin
         end loop;
     end loop;
     return query
-        select given.fence, case when given.fence = any (v_busy) then 'busy' else coalesce(a.outcome, 'unknown') end
-          from (select (item ->> 'fence')::bigint as fence from jsonb_array_elements(p_items) item) given
-          left join llmqueue.attempt a on a.fence = given.fence and a.worker = p_worker;
+        select given.fence,
+               case when given.fence = any (v_busy) then 'busy'
+                    else coalesce((select a.outcome from llmqueue.attempt a
+                                    where a.fence = given.fence and a.worker = p_worker), 'unknown') end
+          from (select (item ->> 'fence')::bigint as fence from jsonb_array_elements(p_items) item) given;
 end
 $$;

@@ -1,0 +1,134 @@
+"""The measurements. Each takes the DSN of a fresh installed database and returns a section of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+import psycopg
+from psycopg.rows import TupleRow
+
+from llmqueue.simulator.call_log import read_calls
+from tests.support import processes
+from tests.support.eventually import eventually
+
+Connection = psycopg.Connection[TupleRow]
+
+WORKER = UUID(int=1)
+ROUNDS = 60
+
+
+def row(values: Sequence[object]) -> str:
+    return "| " + " | ".join(str(value) for value in values) + " |"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return "\n".join([row(head), row(["---"] * len(head)), *(row(values) for values in rows)])
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def claim(dsn: str, quick: bool) -> str:
+    """Cost of one claim of 50 and of one settle of 50 against the number of ready tasks."""
+    sizes = (5_000, 20_000) if quick else (10_000, 100_000, 1_000_000)
+    rows = []
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("insert into llmqueue.model_config (model, rpm) values ('a', 6000000)")
+        conn.execute("select llmqueue.register(%s, 'bench', '0', null, 3600, 0.5)", (WORKER,))
+        for size in sizes:
+            conn.execute("truncate tasks, llmqueue.attempt, llmqueue.ledger_grant, llmqueue.ledger_cell")
+            conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (size,))
+            conn.execute("vacuum analyze tasks")
+            claims, settles = zip(*(_round(conn) for _ in range(ROUNDS)), strict=True)
+            rows.append((f"{size:,}", spread(claims), f"{max(claims[5:]):.2f}", spread(settles)))
+    head = ("ready tasks", "claim of 50, ms", "slowest after the first five", "settle of 50, ms")
+    return f"## Claim and settle\n\n{ROUNDS} rounds each, one connection.\n\n{table(head, rows)}"
+
+
+def _round(conn: Connection) -> tuple[float, float]:
+    started_at = time.perf_counter()
+    claimed = conn.execute(
+        "select (task).fence, (task).task_id from llmqueue.claim(%s, array['a'], 50) where (task).fence is not null",
+        (WORKER,),
+    ).fetchall()
+    claimed_at = time.perf_counter()
+    items = [{"verb": "complete", "fence": fence, "task_id": str(key), "answer": "x"} for fence, key in claimed]
+    assert len(items) == 50, f"only {len(items)} claimed"
+    settle_from = time.perf_counter()
+    conn.execute("select count(*) from llmqueue.settle(%s, %s::jsonb)", (WORKER, orjson.dumps(items).decode()))
+    return (claimed_at - started_at) * 1000, (time.perf_counter() - settle_from) * 1000
+
+
+def latency(dsn: str, quick: bool) -> str:
+    """From the start of a single INSERT to the arrival at the backend, one idle worker, ten models."""
+    inserts = 100 if quick else 500
+    rows = []
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into llmqueue.model_config (model, rpm) select 'm' || n, 6000 from generate_series(1, 10) n"
+        )
+        for _ in range(1 if quick else 3):
+            waits = sorted(_insert_singly(dsn, conn, inserts))
+            p99 = waits[int(0.99 * len(waits)) - 1]
+            rows.append((inserts, f"{statistics.median(waits):.1f}", f"{p99:.1f}", f"{waits[-1]:.1f}"))
+    return f"## Insert to arrival, idle worker\n\n{table(('inserts', 'p50 ms', 'p99 ms', 'max ms'), rows)}"
+
+
+def _insert_singly(dsn: str, conn: Connection, inserts: int) -> list[float]:
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
+    inserted: dict[str, float] = {}
+    with processes.backend(folder, "--any-model", "--instant") as url:
+        env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url)
+        with processes.workers(folder, 1, env=env) as [worker]:
+            eventually(lambda: conn.execute("select 1 from llmqueue.idle_worker").fetchall())
+            for number in range(inserts):
+                began_at = time.time()
+                found = conn.execute("insert into tasks (prompt) values (%s) returning id", (f"p{number}",)).fetchone()
+                assert found is not None
+                inserted[f"{found[0]}:0"] = began_at
+                time.sleep(0.02)
+            eventually(lambda: not conn.execute("select 1 from tasks where status <> 'solved' limit 1").fetchall())
+            worker.stop()
+    return [(call.arrived_at - inserted[call.key or ""]) * 1000 for call in read_calls(folder / "calls.jsonl")]
+
+
+def throughput(dsn: str, quick: bool) -> str:
+    """Tasks per second through POST /single of an instant backend, limits high, one and two workers."""
+    tasks = 3_000 if quick else 20_000
+    rows = []
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into llmqueue.model_config (model, rpm) select 'm' || n, 600000 from generate_series(1, 10) n"
+        )
+        for workers in (1, 2):
+            rates = [_drain(dsn, conn, tasks, workers) for _ in range(1 if quick else 3)]
+            rows.append((workers, f"{tasks:,}", spread(rates, 0)))
+    return f"## Tasks per second over real HTTP\n\n{table(('workers', 'tasks', 'tasks/s'), rows)}"
+
+
+def _drain(dsn: str, conn: Connection, tasks: int, workers: int) -> float:
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
+    conn.execute("truncate tasks, llmqueue.attempt")
+    conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
+    conn.execute("vacuum analyze tasks")
+    with processes.backend(folder, "--any-model", "--instant") as url:
+        env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url)
+        with processes.workers(folder, workers, "--drain", env=env) as started:
+            assert [process.wait(600) for process in started] == [0] * workers
+    found = conn.execute(
+        "select count(*) / extract(epoch from max(ended_at) - min(granted_at)) from llmqueue.attempt"
+        " where outcome = 'completed'"
+    ).fetchone()
+    assert found is not None
+    return float(found[0])
+
+
+ALL: dict[str, Callable[[str, bool], str]] = {"claim": claim, "latency": latency, "throughput": throughput}

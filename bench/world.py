@@ -1,0 +1,25 @@
+"""A database of its own on an embedded server with default durability, installed, thrown away afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmqueue import embedded
+from llmqueue.adopt import AdoptionSpec, install
+
+
+@contextmanager
+def embedded_database() -> Iterator[str]:
+    home = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
+    home.chmod(0o755)  # as root the server runs as a user of its own, who must get in
+    try:
+        dsn = embedded.start(home)
+        install(dsn, AdoptionSpec())
+        yield dsn
+    finally:
+        embedded.leave(home)
+        shutil.rmtree(home, ignore_errors=True)
