@@ -60,22 +60,20 @@ WORKER = uuid4()
 
 
 @contextmanager
-def touching(conn: Connection) -> Iterator[Touched]:
-    """Counts what a transaction reads of `tasks`; it is committed."""
+def touching(conn: Connection, table: str = "tasks") -> Iterator[Touched]:
+    """Counts what a transaction reads of a table; it is committed."""
     touched = Touched()
     with conn.transaction():
-        sequential, fetched = _counts(conn)  # not 0: what was not yet flushed of earlier transactions is in it
+        sequential, fetched = _counts(conn, table)  # not 0: what was not yet flushed of earlier transactions is in it
         yield touched
         touched.sequential, touched.fetched = (
-            now - then for now, then in zip(_counts(conn), (sequential, fetched), strict=True)
+            now - then for now, then in zip(_counts(conn, table), (sequential, fetched), strict=True)
         )
 
 
-def _counts(conn: Connection) -> tuple[int, int]:
-    query = (
-        "select coalesce(seq_scan, 0), coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables where relname = 'tasks'"
-    )
-    row = conn.execute(query).fetchone()
+def _counts(conn: Connection, table: str = "tasks") -> tuple[int, int]:
+    query = "select coalesce(seq_scan, 0), coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables where relname = %s"
+    row = conn.execute(query, (table,)).fetchone()
     assert row is not None
     return int(str(row[0])), int(str(row[1]))
 
@@ -132,6 +130,21 @@ def test_a_flush_reads_the_tasks_that_it_settles(large: Connection, verb: str) -
         assert {outcome for (outcome,) in touched.rows} <= {"completed", "retried", "buried", "released"}
         assert touched.sequential == 0
         assert touched.fetched <= MOST_READ
+
+
+def test_a_flush_reads_the_attempts_that_it_settles_though_its_plans_are_from_an_empty_log(large: Connection) -> None:
+    large.execute("alter table llmqueue.attempt set (autovacuum_enabled = off)")
+    reads = []
+    for _ in range(60):
+        items = [
+            {"verb": "complete", "fence": fence, "task_id": str(task_id), "answer": "42"}
+            for fence, task_id in claim(large)
+        ]
+        with touching(large, "attempt") as touched:
+            large.execute("select outcome from llmqueue.settle(%s, %s::jsonb)", (WORKER, json.dumps(items)))
+        reads.append(touched.fetched)
+
+    assert max(reads) <= MOST_READ
 
 
 def test_a_promotion_reads_what_is_due(large: Connection) -> None:

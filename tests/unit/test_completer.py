@@ -1,0 +1,176 @@
+"""completer.Completer: every end reaches the database once it can, in order, and its slot is freed only then."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import anyio
+import pytest
+
+from llmqueue.completer import MAX_FLUSH, Completer
+from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.models import Complete, Grant, Settlement, Task, Usage
+from llmqueue.outage import Outage
+from llmqueue.store import Store
+
+pytestmark = pytest.mark.anyio
+Outcomes = Callable[[Sequence[Settlement]], dict[int, str]]
+
+
+def end(fence: int, answer: str = "42") -> Settlement:
+    task = Task(fence, fence, 1, 5, 0, "why?", None)
+    return Settlement(Grant("m", task, 0.0, 1.0, 60.0), Complete(answer, Usage()), 0.0, 1.0)
+
+
+class Recorder:
+    """A store whose settle does what the test says; `flushes` are the fences of each call that came through."""
+
+    def __init__(self) -> None:
+        self.outage = Outage()
+        self.flushes: list[list[int]] = []
+        self.failures: list[Exception] = []
+        self.outcomes: Outcomes = lambda batch: dict.fromkeys(fences(batch), "completed")
+        self.gate = anyio.Event()
+        self.gate.set()
+
+    async def settle(self, batch: Sequence[Settlement]) -> dict[int, str]:
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.flushes.append(fences(batch))
+        return self.outcomes(batch)
+
+
+def fences(batch: Sequence[Settlement]) -> list[int]:
+    return [settlement.grant.task.fence for settlement in batch]
+
+
+class Run:
+    """A completer on a recorder; `settled` are the fences whose slots were freed."""
+
+    def __init__(self) -> None:
+        self.store = Recorder()
+        self.settled: list[int] = []
+        self.completer = Completer(cast(Store, self.store), lambda settlement: self.settled.append(settlement.grant.task.fence))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.completer.run)
+            yield
+            group.cancel_scope.cancel()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        with anyio.fail_after(20):
+            while not is_so():
+                await anyio.sleep(0.005)
+
+
+@pytest.fixture
+def run(anyio_backend: str) -> Run:
+    return Run()
+
+
+async def test_ends_that_come_together_go_out_together(run: Run) -> None:
+    async with run.running():
+        for fence in range(50):
+            run.completer.put(end(fence))
+        await run.until(lambda: len(run.settled) == 50)
+
+    assert run.store.flushes == [list(range(50))]
+    assert run.completer.unsettled == 0
+
+
+async def test_a_flush_is_bounded(run: Run) -> None:
+    for fence in range(2 * MAX_FLUSH + 1):
+        run.completer.put(end(fence))
+    async with run.running():
+        await run.until(lambda: len(run.settled) == 2 * MAX_FLUSH + 1)
+
+    assert [len(flush) for flush in run.store.flushes] == [MAX_FLUSH, MAX_FLUSH, 1]
+
+
+async def test_large_answers_do_not_share_a_flush(run: Run) -> None:
+    for fence in range(4):
+        run.completer.put(end(fence, "x" * 5_000_000))
+    async with run.running():
+        await run.until(lambda: len(run.settled) == 4)
+
+    assert run.store.flushes == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("error", [DatabaseUnreachable("away"), SqlError("raised")])
+async def test_an_outage_loses_nothing_and_frees_no_slot_before_its_end(run: Run, error: Exception) -> None:
+    run.store.failures = [error, error]
+    run.completer.put(end(1))
+    async with run.running():
+        await run.until(lambda: len(run.store.failures) == 1)
+        assert run.settled == []
+        run.completer.put(end(2))
+        await run.until(lambda: sorted(run.settled) == [1, 2])
+
+    assert [fence for flush in run.store.flushes for fence in flush] == [1, 2]
+
+
+async def test_a_busy_row_is_asked_for_again_and_keeps_its_slot(run: Run) -> None:
+    asked = 0
+
+    def outcomes(batch: Sequence[Settlement]) -> dict[int, str]:
+        nonlocal asked
+        asked += 1
+        return {fence: "busy" if fence == 1 and asked < 3 else "completed" for fence in fences(batch)}
+
+    run.store.outcomes = outcomes
+    run.completer.put(end(1))
+    run.completer.put(end(2))
+    async with run.running():
+        await run.until(lambda: run.settled == [2])
+        assert run.completer.unsettled == 1
+        await run.until(lambda: run.settled == [2, 1])
+
+
+@pytest.mark.parametrize("outcome", ["late", "set_aside", "unknown", "lost"])
+async def test_every_other_outcome_frees_the_slot(run: Run, outcome: str) -> None:
+    run.store.outcomes = lambda batch: dict.fromkeys(fences(batch), outcome)
+    run.completer.put(end(1))
+    async with run.running():
+        await run.until(lambda: run.settled == [1])
+
+
+async def test_an_end_that_the_database_says_nothing_of_is_not_kept_for_ever(run: Run) -> None:
+    run.store.outcomes = lambda _batch: {}
+    run.completer.put(end(1))
+    async with run.running():
+        await run.until(lambda: run.settled == [1])
+
+
+async def test_what_was_in_flight_when_it_was_stopped_is_still_there_for_the_drain(run: Run) -> None:
+    run.store.failures = [DatabaseUnreachable("away")] * 3
+    for fence in range(3):
+        run.completer.put(end(fence))
+    async with run.running():
+        await run.until(lambda: len(run.store.failures) < 3)
+    assert run.completer.unsettled == 3
+
+    run.store.failures = []
+    assert await run.completer.drain(20) == 0
+
+    assert run.settled == [0, 1, 2]
+
+
+async def test_a_drain_gives_up_in_time_and_says_how_many_are_left(run: Run) -> None:
+    run.store.failures = [DatabaseUnreachable("away")] * 1000
+    run.completer.put(end(1))
+
+    assert await run.completer.drain(0.05) == 1
+
+
+async def test_a_drain_waits_for_busy_rows(run: Run) -> None:
+    answers = iter(["busy", "busy", "completed"])
+    run.store.outcomes = lambda batch: dict.fromkeys(fences(batch), next(answers))
+    run.completer.put(end(1))
+
+    assert await run.completer.drain(20) == 0
+    assert run.settled == [1]

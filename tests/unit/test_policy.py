@@ -1,0 +1,83 @@
+"""policy.decide: whose fault it was, and what that means for the task (design I11)."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from llmqueue.models import (
+    Answer,
+    Breakdown,
+    Bury,
+    Complete,
+    Late,
+    Refusal,
+    Rejection,
+    Release,
+    Retry,
+    Unreachable,
+    Usage,
+)
+from llmqueue.policy import BACKOFF_CAP_S, REFUSAL_PAUSE_S, backoff_s, decide
+
+RNG = random.Random(7)
+
+
+def test_an_answer_completes() -> None:
+    assert decide(Answer("42", Usage(1, 2)), 1, RNG) == Complete("42", Usage(1, 2))
+
+
+@pytest.mark.parametrize("reply", [Late(), Unreachable("connection refused")])
+def test_what_was_never_sent_goes_back_whole(reply: Late | Unreachable) -> None:
+    assert isinstance(decide(reply, 3, RNG), Release)
+
+
+def test_a_refusal_waits_as_told_and_a_little_more_and_costs_no_attempt() -> None:
+    for _ in range(200):
+        decision = decide(Refusal("rate_limited", "429", 20.0), 1, RNG)
+        assert isinstance(decision, Retry)
+        assert not decision.counts
+        assert 20.0 <= decision.delay_s <= 22.1
+
+
+def test_a_refusal_without_a_time_waits_a_default() -> None:
+    decision = decide(Refusal("unavailable", "503", None), 1, RNG)
+
+    assert isinstance(decision, Retry)
+    assert REFUSAL_PAUSE_S <= decision.delay_s <= 1.1 * REFUSAL_PAUSE_S + 0.1
+
+
+def test_a_breakdown_counts_and_backs_off_with_full_jitter() -> None:
+    decision = decide(Breakdown("timeout", "no reply"), 1, RNG)
+    assert isinstance(decision, Retry)
+    assert decision.counts
+
+    for attempt_no in (1, 2, 5, 9, 60, 10_000):
+        pauses = [backoff_s(attempt_no, RNG) for _ in range(500)]
+        ceiling = min(BACKOFF_CAP_S, 2.0 ** (attempt_no - 1) if attempt_no < 50 else BACKOFF_CAP_S)
+        assert 0.05 <= min(pauses) <= 0.2 * ceiling + 0.05
+        assert 0.8 * ceiling <= max(pauses) <= ceiling
+
+
+def test_a_rejection_is_a_dead_letter_at_once() -> None:
+    assert decide(Rejection("http_400", "bad prompt"), 1, RNG) == Bury("http_400", "bad prompt")
+
+
+@pytest.mark.parametrize(
+    "answer", ["a\x00b", "lone \ud800", {"a": "x\x00"}, ["\udfff"], {"\x00": 1}, [{"deep": ["\ud83d"]}]], ids=repr
+)
+def test_what_postgres_cannot_hold_is_buried_and_kept_in_words_it_can(answer: object) -> None:
+    decision = decide(Answer(answer, Usage()), 1, RNG)
+
+    assert isinstance(decision, Bury)
+    assert decision.answer is not None
+    assert "\x00" not in decision.answer
+    assert decision.answer.isascii()
+    assert json.loads(decision.answer) == answer
+
+
+@pytest.mark.parametrize("answer", ["", "🎉 عربى \u202e", "\\u0000 as text", "\t\r\n", 0, False, [], {"a": None}], ids=repr)
+def test_every_other_answer_completes(answer: object) -> None:
+    assert isinstance(decide(Answer(answer, Usage()), 1, RNG), Complete)
