@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
-# These need no database and run once; every other test runs once per PostgreSQL.
+# These need no database and run once; the system tests run on the first PostgreSQL, all others on each.
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 
@@ -48,7 +48,8 @@ test: setup ## every test but the long ones: without a database once, the others
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(QUICK) $(ARGS))
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
-	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE)) $(QUICK) $(ARGS); \
+	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE)) $$skip $(QUICK) $(ARGS); \
+	  skip=--ignore=tests/system; \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code

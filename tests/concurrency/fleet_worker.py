@@ -18,7 +18,9 @@ from uuid import uuid4
 import psycopg
 from psycopg.types.json import Jsonb
 
-CLAIM = """select model, (task).task_id, (task).fence, reason, retry_in_s from llmqueue.claim(%s, %s::text[], %s, %s::text[])"""
+CLAIM = """
+    select model, (task).task_id, (task).fence, reason, retry_in_s
+      from llmqueue.claim(%s, %s::text[], %s, %s::text[])"""
 
 
 def item(rng: random.Random, task_id: int, fence: int) -> dict[str, object]:

@@ -15,6 +15,13 @@ PROCESSES = 8
 SECONDS = 10
 WINDOW_S, GUARD_S = 3.0, 0.5
 RPMS = {"a": 3, "b": 15, "c": 60, "d": 240, "e": 900}  # per window
+LEDGER = """
+    select model, sum(calls) from (
+        select model, calls from llmqueue.ledger_cell
+        union all
+        select model, calls from llmqueue.ledger_grant g
+         where cell = (select max(cell) from llmqueue.ledger_grant last where last.model = g.model)) counted
+     group by model"""
 WORKER = Path(__file__).with_name("fleet_worker.py")
 
 
@@ -62,7 +69,8 @@ def test_a_fleet_never_exceeds_a_limit_and_loses_or_doubles_nothing(
         seen.update(one)
 
     attempts = conn.execute(
-        "select model, extract(epoch from granted_at)::float8, outcome, task_id, attempt_no, fence from llmqueue.attempt"
+        "select model, extract(epoch from granted_at)::float8, outcome, task_id, attempt_no, fence "
+        "from llmqueue.attempt"
     ).fetchall()
     # Every grant that was not given back counts, and so do those whose refund came later than the grant after it.
     worst = {
@@ -76,7 +84,8 @@ def test_a_fleet_never_exceeds_a_limit_and_loses_or_doubles_nothing(
         for model, rpm in RPMS.items()
     }
     print(
-        f"worst windows {worst}, use { ({model: f'{share:.0%}' for model, share in use.items()}) }, {dict(sorted(seen.items()))}"
+        f"worst windows {worst}, use { ({model: f'{share:.0%}' for model, share in use.items()}) },",
+        dict(sorted(seen.items())),
     )
     assert all(worst[model] <= rpm for model, rpm in RPMS.items()), worst
     assert all(share > 0.7 for share in use.values()), use
@@ -100,11 +109,6 @@ def test_a_fleet_never_exceeds_a_limit_and_loses_or_doubles_nothing(
         assert [row[2] for row in mine].count(None) == (status == "running")
         assert answer == (f"answer {fence}" if status == "solved" else None)
 
-    ledger = dict(
-        conn.execute("""select model, sum(calls) from (
-        select model, calls from llmqueue.ledger_cell
-        union all select model, calls from llmqueue.ledger_grant g
-                   where cell = (select max(cell) from llmqueue.ledger_grant x where x.model = g.model)) x group by model""").fetchall()
-    )
+    ledger = dict(conn.execute(LEDGER).fetchall())
     charged = Counter(row[0] for row in attempts if row[2] != "released")
     assert ledger == charged, "the ledger's sum is what was granted and not given back"

@@ -89,12 +89,15 @@ def test_one_contended_model_is_waited_for_briefly_and_then_named(two: Sessions,
 
 
 @pytest.mark.parametrize("models", [["a", "b"], None])
-def test_of_several_models_a_contended_one_is_skipped_at_once(two: Sessions, queue: Queue, models: list[str] | None) -> None:
+def test_of_several_models_a_contended_one_is_skipped_at_once(
+    two: Sessions, queue: Queue, models: list[str] | None
+) -> None:
     keys = queue.add(3)
     hold_model(two, "a")
     # Any wait for an advisory lock would raise here: the claim sets a lock_timeout of its own only when it may wait.
     queue.rows(
-        "create or replace function llmqueue.lock_model(p_model text, p_may_wait boolean) returns boolean language plpgsql as $$ "
+        "create or replace function llmqueue.lock_model(p_model text, p_may_wait boolean) returns boolean "
+        "language plpgsql as $$ "
         "begin if p_may_wait is distinct from false then raise exception 'would wait'; end if; "
         "return pg_try_advisory_xact_lock(llmqueue.lock_space(), hashtext(p_model)); end $$"
     )
@@ -190,7 +193,8 @@ def sweeper_of_the_dead(two: Sessions, queue: Queue) -> Queue:
     sweeper = two.queue()
     sweeper.now = sweeper.value("select clock_timestamp() + interval '10 minutes'")
     sweeper.rows(
-        "update llmqueue.worker set heartbeat_at = %s, beating_since = now() - interval '1 hour', lease_s = 60 where worker = %s",
+        "update llmqueue.worker set heartbeat_at = %s, beating_since = now() - interval '1 hour', lease_s = 60 "
+        "where worker = %s",
         sweeper.now,
         sweeper.worker,
     )

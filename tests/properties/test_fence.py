@@ -1,4 +1,4 @@
-"""The fence against a small model: whatever workers, sweeps and operators do, each task has one end, and the right one."""
+"""The fence against a small model: whatever workers, sweeps and operators do, each task has one end."""
 
 from __future__ import annotations
 
@@ -160,7 +160,10 @@ class World:
     # --- what must hold -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        rows = {row["id"]: row for row in self.queue.rows("select id, status, attempts, fence, answer, restarts, finished_at from tasks")}
+        rows = {
+            row["id"]: row
+            for row in self.queue.rows("select id, status, attempts, fence, answer, restarts, finished_at from tasks")
+        }
         assert set(rows) == {key for key, task in self.tasks.items() if not task.is_deleted}
         for key, row in rows.items():
             task = self.tasks[key]
@@ -178,10 +181,14 @@ INDEX = st.integers(0, 60)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("claim"), st.integers(0, 2), st.integers(1, 4)),
-        st.tuples(st.just("settle"), INDEX, st.sampled_from(["complete", "complete", "retry", "refuse", "release", "bury"])),
+        st.tuples(
+            st.just("settle"), INDEX, st.sampled_from(["complete", "complete", "retry", "refuse", "release", "bury"])
+        ),
         st.tuples(st.just("settle"), INDEX, st.sampled_from(["complete", "release"])),
         st.tuples(st.just("lose"), st.integers(0, 2)),
-        st.tuples(st.just("operate"), INDEX, st.sampled_from(["cancel", "restart", "restart", "reset", "take away", "delete"])),
+        st.tuples(
+            st.just("operate"), INDEX, st.sampled_from(["cancel", "restart", "restart", "reset", "take away", "delete"])
+        ),
         st.tuples(st.just("promote")),
     ),
     min_size=8,
@@ -190,7 +197,9 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-def test_each_task_has_one_end_and_the_right_one(backlog: psycopg.Connection[Any], steps: list[tuple[Any, ...]]) -> None:
+def test_each_task_has_one_end_and_the_right_one(
+    backlog: psycopg.Connection[Any], steps: list[tuple[Any, ...]]
+) -> None:
     try:
         queue = Queue(backlog)
         queue.rows("delete from tasks")

@@ -277,7 +277,7 @@ def test_a_limit_is_used_up_to_the_last_call_that_a_window_admits(
     ("rpm", "wanted"), [(1, 1), (6, 10), (60, 1), (60, 20), (600, 1), (600, 100), (3000, 500), (60000, 500)]
 )
 def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any], rpm: int, wanted: int) -> None:
-    """Ten minutes from a cold start, back exactly at retry_at; the hottest models would need a million tasks, so without them."""
+    """Ten minutes from a cold start, back exactly at retry_at. Without tasks: the hottest would need a million."""
     query = b"""select calls, extract(epoch from retry_at - granted_at) as retry_in_s, llmqueue.charge(
                     'x', calls, cell, level - calls, granted_at, open_cell, open_calls)
                   from llmqueue.allowance('x', %s, %s, %s)"""

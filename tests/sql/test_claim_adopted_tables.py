@@ -18,6 +18,7 @@ KEYS = {
     "varchar": ("varchar(50) primary key default md5(random()::text)", str),
     "smallint": ("smallint generated always as identity primary key", int),
 }
+KEY = "id bigint generated always as identity primary key"
 WORDS = {"running": "doing", "failed": "bad", "cancelled": "off", "delayed": "later"}
 
 
@@ -57,7 +58,8 @@ def test_own_words_and_names_go_the_whole_way(database: str, connection: psycopg
     run(
         database,
         """create table "The Tasks" ("Key" uuid primary key default gen_random_uuid(), "Question" text, "Reply" text,
-           "State" varchar(10) not null default 'new' check ("State" in ('new', 'doing', 'done', 'bad', 'off', 'later')),
+           "State" varchar(10) not null default 'new'
+               check ("State" in ('new', 'doing', 'done', 'bad', 'off', 'later')),
            urgency bigint)""",
     )
     adopt(
@@ -74,8 +76,8 @@ def test_own_words_and_names_go_the_whole_way(database: str, connection: psycopg
     )
     queue = Queue(connection)
     queue.model("m", 60000)
-    queue.rows("""insert into "The Tasks" ("Question", urgency) values ('low', -9223372036854775808), ('high', 9223372036854775807),
-                  ('none', null)""")
+    queue.rows("""insert into "The Tasks" ("Question", urgency) values
+                  ('low', -9223372036854775808), ('high', 9223372036854775807), ('none', null)""")
 
     grants = queue.claim(10).grants
     assert [grant.prompt for grant in grants] == ["high", "none", "low"]
@@ -103,7 +105,7 @@ def test_a_status_of_our_own_goes_the_whole_way(
     theirs = definition.split(maxsplit=1)[0]
     run(
         database,
-        f"create table tasks (id bigint generated always as identity primary key, prompt text, answer text, {definition})",
+        f"create table tasks ({KEY}, prompt text, answer text, {definition})",
     )
     adopt(database, own_status=True, **options)
     queue = Queue(connection)
@@ -124,7 +126,7 @@ def test_a_status_of_our_own_goes_the_whole_way(
 
 
 def test_without_a_status_column_the_answer_tells(database: str, connection: psycopg.Connection[Any]) -> None:
-    run(database, "create table tasks (id int primary key generated always as identity, prompt text, answer text)")
+    run(database, f"create table tasks ({KEY}, prompt text, answer text)")
     run(database, "insert into tasks (prompt, answer) values ('old', 'answered')")
     adopt(database, own_status=True)
     queue = Queue(connection)
@@ -141,7 +143,7 @@ def test_without_a_status_column_the_answer_tells(database: str, connection: psy
 def test_a_dead_letter_with_a_status_of_our_own_runs_again(database: str, connection: psycopg.Connection[Any]) -> None:
     run(
         database,
-        "create table tasks (id int primary key generated always as identity, prompt text, answer text, status boolean default false)",
+        f"create table tasks ({KEY}, prompt text, answer text, status boolean default false)",
     )
     adopt(database, own_status=True, queued_value="false", done_value="true")
     queue = Queue(connection)
@@ -158,7 +160,7 @@ def test_a_dead_letter_with_a_status_of_our_own_runs_again(database: str, connec
 def test_a_json_prompt_and_answer_go_as_json(database: str, connection: psycopg.Connection[Any], kind: str) -> None:
     run(
         database,
-        f"create table tasks (id int primary key generated always as identity, prompt {kind}, answer {kind}, status text default 'unsolved')",
+        f"create table tasks ({KEY}, prompt {kind}, answer {kind}, status text default 'unsolved')",
     )
     adopt(database)
     queue = Queue(connection)
@@ -178,7 +180,7 @@ def test_a_json_prompt_and_answer_go_as_json(database: str, connection: psycopg.
 def test_an_answer_too_long_for_their_column_is_kept_whole(database: str, connection: psycopg.Connection[Any]) -> None:
     run(
         database,
-        "create table tasks (id int primary key generated always as identity, prompt text, answer varchar(5), status text default 'unsolved')",
+        f"create table tasks ({KEY}, prompt text, answer varchar(5), status text default 'unsolved')",
     )
     adopt(database)
     queue = Queue(connection)

@@ -161,7 +161,8 @@ def test_a_deferred_constraint_trigger_that_raises_sets_one_row_aside(queue: Que
     queue.model("m", 6000)
     (bad,), good = queue.add(prompt="bad"), queue.add(2)
     queue.rows(
-        f"create function check_it() returns trigger language plpgsql as $f$ begin {rejects('running')}; return null; end $f$"
+        "create function check_it() returns trigger language plpgsql as "
+        f"$f$ begin {rejects('running')}; return null; end $f$"
     )
     queue.rows(
         "create constraint trigger check_it after update on tasks deferrable initially deferred "

@@ -39,7 +39,8 @@ def test_an_old_ledger_goes_in_bounded_steps(queue: Queue) -> None:
     queue.model("m", 60)
     queue.rows("insert into llmqueue.ledger_cell (model, cell, calls) select 'm', n, 1 from generate_series(1, 5000) n")
     queue.rows(
-        "insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at) select 'm', n, 1, 0, now() from generate_series(1, 5001) n"
+        "insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at) "
+        "select 'm', n, 1, 0, now() from generate_series(1, 5001) n"
     )
 
     pruned = [queue.value("select llmqueue.prune_ledger(%s)", queue.now) for _ in range(4)]

@@ -79,7 +79,8 @@ def test_a_role_that_may_only_insert_rings_too(conn: psycopg.Connection, install
 def test_a_hostile_search_path_changes_nothing(conn: psycopg.Connection, installed: str) -> None:
     conn.execute("create schema evil")
     conn.execute(
-        "create function evil.pg_notify(text, text) returns void language plpgsql as 'begin raise exception ''caught''; end'"
+        "create function evil.pg_notify(text, text) returns void language plpgsql as "
+        "'begin raise exception ''caught''; end'"
     )
     conn.execute("insert into llmqueue.idle_worker values (%s, now())", (uuid4(),))
     with listening(installed) as listener:

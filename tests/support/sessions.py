@@ -1,4 +1,4 @@
-"""Two sessions at once: one is started in the background, and the test waits until it is seen to wait, never by sleeping."""
+"""Two sessions at once: one runs in the background, and the test goes on when it is seen to wait."""
 
 from __future__ import annotations
 

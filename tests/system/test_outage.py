@@ -33,7 +33,7 @@ def test_a_crash_of_the_database_costs_no_answer(own_server: Server, tmp_path: P
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("insert into llmqueue.model_config (model, rpm) values ('a', 6000)")
         conn.execute("insert into tasks (prompt) select 'prompt ' || n from generate_series(1, 600) n")
-    with processes.backend(tmp_path, "--any-model", "--speed", "3") as url:
+    with processes.backend(tmp_path, "--any-model", "--speed", "10") as url:
         env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url, LEASE_S="5")
         with processes.workers(tmp_path, 2, "--drain", env=env) as started:
             eventually(lambda: "completed" in started[0].output and "completed" in started[1].output)

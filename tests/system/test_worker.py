@@ -45,7 +45,7 @@ def test_a_killed_worker_costs_its_tasks_nothing_but_time(
 ) -> None:
     add_models(conn, "a", "b", "c", rpm=600)
     add_tasks(conn, 400)
-    with processes.backend(tmp_path, "--any-model", "--speed", "4") as url:
+    with processes.backend(tmp_path, "--any-model", "--speed", "10") as url:
         env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url, LEASE_S="3")
         with processes.workers(tmp_path, 3, "--drain", env=env) as (victim, *others):
             eventually(
@@ -75,7 +75,7 @@ def test_a_killed_worker_costs_its_tasks_nothing_but_time(
 
 
 def test_a_changed_limit_holds_from_its_commit(installed: str, conn: psycopg.Connection, tmp_path: Path) -> None:
-    window_s = 4.0
+    window_s = 2.0
     conn.execute("update llmqueue.limiter set window_s = %s", (window_s,))
     add_models(conn, "a", rpm=60)
     add_tasks(conn, 3000)
@@ -105,7 +105,7 @@ def test_sigterm_gives_back_what_was_not_sent_and_waits_for_the_rest(
 ) -> None:
     add_models(conn, "a", rpm=600)
     add_tasks(conn, 300)
-    with processes.backend(tmp_path, "--any-model", "--speed", "2") as url:
+    with processes.backend(tmp_path, "--any-model", "--speed", "10") as url:
         env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url)
         with processes.workers(tmp_path, 1, env=env) as [worker]:
             eventually(

@@ -53,7 +53,9 @@ class Run:
     def __init__(self) -> None:
         self.store = Recorder()
         self.settled: list[int] = []
-        self.completer = Completer(cast(Store, self.store), lambda settlement: self.settled.append(settlement.grant.task.fence))
+        self.completer = Completer(
+            cast(Store, self.store), lambda settlement: self.settled.append(settlement.grant.task.fence)
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

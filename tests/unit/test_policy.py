@@ -78,6 +78,8 @@ def test_what_postgres_cannot_hold_is_buried_and_kept_in_words_it_can(answer: ob
     assert json.loads(decision.answer) == answer
 
 
-@pytest.mark.parametrize("answer", ["", "🎉 عربى \u202e", "\\u0000 as text", "\t\r\n", 0, False, [], {"a": None}], ids=repr)
+@pytest.mark.parametrize(
+    "answer", ["", "🎉 عربى \u202e", "\\u0000 as text", "\t\r\n", 0, False, [], {"a": None}], ids=repr
+)
 def test_every_other_answer_completes(answer: object) -> None:
     assert isinstance(decide(Answer(answer, Usage()), 1, RNG), Complete)

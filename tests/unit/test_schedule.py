@@ -15,7 +15,9 @@ def schedule() -> Schedule:
     return Schedule()
 
 
-def note(schedule: Schedule, model: str, reason: str | None, retry_in_s: float | None = None, now: float = 100.0) -> None:
+def note(
+    schedule: Schedule, model: str, reason: str | None, retry_in_s: float | None = None, now: float = 100.0
+) -> None:
     schedule.note(Verdict(model, reason, retry_in_s), now)
 
 
