@@ -51,15 +51,19 @@ def _in(function: str, *broken: tuple[str, str, str, str]) -> list[Mutation]:
     return [Mutation(name, (Edit(file, old, new),), tuple(tests.split())) for name, old, new, tests in broken]
 
 
-# A session option alone would not do: the claim refuses to run under it.
-ONE_SNAPSHOT: Final = Mutation(
-    "lock, read and write see one snapshot",
+# What reads like one careful statement reads the ledger as it was before the lock was got (design I1).
+ONE_STATEMENT: Final = Mutation(
+    "lock and read are one statement",
     (
-        Edit("sql/functions/claim.sql", ISOLATION, "if false then"),
         Edit(
-            "tests/concurrency/fleet_worker.py",
-            "psycopg.connect(dsn, autocommit=True)",
-            "psycopg.connect(dsn, autocommit=True, options='-c default_transaction_isolation=repeatable\\\\ read')",
+            "sql/functions/claim.sql",
+            "elsif not llmqueue.lock_model(v_model, coalesce(cardinality(p_models), 0) = 1) then",
+            "elsif false then",
+        ),
+        Edit(
+            "sql/functions/claim.sql",
+            "from llmqueue.allowance(",
+            "from (select llmqueue.lock_model(v_model, true) as got offset 0) locked cross join llmqueue.allowance(",
         ),
     ),
     (FLEET,),
@@ -134,4 +138,4 @@ ENDING: Final = chain(
         ("the wake-up rings always", "if exists (select from llmqueue.idle_worker) then", "if true then", WAKE_UP)),
 )
 # fmt: on
-MUTATIONS: Final = (ONE_SNAPSHOT, *CLAIMING, *ENDING)
+MUTATIONS: Final = (ONE_STATEMENT, *CLAIMING, *ENDING)

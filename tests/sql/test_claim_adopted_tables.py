@@ -192,3 +192,23 @@ def test_an_answer_too_long_for_their_column_is_kept_whole(database: str, connec
 
     assert queue.attempt(first)["answer"] == "much too long"
     assert queue.task(second.id)["answer"] == "short"
+
+
+@pytest.mark.xfail(
+    strict=True, reason="restart() clears our status only; theirs stays at the done value (seam: no mark_queued)"
+)
+@pytest.mark.parametrize("status", ["status boolean default false", "note text"])
+def test_a_solved_task_with_a_status_of_our_own_runs_again(
+    database: str, connection: psycopg.Connection[Any], status: str
+) -> None:
+    run(database, f"create table tasks ({KEY}, prompt text, answer text, {status})")
+    options = {"queued_value": "false", "done_value": "true"} if "boolean" in status else {}
+    adopt(database, own_status=True, **options)
+    queue = Queue(connection)
+    queue.model("m", 60000)
+    (key,) = queue.add()
+    queue.complete(queue.claim(1).only)
+
+    assert queue.restart(key) == [key]
+
+    assert queue.claim(1).ids == [key]

@@ -28,8 +28,8 @@ from pathlib import Path
 import psycopg
 from llmqueue import embedded
 dsn = embedded.start(Path(sys.argv[1]))
-print(dsn, flush=True)
 try:
+    print(dsn, flush=True)
     sys.stdin.read()
 except KeyboardInterrupt:
     print(psycopg.connect(dsn).execute("select 'still there'").fetchone()[0], flush=True)
