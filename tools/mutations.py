@@ -78,7 +78,7 @@ CLAIMING: Final = chain(
         ("now() for clock_timestamp()", "coalesce(p_now, clock_timestamp())", "coalesce(p_now, now())", TWO),
         ("several models wait for each other", "coalesce(cardinality(p_models), 0) = 1", "true", TWO),
         ("paused models run", "not v_config.enabled or v_config.rpm = 0", "false", CLAIM),
-        ("a grant without a task is charged", "if v_taken > 0 then", "if true then", CLAIM),
+        ("a grant without a task is charged", "llmqueue.charge(v_model, v_taken,", "llmqueue.charge(v_model, v_allowed.calls,", CLAIM),
         ("retry_in_s from the held clock", "v_allowed.retry_at - v_now", "v_allowed.retry_at - v_allowed.granted_at", WINDOWS)),
     _in("allowance",
         ("the oldest cell is off by one", "v_span_s) / v_cell_s)::bigint", "v_span_s) / v_cell_s)::bigint + 1", f"{LIMITER} {WINDOWS}"),
