@@ -8,13 +8,14 @@ set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_merg
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_applied integer;
+    v_unsent bigint[];
 begin
     with given as materialized (
         select i.fence, i.task_id, i.answer, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
-               a.granted_at
+               i.is_unsent, a.granted_at
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, answer text, error_class text, error text,
-                   sent_after_s double precision, latency_s double precision)
+                   sent_after_s double precision, latency_s double precision, is_unsent boolean)
          cross join lateral (select a.granted_at from llmqueue.attempt a
                               where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
                                 and a.outcome is null limit 1) a
@@ -35,8 +36,11 @@ begin
                answer = g.answer
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
+        returning a.fence, g.is_unsent
     )
-    select count(*)::integer into v_applied from applied;
+    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent)
+      into v_applied, v_unsent from ended;
+    perform llmqueue.refund(v_unsent);
     return v_applied;
 end
 $$;

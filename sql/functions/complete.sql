@@ -5,7 +5,7 @@
 --   neither ended nor been started again: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
 --   settled already is left alone, so a flush can be sent twice. A task that was set back by hand has another life, and
 --   its prompt may be another: its finished_at is set until the first claim, and from then on newer attempts count from
---   1 again, which those of the same life never do. Row by row by the keys, as in lease_rows.
+--   1 again, which those of the same life never do. A new row under the key of a deleted one has no fence. Row by row by the keys, as in lease_rows.
 create or replace function llmqueue.complete(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
 set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -35,7 +35,7 @@ begin
                finished_at = v_now
          where t.id = v_item.task_id
            and ((t.is_running and t.fence = v_item.fence)
-                or ((t.is_ready or t.is_delayed) and t.finished_at is null
+                or ((t.is_ready or t.is_delayed) and t.finished_at is null and t.fence >= v_item.fence
                     and not exists (select from llmqueue.attempt newer
                                      where newer.task_id = v_item.task_id and newer.fence > v_item.fence
                                        and newer.attempt_no <= v_attempt.attempt_no)));

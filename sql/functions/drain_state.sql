@@ -38,17 +38,20 @@ begin
     return query
         select true, x.lane, x.reason, count(*), (array_agg(x.id::text))[1:5]
           from ((select t.lane, t.id,
-                        case when exists (select from llmqueue.set_aside s where s.task_id = t.id) then 'set aside'
-                             when t.lane = any (v_able) or (t.lane = '' and cardinality(v_able) > 0) then 'due later'
+                        case when t.lane = any (v_able) or (t.lane = '' and cardinality(v_able) > 0) then 'due later'
                              when t.lane = '' then 'no model can take it'
                              when exists (select from llmqueue.model_config c where c.model = t.lane)
                                   then 'its model is paused or not served here'
                              else 'its model is not configured' end as reason
                    from unnest(v_lanes) l(lane)
                   cross join lateral (select y.lane, y.id from llmqueue.task y
-                                       where y.is_ready and y.lane = l.lane limit 10000) t)
+                                       where y.is_ready and y.lane = l.lane
+                                         and (select true from llmqueue.set_aside s where s.task_id = y.id) is null limit 10000) t)
                 union all
-                (select t.lane, t.id, 'due later' from llmqueue.task t where t.is_delayed limit 10000)) x
+                (select t.lane, t.id, 'due later' from llmqueue.task t
+                  where t.is_delayed and (select true from llmqueue.set_aside s where s.task_id = t.id) is null limit 10000)
+                union all
+                (select '', s.task_id, 'set aside' from llmqueue.set_aside s limit 10000)) x
          group by x.lane, x.reason order by x.lane, x.reason;
     if not found then
         return query select true, null::text, null::text, null::bigint, null::text[];

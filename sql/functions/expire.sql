@@ -19,7 +19,7 @@ begin
                 perform llmqueue.put_aside(v_id, 'expire', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
             end if;
         exception when others then
-            if not llmqueue.is_fault_of_row(sqlstate) then
+            if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;
             end if;
             perform llmqueue.put_aside(v_id, 'expire', sqlerrm);

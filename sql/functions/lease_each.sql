@@ -12,6 +12,8 @@ declare
     v_rows llmqueue.leased[] := array[]::llmqueue.leased[];
     v_one llmqueue.leased[];
     v_id llmqueue.task_id;
+    v_failures jsonb := '[]';
+    v_failure record;
 begin
     if cardinality(p_ids) = 0 then
         return v_rows;
@@ -26,7 +28,7 @@ begin
         end if;
         return v_rows;
     exception when others then
-        if not llmqueue.is_fault_of_row(sqlstate) then
+        if not llmqueue.is_fault_of_row(sqlstate, true) then
             raise;
         end if;
     end;
@@ -38,11 +40,17 @@ begin
                 perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
             end if;
         exception when others then
-            if not llmqueue.is_fault_of_row(sqlstate) then
+            if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;
             end if;
-            perform llmqueue.put_aside(v_id, 'claim', sqlerrm);
+            v_failures := v_failures || jsonb_build_object('id', v_id::text, 'state', sqlstate, 'message', sqlerrm);
         end;
+    end loop;
+    for v_failure in select f.id, f.state, f.message from jsonb_to_recordset(v_failures) f(id text, state text, message text) loop
+        if not llmqueue.is_fault_of_row(v_failure.state, cardinality(v_rows) > 0 or cardinality(p_ids) = 1) then
+            raise exception '%', v_failure.message using errcode = v_failure.state;
+        end if;
+        perform llmqueue.put_aside(v_failure.id::llmqueue.task_id, 'claim', v_failure.message);
     end loop;
     return v_rows;
 end

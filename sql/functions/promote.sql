@@ -29,7 +29,7 @@ begin
             return v_promoted;
         end if;
     exception when others then
-        if not llmqueue.is_fault_of_row(sqlstate) then
+        if not llmqueue.is_fault_of_row(sqlstate, true) then
             raise;
         end if;
     end;
@@ -44,7 +44,7 @@ begin
                 perform llmqueue.put_aside(v_id, 'promote', 'the UPDATE had no effect: a trigger swallowed it');
             end if;
         exception when others then
-            if not llmqueue.is_fault_of_row(sqlstate) then
+            if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;
             end if;
             perform llmqueue.put_aside(v_id, 'promote', sqlerrm);

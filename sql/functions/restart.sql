@@ -7,6 +7,7 @@ create or replace function llmqueue.restart(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
 set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
+    perform llmqueue.mark_queued(p_task_ids);
     return query
         update llmqueue.task t
            set status = llmqueue.status_word('unsolved'), run_at = clock_timestamp(),

@@ -12,10 +12,11 @@ declare
     v_refusals constant integer := 20;
     v_year_s constant double precision := 31536000.0::double precision;   -- a Retry-After of 1e18 s must not overflow a timestamp
     v_applied integer;
+    v_unsent bigint[];
 begin
     with given as materialized (
         select i.fence, i.task_id, least(greatest(coalesce(i.delay_s, 0), 0), v_year_s) as delay_s, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
-               a.granted_at,
+               i.is_unsent, a.granted_at,
                i.counts or v_refusals <= (select count(*) from (
                    select from llmqueue.attempt r
                     where r.task_id = i.task_id and r.outcome = 'refused'
@@ -25,7 +26,7 @@ begin
                as counts
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, delay_s double precision, counts boolean, error_class text,
-                   error text, sent_after_s double precision, latency_s double precision)
+                   error text, sent_after_s double precision, latency_s double precision, is_unsent boolean)
          cross join lateral (select a.granted_at from llmqueue.attempt a
                               where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
                                 and a.outcome is null limit 1) a
@@ -50,8 +51,11 @@ begin
                error = g.error
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
+        returning a.fence, g.is_unsent
     )
-    select count(*)::integer into v_applied from applied;
+    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent)
+      into v_applied, v_unsent from ended;
+    perform llmqueue.refund(v_unsent);
     return v_applied;
 end
 $$;

@@ -1,6 +1,6 @@
 -- What it does: writes the ends of attempts of one worker, of all kinds, in one call.
 --   p_items: [{verb, fence, task_id, answer?, delay_s?, counts?, error_class?, error?, sent_after_s?, latency_s?,
---   input_tokens?, output_tokens?}]; verb: complete | retry | bury | release.
+--   input_tokens?, output_tokens?, is_unsent?}]; verb: complete | retry | bury | release.
 -- Returns: per fence what became of it: completed, retried, refused, buried, released, late (kept in the attempt log
 --   only, since a newer attempt runs or the task has ended), set_aside, unknown, or busy: somebody else's transaction
 --   holds the row now, nothing was done, send it again.
@@ -14,6 +14,9 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_group record;
     v_item jsonb;
+    v_failures jsonb;
+    v_has_succeeded boolean;
+    v_failure record;
     v_free jsonb;   -- {task_id: true} of those that we could lock
     v_busy bigint[];
 begin
@@ -40,24 +43,42 @@ begin
             perform llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
             continue;
         exception when others then
-            if not llmqueue.is_fault_of_row(sqlstate) then
+            if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;
             end if;
         end;
+        v_failures := '[]';
+        v_has_succeeded := false;
         for v_item in select item from jsonb_array_elements(v_group.items) item loop
             begin
                 perform llmqueue.settle_verb(v_group.verb, p_worker, jsonb_build_array(v_item), v_now);
+                v_has_succeeded := true;
             exception when others then
-                if not llmqueue.is_fault_of_row(sqlstate) then
+                if not llmqueue.is_fault_of_row(sqlstate, true) then
                     raise;
                 end if;
-                perform llmqueue.put_aside((v_item ->> 'task_id')::llmqueue.task_id, v_group.verb, sqlerrm);
-                update llmqueue.attempt a
-                   set ended_at = v_now, outcome = 'set_aside', error_class = sqlstate, error = left(sqlerrm, 2000),
-                       answer = v_item ->> 'answer'
-                 where a.fence = (v_item ->> 'fence')::bigint and a.worker = p_worker;
+                v_failures := v_failures || jsonb_build_object('item', v_item, 'state', sqlstate, 'message', sqlerrm);
             end;
         end loop;
+        for v_failure in
+            select f.item, f.state, f.message from jsonb_to_recordset(v_failures) f(item jsonb, state text, message text)
+        loop
+            if not llmqueue.is_fault_of_row(v_failure.state, v_has_succeeded) then
+                raise exception '%', v_failure.message using errcode = v_failure.state;
+            end if;
+            perform llmqueue.set_attempt_aside(p_worker, v_failure.item, v_failure.state, v_failure.message, v_now);
+        end loop;
+    end loop;
+    -- an owner's trigger may swallow the UPDATE: such a row would be running for ever with nobody behind it
+    for v_item in
+        select item from jsonb_array_elements(p_items) item
+         where (item ->> 'fence')::bigint <> all (v_busy)
+           and (select t.is_running and t.fence = (item ->> 'fence')::bigint
+                  from llmqueue.task t where t.id = (item ->> 'task_id')::llmqueue.task_id)
+           and (select a.outcome <> 'set_aside' from llmqueue.attempt a
+                 where a.fence = (item ->> 'fence')::bigint and a.worker = p_worker)
+    loop
+        perform llmqueue.set_attempt_aside(p_worker, v_item, '', 'the UPDATE had no effect: a trigger swallowed it', v_now);
     end loop;
     return query
         select given.fence,

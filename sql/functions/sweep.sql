@@ -42,7 +42,7 @@ begin
             update llmqueue.attempt a set ended_at = v_now, outcome = 'lost' where a.fence = v_lost.fence;
             v_swept := v_swept + 1;
         exception when others then
-            if not llmqueue.is_fault_of_row(sqlstate) then
+            if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;
             end if;
             perform llmqueue.put_aside(v_lost.task_id, 'sweep', sqlerrm);

@@ -87,7 +87,7 @@ def task_id_domain(mapping: Mapping) -> str:
 
 def functions(mapping: Mapping) -> tuple[str, ...]:
     """Return the generated functions, each as one statement."""
-    return (_status_word(mapping), _answer_value(mapping), _mark_done(mapping))
+    return (_status_word(mapping), _answer_value(mapping), _mark_done(mapping), _mark_queued(mapping))
 
 
 def view(mapping: Mapping) -> str:
@@ -199,6 +199,34 @@ def _mark_done(mapping: Mapping) -> str:
     return text(
         sql.SQL(
             "create or replace function llmqueue.mark_done(p_task_ids llmqueue.task_id[]) returns void\n"
+            "language sql volatile as {}"
+        ).format(_body(body))
+    )
+
+
+def _mark_queued(mapping: Mapping) -> str:
+    """With a status of our own a task is ready only if theirs says so too: a restart sets that back."""
+    if not mapping.own_status:
+        body: sql.Composable = sql.SQL("select")
+    else:
+        if mapping.owner_status_column is None or mapping.owner_status_type is None:
+            change = sql.SQL("{} = null").format(sql.Identifier(mapping.column("answer")))
+        else:
+            change = sql.SQL("{} = {}::{}").format(
+                sql.Identifier(mapping.owner_status_column),
+                sql.Literal(mapping.queued_value),
+                type_name(mapping.owner_status_type),
+            )
+        body = sql.SQL("update {} set {} where {} = any(p_task_ids::{}[]) and {} in ('solved', 'failed', 'cancelled')").format(
+            mapping.table,
+            change,
+            sql.Identifier(mapping.column("id")),
+            type_name(mapping.key_type),
+            sql.Identifier(mapping.column("status")),
+        )
+    return text(
+        sql.SQL(
+            "create or replace function llmqueue.mark_queued(p_task_ids llmqueue.task_id[]) returns void\n"
             "language sql volatile as {}"
         ).format(_body(body))
     )
