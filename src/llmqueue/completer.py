@@ -6,9 +6,12 @@ the ends wait here, and go out when it is back.
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import anyio
 
@@ -34,6 +37,7 @@ class Completer:
         self._on_settled = on_settled
         self._waiting: deque[Settlement] = deque()
         self._held: deque[Settlement] = deque()
+        self._held_until = 0.0
         self._arrived = anyio.Event()
 
     def put(self, settlement: Settlement) -> None:
@@ -47,15 +51,16 @@ class Completer:
     async def run(self) -> None:
         """Flushes for ever."""
         while True:
-            await self._arrived.wait()
+            # New ends never wait for held ones: those come along when their pause is over.
+            with anyio.move_on_after(BUSY_S if self._held else None):
+                await self._arrived.wait()
+            if time.monotonic() >= self._held_until:
+                self._release_held()
             if len(self._waiting) < MAX_FLUSH:
                 await anyio.sleep(LINGER_S)
             self._arrived = anyio.Event()
             while self._waiting:
                 await self._flush()
-            if self._held:
-                await anyio.sleep(BUSY_S)
-                self._release_held()
 
     async def drain(self, timeout_s: float) -> int:
         """Flushes what is left for at most `timeout_s`. Returns how many ends could not be written."""
@@ -87,7 +92,10 @@ class Completer:
                 except DatabaseUnreachable as error:
                     self._store.outage.began(error)
                 except SqlError as error:
-                    logger().error(Event.SETTLE_FAILED, error=str(error), attempts=len(batch))
+                    logger().error(Event.SETTLE_FAILED, error_class=error.sqlstate, attempts=len(batch))
+                    batch = self._without_culprit(batch, error)
+                    if is_about_data(error):
+                        continue
                 await anyio.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, RETRY_S[1])
         except BaseException:
@@ -97,6 +105,20 @@ class Completer:
         for settlement in batch:
             self._settled(settlement, outcomes.get(settlement.grant.task.fence, "unknown"))
 
+    def _without_culprit(self, batch: Sequence[Settlement], error: SqlError) -> Sequence[Settlement]:
+        """Halves a flush that the database refuses, down to the end that is at fault.
+
+        What is wrong with the data of a single one will not get better: it is buried with a word that can be written.
+        Anything else (no right, no function) may be mended, and is waited for.
+        """
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self._waiting.extendleft(reversed(batch[half:]))
+            return batch[:half]
+        if is_about_data(error):
+            return [replace(batch[0], decision=Bury("unstorable_answer", "the database cannot take it: " + str(error)))]
+        return batch
+
     def _take(self) -> Sequence[Settlement]:
         batch: list[Settlement] = []
         chars = 0
@@ -104,16 +126,23 @@ class Completer:
             settlement = self._waiting.popleft()
             batch.append(settlement)
             decision = settlement.decision
-            if isinstance(decision, Complete) and isinstance(decision.answer, str):
-                chars += len(decision.answer)
+            if isinstance(decision, Complete):
+                chars += len(decision.answer) if isinstance(decision.answer, str) else len(json.dumps(decision.answer))
         return batch
 
     def _settled(self, settlement: Settlement, outcome: str) -> None:
         if outcome == "busy":
+            if not self._held:
+                self._held_until = time.monotonic() + BUSY_S
             self._held.append(settlement)
             return
         log_attempt(settlement, outcome)
         self._on_settled(settlement)
+
+
+def is_about_data(error: SqlError) -> bool:
+    """Tells a value that cannot be stored (data exception, program limit exceeded) from trouble that may pass."""
+    return error.sqlstate[:2] in {"22", "54"}
 
 
 def log_attempt(settlement: Settlement, outcome: str) -> None:
@@ -144,5 +173,7 @@ def log_attempt(settlement: Settlement, outcome: str) -> None:
             fields["error_class"] = error_class
     if outcome in {"set_aside", "unknown", "late"}:
         logger().warning(Event.ATTEMPT_ENDED, **fields)
+    elif isinstance(decision, Release) and decision.error_class.startswith("unreachable"):
+        logger().debug(Event.ATTEMPT_ENDED, **fields)  # an outage is one line, not one per task (I11)
     else:
         logger().info(Event.ATTEMPT_ENDED, **fields)

@@ -85,7 +85,8 @@ def connect(dsn: str, *, application_name: str) -> psycopg.Connection[TupleRow]:
 def with_defaults(dsn: str, application_name: str) -> str:
     """Adds the name and a connect timeout to a DSN that does not say its own timeout."""
     timeout = {} if "connect_timeout" in conninfo_to_dict(dsn) else {"connect_timeout": CONNECT_TIMEOUT_S}
-    return make_conninfo(dsn, application_name=application_name, **timeout)
+    # UTF-8 whatever the database's own encoding and PGCLIENTENCODING are: prompts are text of every kind
+    return make_conninfo(dsn, application_name=application_name, client_encoding="utf8", **timeout)
 
 
 def steadfast(dsn: str, application_name: str) -> str:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from llmqueue import __version__, housekeeper
 from llmqueue.attempt import Runner
@@ -96,7 +96,7 @@ class Daemon:
         await self._store.open()
         try:
             async with anyio.create_task_group() as loops:
-                loops.start_soon(self._watch_signals)
+                await loops.start(self._watch_signals)
                 logger().info(
                     Event.WORKER_STARTED,
                     version=__version__,
@@ -161,8 +161,9 @@ class Daemon:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)
         self._dispatcher.stop()
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             is_first = True
             async for _ in signals:
                 if not is_first:

@@ -89,7 +89,7 @@ def _hold_users_lock(home: Path) -> None:
 
 def _version_of(home: Path) -> int | None:
     try:
-        return int((home / "postgres" / "PG_VERSION").read_text())
+        return int((home / "postgres" / "PG_VERSION").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
@@ -109,7 +109,7 @@ def _create_data(server: Server) -> None:
         *("--pgdata", str(fresh), "--username", SUPERUSER, "--auth=trust"),
         *("--encoding=UTF8", "--no-locale", "--data-checksums", "--no-instructions"),
     )
-    with (fresh / "postgresql.conf").open("a") as conf:
+    with (fresh / "postgresql.conf").open("a", encoding="utf-8", errors="surrogateescape") as conf:
         conf.write("include 'llmqueue.conf'\n")
     fresh.rename(server.data)
 
@@ -132,7 +132,11 @@ def _start_postmaster(server: Server, options: Mapping[str, str]) -> None:
     # Settings in a file and relative paths: pg_ctl goes through a shell, and a folder's name may hold anything.
     lines = [f"{name} = '{value.translate(_CONF_QUOTES)}'\n" for name, value in settings.items()]
     conf = server.data / "llmqueue.conf"
-    conf.write_text("# Written by llmqueue at each start; your own settings: ALTER SYSTEM.\n" + "".join(lines))
+    conf.write_text(
+        "# Written by llmqueue at each start; your own settings: ALTER SYSTEM.\n" + "".join(lines),
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
     conf.chmod(0o644)
     _run_pg_ctl(server)
 
@@ -163,7 +167,9 @@ def _run_pg_ctl(server: Server) -> None:
 def _last_words(data: Path) -> str | None:
     """Why the last start failed: the collector takes over the log half-way, so the reason is in one of two files."""
     newest = sorted((data / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)[-1:]
-    texts = [path.read_text(errors="replace") for path in (*newest, data / "start.log") if path.exists()]
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace") for path in (*newest, data / "start.log") if path.exists()
+    ]
     of_last_start = [text.rpartition("starting PostgreSQL")[2] for text in texts]
     fatal = [line for text in of_last_start for line in re.findall(r"FATAL:  (.*)", text)]
     return fatal[-1] if fatal else None

@@ -53,19 +53,23 @@ class AdoptionRefused(Failure):
 class SqlError(Failure):
     """A statement failed though the database answers (a deadlock, no space, no right): worth another try later."""
 
-    sqlstate: ClassVar[str] = "LQ000"
+    sqlstate: str = "LQ000"
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate or type(self).sqlstate
 
 
 class WrongIsolation(SqlError):
     """claim() runs under READ COMMITTED only (design I1)."""
 
-    sqlstate: ClassVar[str] = "LQ001"
+    sqlstate = "LQ001"
 
 
 class UnknownWorker(SqlError):
     """The worker is not registered, or was swept; it registers anew."""
 
-    sqlstate: ClassVar[str] = "LQ002"
+    sqlstate = "LQ002"
 
 
 BY_SQLSTATE: dict[str, type[SqlError]] = {c.sqlstate: c for c in (WrongIsolation, UnknownWorker)}

@@ -6,6 +6,7 @@ Nothing is claimed while it is closed, so an outage is one line in the log and n
 from __future__ import annotations
 
 import random
+import time
 
 import anyio
 
@@ -14,6 +15,8 @@ from llmqueue.logs import Event, logger
 from llmqueue.wakeup import Bell
 
 PROBE_S = (0.25, 10.0)
+# Open for that long without a refused connection: the next outage is a new one.
+STEADY_S = 10.0
 
 
 class Gate:
@@ -33,32 +36,33 @@ class Gate:
 
     async def run(self) -> None:
         """Probes while closed, sleeps while open. Never returns."""
-        is_first = True
+        pause_s = PROBE_S[0]
+        opened_at = time.monotonic()
         while True:
             reason = await self._probe()
             if reason is not None:
-                logger().error(
-                    Event.BACKEND_UNREACHABLE, url=self._url, error=reason, effect="nothing is claimed until it answers"
-                )
-                await self._until_reachable()
-            if reason is not None or not is_first:
-                logger().info(Event.BACKEND_BACK, url=self._url)
-            is_first = False
+                await self._until_reachable(reason)
+            opened_at = time.monotonic()
             self._closed = anyio.Event()
             self.is_open = True
             self._bell.ring("config")
             await self._closed.wait()
+            # A backend that takes the probe and refuses the calls: opened ever more slowly, or it would be a storm.
+            pause_s = PROBE_S[0] if time.monotonic() - opened_at > STEADY_S else min(2 * pause_s, PROBE_S[1])
+            await anyio.sleep(random.uniform(pause_s / 2, pause_s))
+
+    async def _until_reachable(self, reason: str) -> None:
+        logger().error(
+            Event.BACKEND_UNREACHABLE, url=self._url, error=reason, effect="nothing is claimed until it answers"
+        )
+        pause_s = PROBE_S[0]
+        while await self._probe() is not None:
+            await anyio.sleep(random.uniform(pause_s / 2, pause_s))
+            pause_s = min(pause_s * 2, PROBE_S[1])
+        logger().info(Event.BACKEND_BACK, url=self._url)
 
     async def _probe(self) -> str | None:
         try:
             return await self._backend.probe()
         except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the worker; it is shown as the reason
             return f"{type(error).__name__}: {error}"
-
-    async def _until_reachable(self) -> None:
-        pause_s = PROBE_S[0]
-        while True:
-            await anyio.sleep(random.uniform(pause_s / 2, pause_s))
-            if await self._probe() is None:
-                return
-            pause_s = min(pause_s * 2, PROBE_S[1])

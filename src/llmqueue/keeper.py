@@ -59,7 +59,7 @@ def running(home: Path) -> tuple[int, Path] | None:
     """
     data = home / "postgres"
     try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
+        lines = (data / "postmaster.pid").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         pid, socket_folder = int(lines[0]), Path(lines[4])
     except (FileNotFoundError, IndexError, ValueError):
         return None

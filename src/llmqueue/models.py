@@ -13,7 +13,10 @@ TaskId = int | str | UUID
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A claimed task. `prompt` is text, or JSON when the user's column is json or jsonb."""
+    """A claimed task. `prompt` is text, or JSON when the user's column is json or jsonb; `params` is any JSON.
+
+    `unreadable` says why it cannot be sent, when its JSON is beyond what can be read.
+    """
 
     id: TaskId
     fence: int
@@ -21,7 +24,8 @@ class Task:
     max_attempts: int
     restarts: int
     prompt: Json
-    params: dict[str, Json] | None
+    params: Json
+    unreadable: str | None = None
 
     @property
     def idempotency_key(self) -> str:

@@ -22,6 +22,7 @@ from llmqueue.models import (
     Retry,
     Unreachable,
 )
+from llmqueue.texts import why_unstorable
 
 BACKOFF_BASE_S = 1.0
 BACKOFF_CAP_S = 300.0
@@ -35,7 +36,7 @@ def decide(reply: Reply, attempt_no: int, rng: random.Random) -> Decision:
         case Answer(answer, usage):
             unstorable = why_unstorable(answer)
             if unstorable:
-                return Bury("unstorable_answer", unstorable, answer=json.dumps(answer))
+                return Bury("unstorable_answer", unstorable, answer=_ascii(answer))
             return Complete(answer, usage)
         case Late():
             return LATE
@@ -58,13 +59,9 @@ def backoff_s(attempt_no: int, rng: random.Random) -> float:
     return rng.uniform(0.05, ceiling_s)
 
 
-def why_unstorable(answer: Json) -> str | None:
-    """Returns why Postgres cannot hold this answer as text or JSON, or None if it can."""
-    text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-    if "\x00" in text or (not isinstance(answer, str) and "\\u0000" in text):
-        return "the answer has a NUL character, which Postgres cannot store"
+def _ascii(answer: Json) -> str | None:
+    """Returns the answer as ASCII JSON for the attempt log, None if it is not even that."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "the answer has a lone surrogate, which is not valid Unicode"
-    return None
+        return json.dumps(answer)
+    except (TypeError, ValueError, RecursionError):
+        return None

@@ -217,7 +217,9 @@ def _mark_queued(mapping: Mapping) -> str:
                 sql.Literal(mapping.queued_value),
                 type_name(mapping.owner_status_type),
             )
-        body = sql.SQL("update {} set {} where {} = any(p_task_ids::{}[]) and {} in ('solved', 'failed', 'cancelled')").format(
+        body = sql.SQL(
+            "update {} set {} where {} = any(p_task_ids::{}[]) and {} in ('solved', 'failed', 'cancelled')"
+        ).format(
             mapping.table,
             change,
             sql.Identifier(mapping.column("id")),

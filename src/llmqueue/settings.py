@@ -76,8 +76,17 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("not an http URL")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("credentials belong into LLMQUEUE_BACKEND_TOKEN")
     _ = parts.port  # a ValueError when it is not a number
     return value.rstrip("/")
+
+
+def _bearer(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value().strip()  # files of secrets end with a newline
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("cannot be sent in a header")
+    return SecretStr(text)
 
 
 def _adapter(value: str) -> str:
@@ -140,17 +149,19 @@ class Settings(BaseSettings):
     backend_url: Annotated[str, AfterValidator(_http_url)] = Field(
         default="http://127.0.0.1:8080",
         description="where the Models Backend answers",
-        json_schema_extra={"must": "be an http:// or https:// URL with a host"},
+        json_schema_extra={
+            "must": "be an http:// or https:// URL with a host; credentials go into LLMQUEUE_BACKEND_TOKEN"
+        },
     )
     backend: Annotated[str, AfterValidator(_adapter)] = Field(
         default="models",
         description="how to talk to it: `models`, `openai`, or an adapter of your own",
         json_schema_extra={"must": "be `models`, `openai` or `package.module:factory`"},
     )
-    backend_token: SecretStr | None = Field(
+    backend_token: Annotated[SecretStr, AfterValidator(_bearer)] | None = Field(
         default=None,
         description="sent as a bearer token with every call",
-        json_schema_extra={"must": "be text"},
+        json_schema_extra={"must": "be printable ASCII without spaces"},
     )
     backend_single_path: Annotated[str, AfterValidator(_http_path)] = Field(
         default="/single",
@@ -192,11 +203,11 @@ class Settings(BaseSettings):
     )
     lease_s: float = Field(
         default=20,
-        gt=0,
+        ge=1,
         le=3600,
         allow_inf_nan=False,
         description="a worker silent for this long counts as dead, and its tasks run again",
-        json_schema_extra={"must": "be a number of seconds above 0 and at most 3600"},
+        json_schema_extra={"must": "be a number of seconds from 1 to 3600"},
     )
     drain_s: float = Field(
         default=30,
@@ -261,8 +272,9 @@ def _unknown_names() -> list[str]:
 def _unknown(name: str, ours: set[str]) -> str:
     if name.removeprefix(PREFIX) in NOT_YET:
         return f"{name} is not available in this version"
-    near = get_close_matches(name, ours, n=1, cutoff=0.75)
-    return f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else "")
+    # without the prefix, which makes all names look alike
+    near = get_close_matches(name.removeprefix(PREFIX), [own.removeprefix(PREFIX) for own in ours], n=1, cutoff=0.7)
+    return f"unknown setting {name}" + (f"; did you mean {PREFIX}{near[0]}?" if near else "")
 
 
 def _explain(error: ErrorDetails) -> str:

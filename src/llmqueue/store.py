@@ -5,16 +5,16 @@ Each statement has a deadline on this side too: a half-open connection never rai
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
 import anyio
-import orjson
 import psycopg
 from psycopg.rows import TupleRow, class_row, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -28,8 +28,9 @@ from llmqueue.errors import (
     SchemaTooNew,
     SqlError,
 )
-from llmqueue.models import Bury, Claim, Complete, Grant, Json, Release, Retry, Settlement, Task, TaskId, Verdict
+from llmqueue.models import Bury, Claim, Complete, Grant, Json, Release, Retry, Settlement, TaskId, Verdict
 from llmqueue.outage import Outage
+from llmqueue.texts import read_task, storable
 
 STATEMENT_TIMEOUT_S = 15.0
 CONNECT_WAIT_S = 2.0
@@ -38,11 +39,23 @@ RECONNECT_S = 1.5
 # With the listener's own connection this makes four for a busy worker (design I20).
 POOL_SIZE = 3
 
+# What the database or the role may have set otherwise; a transaction pooler does not pass it on.
+SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        r"default_transaction_isolation=read\ committed",
+        "datestyle=ISO",
+        "intervalstyle=postgres",
+        "idle_session_timeout=0",
+    )
+)
+
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
-           (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s
+           (task).params, reason, retry_in_s, waited_s, extract(epoch from clock_at)::float8 as clock_s, timeout_s,
+           guard_s
       from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s)"""
 
 
@@ -56,12 +69,12 @@ class ClaimRow:
     attempt_no: int
     max_attempts: int
     restarts: int
-    prompt: str
+    prompt: str | None
     params: str | None
     reason: str | None
     retry_in_s: float | None
     waited_s: float
-    clock_at: datetime | None
+    clock_s: float | None
     timeout_s: float
     guard_s: float
 
@@ -95,7 +108,7 @@ class Store:
         if is_pooled:
             kwargs["prepare_threshold"] = None
         else:
-            kwargs["options"] = "-c default_transaction_isolation=read\\ committed"
+            kwargs["options"] = SESSION
         self._pool: Pool = AsyncConnectionPool(
             connect.steadfast(dsn, "llmqueue worker"),
             min_size=1,
@@ -131,7 +144,9 @@ class Store:
         """Whatever is not a reason to end is a reason to try again: DatabaseUnreachable or SqlError (design I10)."""
         own = connect.classify(error, self._dsn)
         is_final = isinstance(own, DatabaseRefused | NotInitialised | SchemaTooNew)
-        return own if is_final or isinstance(own, DatabaseUnreachable | SqlError) else SqlError(str(own))
+        return (
+            own if is_final or isinstance(own, DatabaseUnreachable | SqlError) else SqlError(str(own), error.sqlstate)
+        )
 
     async def _why_unreachable(self) -> LlmqueueError:
         """The pool only knows that it has no connection; one of our own says why."""
@@ -207,7 +222,7 @@ class Store:
     def _read_claim(self, rows: list[ClaimRow], started_at: float, ended_at: float) -> Claim:
         grants = tuple(self._grant(row, row.task_id, started_at, ended_at) for row in rows if row.task_id is not None)
         verdicts = tuple(Verdict(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
-        clocks = [row.clock_at.timestamp() for row in rows if row.clock_at is not None]
+        clocks = [row.clock_s for row in rows if row.clock_s is not None]
         offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
         return Claim(grants, verdicts, offset_s)
 
@@ -215,20 +230,22 @@ class Store:
         # The grant is no older than our start of the statement plus what the server says it waited; half of the guard
         # is ours, the other half is left for the way to the backend (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
-        task = Task(
-            id=task_id,
-            fence=row.fence,
-            attempt_no=row.attempt_no,
-            max_attempts=row.max_attempts,
-            restarts=row.restarts,
-            prompt=orjson.loads(row.prompt) if self._prompt_is_json else row.prompt,
-            params=orjson.loads(row.params) if row.params is not None else None,
+        task = read_task(
+            task_id,
+            row.fence,
+            row.attempt_no,
+            row.max_attempts,
+            row.restarts,
+            row.prompt,
+            row.params,
+            prompt_is_json=self._prompt_is_json,
         )
         return Grant(row.model, task, granted_at, granted_at + row.guard_s / 2, row.timeout_s)
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[int, str]:
         """Writes ends of attempts. Returns what became of each, by fence (see sql/functions/settle.sql)."""
-        items = orjson.dumps([self._item(settlement) for settlement in settlements]).decode()
+        # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
+        items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
         async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
             await cursor.execute("select * from llmqueue.settle(%s, %s::jsonb)", (self.worker, items))
             return {row["fence"]: row["outcome"] for row in await cursor.fetchall()}
@@ -240,6 +257,7 @@ class Store:
             "task_id": str(task.id),
             "sent_after_s": settlement.sent_after_s,
             "latency_s": settlement.latency_s,
+            "is_unsent": settlement.sent_after_s is None,
             **self._decision(settlement),
         }
 
@@ -247,13 +265,14 @@ class Store:
         match settlement.decision:
             case Complete(answer, usage):
                 is_text = isinstance(answer, str) and not self._answer_is_json
-                text = answer if is_text else orjson.dumps(answer).decode()
+                text = answer if is_text else json.dumps(answer, ensure_ascii=False)
                 tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
                 return {"verb": "complete", "answer": text, **tokens}
             case Retry(error_class, error, delay_s, counts):
-                cause = {"error_class": error_class, "error": error}
+                cause = {"error_class": storable(error_class), "error": storable(error)}
                 return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause}
             case Bury(error_class, error, answer):
-                return {"verb": "bury", "error_class": error_class, "error": error, "answer": answer}
+                cause = {"error_class": storable(error_class), "error": storable(error)}
+                return {"verb": "bury", "answer": answer, **cause}
             case Release(error_class):
-                return {"verb": "release", "error_class": error_class}
+                return {"verb": "release", "error_class": storable(error_class)}

@@ -194,9 +194,6 @@ def test_an_answer_too_long_for_their_column_is_kept_whole(database: str, connec
     assert queue.task(second.id)["answer"] == "short"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="restart() clears our status only; theirs stays at the done value (seam: no mark_queued)"
-)
 @pytest.mark.parametrize("status", ["status boolean default false", "note text"])
 def test_a_solved_task_with_a_status_of_our_own_runs_again(
     database: str, connection: psycopg.Connection[Any], status: str

@@ -25,8 +25,8 @@ def test_status_names_what_needs_a_hand_with_its_remedy(dsn: str) -> None:
     notes = [row[1] for row in run_cli(dsn, "status").rows if row[0] == "note"]
 
     assert notes == [
-        "1 tasks name the model \"my model\", which nobody has configured. Run: llmqueue models set 'my model' --rpm N",
-        '1 tasks wait for "off", which is paused. Run: llmqueue models resume off',
+        "1 task for the model \"my model\", which nobody has configured. Run: llmqueue models set 'my model' --rpm N",
+        '1 task waiting for "off", which is paused. Run: llmqueue models resume off',
         "no worker is running. Start one: llmqueue worker",
     ]
 
@@ -50,7 +50,7 @@ def test_default_pool_without_a_model_is_shown(installed: str) -> None:
 
     notes = json.loads(run_cli(installed, "status", "--json").out)["notes"]
 
-    assert notes[0] == "1 tasks wait, and no model may take them. Run: llmqueue models set NAME --rpm N"
+    assert notes[0] == "1 task waiting, and no model may take them. Run: llmqueue models set NAME --rpm N"
 
 
 def test_set_aside_rows_are_shown(dsn: str) -> None:
@@ -60,7 +60,7 @@ def test_set_aside_rows_are_shown(dsn: str) -> None:
     shown = json.loads(run_cli(dsn, "status", "--json").out)
 
     assert shown["set_aside"] == {"tasks": 1, "example": "1", "reason": "too long"}
-    assert any(note.startswith("1 tasks are set aside, since their row cannot be written (1: too long).")
+    assert any(note.startswith("1 set aside, since the row cannot be written (1: too long).")
                for note in shown["notes"])  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_metrics_port_is_not_available_yet(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("CONCURRENCY", "x", "must be a whole number of at least 1 (got 'x')"),
         ("CONCURRENCY", "0", "must be a whole number of at least 1 (got '0')"),
-        ("LEASE_S", "0", "must be a number of seconds above 0 and at most 3600 (got '0')"),
+        ("LEASE_S", "0", "must be a number of seconds from 1 to 3600 (got '0')"),
         ("LEASE_S", "nan", "must be a number of seconds above 0 and at most 3600 (got 'nan')"),
         ("DRAIN_S", "-1", "must be a number of seconds of at least 0 (got '-1')"),
         ("DRAIN_S", "inf", "must be a number of seconds of at least 0 (got 'inf')"),

@@ -5,9 +5,12 @@ httpx's own pool walks all its connections for every request: 216 requests/s at 
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote
 
 import aiohttp
 import httpx
@@ -19,7 +22,10 @@ from httpx_aiohttp import AiohttpTransport
 from llmqueue.backend import sending
 from llmqueue.models import Breakdown, Late, Refusal, Rejection, Reply, Unreachable
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+# A header takes ASCII only; keys of the usual kinds go out as they are.
+KEY_CHARS = 1000
+KEY_SAFE = "!#$&'()*+,/:;=?@[]-_.~ "
 # Below the 5 s after which uvicorn, the usual server of such a backend, closes an idle connection: a request that
 # meets the closing would look like a reset, and might be paid twice.
 KEEPALIVE_S = 3.0
@@ -60,7 +66,7 @@ def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
 async def post(http: httpx.AsyncClient, path: str, body: object, key: str) -> httpx.Response | Reply:
     """Returns the response of a 200, else the reply that its status or the failure stands for."""
     try:
-        response = await http.post(path, json=body, headers={"Idempotency-Key": key})
+        response = await http.post(path, json=body, headers={"Idempotency-Key": header_key(key)})
     except sending.LateGrant:
         return Late()
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
@@ -70,9 +76,15 @@ async def post(http: httpx.AsyncClient, path: str, body: object, key: str) -> ht
     return _refused(response)
 
 
+def header_key(key: str) -> str:
+    """Returns a key as a header can hold it: as it is in the usual case, percent-encoded, hashed when it is long."""
+    encoded = quote(key, safe=KEY_SAFE)
+    return encoded if len(encoded) <= KEY_CHARS else hashlib.sha256(key.encode()).hexdigest()
+
+
 def _failed(error: Exception) -> Reply:
     """Whether anything was sent decides: aiohttp's and httpx's exception classes do not tell it reliably."""
-    message = f"{type(error).__name__}: {error}"[:MESSAGE_CHARS]
+    message = why(error)
     noted = sending.current.get()
     if noted is None or noted.sent_at is None:
         return Unreachable(message)
@@ -92,7 +104,8 @@ def _refused(response: httpx.Response) -> Reply:
 
 
 def _excerpt(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:MESSAGE_CHARS].replace("\x00", "")
+    # Not response.text: it believes whatever charset the backend names.
+    return " ".join(response.content[: 4 * MESSAGE_CHARS].decode("utf-8", "replace").split())[:MESSAGE_CHARS]
 
 
 def retry_after_s(value: str | None) -> float | None:
@@ -107,14 +120,27 @@ def retry_after_s(value: str | None) -> float | None:
     try:
         seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
         return min(max(0.0, seconds), RETRY_AFTER_CAP_S)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
-async def probe(http: httpx.AsyncClient) -> str | None:
-    """Returns None when anything answers at the base URL, else why not."""
-    try:
-        await http.head("/", timeout=CONNECT_TIMEOUT_S)
-    except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-        return f"{type(error).__name__}: {error}"[:MESSAGE_CHARS]
+async def probe(base_url: str) -> str | None:
+    """Returns None when anything answers at the base URL over a fresh connection, else why not."""
+    async with client(base_url, {}) as http:
+        try:
+            await http.head("/", timeout=CONNECT_TIMEOUT_S)
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            return why(error)
     return None
+
+
+def why(error: BaseException) -> str:
+    """Returns what the operating system said, which the HTTP libraries wrap in names of their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, aiohttp.ClientConnectorDNSError):
+            return f"unknown host name {cause.host}"
+        if isinstance(cause, aiohttp.ClientConnectorError) and cause.os_error.errno is not None:
+            return f"{cause.host} port {cause.port}: {os.strerror(abs(cause.os_error.errno)).lower()}"[:MESSAGE_CHARS]
+        cause = cause.__cause__
+    return f"{type(error).__name__}: {error}"[:MESSAGE_CHARS]

@@ -20,8 +20,8 @@ def load_backend(name: str, base_url: str, secret: str | None, fields: Fields) -
     if not factory_name:
         raise UsageError(f"LLMQUEUE_BACKEND is {name!r}; it takes models, openai, or package.module:factory.")
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"LLMQUEUE_BACKEND={name}: {error}.") from error
-    backend: Backend = factory(base_url, secret)
+        backend: Backend = getattr(importlib.import_module(module_name), factory_name)(base_url, secret)
+    except Exception as error:
+        # whatever an import or a factory of somebody's raises is said in one line, without a traceback
+        raise UsageError(f"LLMQUEUE_BACKEND={name}: {type(error).__name__}: {error}") from error
     return backend

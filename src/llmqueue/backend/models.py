@@ -30,6 +30,7 @@ class ModelsBackend:
 
     def __init__(self, base_url: str, secret: str | None, fields: Fields) -> None:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        self._base_url = base_url
         self._http = http.client(base_url, headers)
         self._fields = fields
 
@@ -44,7 +45,7 @@ class ModelsBackend:
     def _read(self, response: httpx.Response) -> Reply:
         try:
             body = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             return Breakdown("unreadable_reply", f"200 without JSON, {len(response.content)} bytes")
         if not isinstance(body, dict) or body.get(self._fields.answer) is None:
             return Breakdown("unreadable_reply", f"200 without a field {self._fields.answer!r}")
@@ -54,7 +55,7 @@ class ModelsBackend:
         )
 
     async def probe(self) -> str | None:
-        return await http.probe(self._http)
+        return await http.probe(self._base_url)
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -7,7 +7,7 @@ import httpx
 from llmqueue.backend import http
 from llmqueue.backend.models import read_usage
 from llmqueue.backend.protocol import Call
-from llmqueue.models import Answer, Breakdown, Json, Reply
+from llmqueue.models import Answer, Breakdown, Json, Rejection, Reply
 
 
 class OpenAIBackend:
@@ -15,15 +15,18 @@ class OpenAIBackend:
 
     def __init__(self, base_url: str, secret: str | None) -> None:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        self._base_url = base_url
         self._http = http.client(base_url, headers)
 
     async def call(self, call: Call) -> Reply:
+        if call.params is not None and not isinstance(call.params, dict):
+            return Rejection("params_no_object", "params must be a JSON object: they are fields of the request")
         body: dict[str, Json] = {**(call.params or {}), "model": call.model, "messages": messages(call.prompt)}
         reply = await http.post(self._http, "/v1/chat/completions", body, call.idempotency_key)
         return _read(reply) if isinstance(reply, httpx.Response) else reply
 
     async def probe(self) -> str | None:
-        return await http.probe(self._http)
+        return await http.probe(self._base_url)
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -38,7 +41,7 @@ def _read(response: httpx.Response) -> Reply:
     try:
         body = response.json()
         content = body["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return Breakdown("unreadable_reply", f"200 without choices[0].message.content, {len(response.content)} bytes")
     if content is None:
         return Breakdown("unreadable_reply", "200 with a message without content")

@@ -10,11 +10,11 @@ from llmqueue.models import Json, Reply
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One prompt for one model. `prompt` is text or JSON; `timeout_s` bounds the whole call."""
+    """One prompt for one model. `prompt` is text or JSON, `params` JSON or None; `timeout_s` bounds the whole call."""
 
     model: str
     prompt: Json
-    params: dict[str, Json] | None
+    params: Json
     idempotency_key: str
     timeout_s: float
 

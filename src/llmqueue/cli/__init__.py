@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from llmqueue import __version__
-from llmqueue.errors import LlmqueueError
+from llmqueue.errors import Failure, LlmqueueError
 
 # Verb and the line that `llmqueue --help` shows for it.
 VERBS = {
@@ -97,11 +97,14 @@ def main() -> None:
     except LlmqueueError as error:
         _exit_with(error)
     except KeyboardInterrupt:
+        typer.echo("llmqueue: interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _exit_with(Failure(f"the operating system says: {error}"))
     except Exception as error:
         if (ours := _database_error(error)) is None:
             raise

@@ -178,22 +178,22 @@ def _notes(
         model = by_name.get(lane.model)
         if lane.model == "":
             if not able:
-                yield f"{lane.count} tasks wait, and no model may take them. Run: llmqueue models set NAME --rpm N"
+                yield f"{_tasks(lane)} waiting, and no model may take them. Run: llmqueue models set NAME --rpm N"
         elif model is None:
             yield (
-                f'{lane.count} tasks name the model "{lane.model}", which nobody has configured. '
+                f'{_tasks(lane)} for the model "{lane.model}", which nobody has configured. '
                 f"Run: llmqueue models set {shlex.quote(lane.model)} --rpm N"
             )
         elif not model.enabled:
             yield (
-                f'{lane.count} tasks wait for "{lane.model}", which is paused. '
+                f'{_tasks(lane)} waiting for "{lane.model}", which is paused. '
                 f"Run: llmqueue models resume {shlex.quote(lane.model)}"
             )
         elif model not in able:
-            yield f'{lane.count} tasks wait for "{lane.model}", whose limit is 0'
+            yield f'{_tasks(lane)} waiting for "{lane.model}", whose limit is 0'
     if aside.tasks:
         yield (
-            f"{aside.tasks:,} tasks are set aside, since their row cannot be written "
+            f"{aside.tasks:,} set aside, since the row cannot be written "
             f"({aside.example}: {aside.reason}). See: llmqueue dead list; once that is cured: llmqueue dead retry"
         )
     if backlog and not any(worker.state != "dead" for worker in workers):
@@ -277,3 +277,7 @@ def _page(snapshot: Snapshot) -> RenderableType:
     if left:
         parts.append(Text(f"time left at the limits: at least {readable(duration(max(left)))}"))
     return Group(*parts)
+
+
+def _tasks(lane: Waiting) -> str:
+    return "1 task" if lane.tasks == 1 else f"{lane.count} tasks"

@@ -16,13 +16,14 @@ from llmqueue import connect, logs
 from llmqueue.backend import load_backend
 from llmqueue.backend.models import Fields
 from llmqueue.daemon import Report, WorkerOptions, serve
-from llmqueue.errors import DatabaseUnreachable
+from llmqueue.errors import DatabaseUnreachable, UsageError
 from llmqueue.mapping import Mapping, read_mapping
 from llmqueue.outage import Outage
 from llmqueue.settings import Settings, load_settings
 from llmqueue.store import Stranded
 
 WAIT_S = (0.2, 5.0)
+DRAIN_WAIT_S = 60.0
 
 
 def worker(
@@ -33,13 +34,15 @@ def worker(
     drain: Annotated[bool, typer.Option("--drain", help="End when nothing can run any more.")] = False,
     drain_wait: Annotated[
         float, typer.Option(min=0, help="With --drain: wait for tasks that are due within these seconds.")
-    ] = 60.0,
+    ] = DRAIN_WAIT_S,
 ) -> None:
     """Run the daemon that turns tasks into answers.
 
     Ctrl-C or SIGTERM: claims no more, waits up to LLMQUEUE_DRAIN_S for the calls in flight, gives back what was not
     sent, ends with 0. A second Ctrl-C ends at once.
     """
+    if drain_wait != DRAIN_WAIT_S and not drain:
+        raise UsageError("--drain-wait goes with --drain.")
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     backend_secret = settings.backend_token.get_secret_value() if settings.backend_token else None
@@ -73,7 +76,8 @@ def _wait_for_schema(dsn: str) -> Mapping:
     """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker."""
     outage = Outage()
     pause_s = WAIT_S[0]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing to drain yet
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))  # nothing to drain yet
     while True:
         try:
             with connect.connect(dsn, application_name="llmqueue worker") as connection:

@@ -1,0 +1,81 @@
+"""What a row or a backend may hold that cannot be sent or stored, found before it can hurt its neighbours."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from llmqueue.models import Json, Task, TaskId
+
+
+def read_task(
+    key: TaskId,
+    fence: int,
+    attempt_no: int,
+    max_attempts: int,
+    restarts: int,
+    prompt: str | None,
+    params: str | None,
+    *,
+    prompt_is_json: bool,
+) -> Task:
+    """Returns the task; one whose prompt or params cannot be read has `unreadable` set, and must not be sent."""
+    unreadable = None
+    read_prompt: Json = prompt
+    read_params: Json = None
+    try:
+        if prompt is None:
+            raise ValueError("the prompt is NULL")
+        if prompt_is_json:
+            read_prompt = _read_json(prompt)
+        if params is not None:
+            read_params = _read_json(params)
+    except (ValueError, RecursionError) as error:
+        unreadable = f"{type(error).__name__}: {error}"
+    return Task(key, fence, attempt_no, max_attempts, restarts, read_prompt, read_params, unreadable)
+
+
+def _read_json(text: str) -> Json:
+    value = json.loads(text, parse_float=_finite)
+    json.dumps(
+        value, ensure_ascii=False
+    ).encode()  # a lone surrogate cannot be sent: UnicodeEncodeError is a ValueError
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def why_unstorable(answer: Json) -> str | None:
+    """Returns why Postgres cannot hold this answer as text or JSON, or None if it can."""
+    try:
+        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:
+        return "the answer has a lone surrogate, which is not valid Unicode"
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"the answer is not JSON: {error}"
+    if has_nul(answer):
+        return "the answer has a NUL character, which Postgres cannot store"
+    return None
+
+
+def has_nul(value: Json) -> bool:
+    """Tells whether a text anywhere in the value has a NUL. The value has been dumped: it is no deeper than that."""
+    match value:
+        case str():
+            return "\x00" in value
+        case list():
+            return any(has_nul(item) for item in value)
+        case dict():
+            return any(has_nul(key) or has_nul(item) for key, item in value.items())
+    return False
+
+
+def storable(text: str) -> str:
+    """Returns a message with what Postgres cannot hold replaced."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
