@@ -12,11 +12,14 @@ declare
 begin
     select count(*), min(nullif(head.due_at, '-infinity')) into tasks, oldest_at
       from (select t.due_at from llmqueue.task t
-             where t.is_ready and t.lane = p_lane
-               and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
-             order by t.rank desc, t.due_at limit v_cap + 1) head;
+             where t.is_ready and t.lane = p_lane order by t.rank desc, t.due_at limit v_cap + 1) head;
     is_estimate := tasks > v_cap;
     if not is_estimate then
+        -- what is set aside does not wait for a model; `status` shows it by itself
+        tasks := tasks - (select count(*)
+                            from (select s.task_id from llmqueue.set_aside s limit v_cap) aside
+                           cross join lateral (select from llmqueue.task t
+                                                where t.id = aside.task_id and t.is_ready and t.lane = p_lane limit 1) t);
         return;
     end if;
     tasks := greatest(tasks, llmqueue.estimate_ready(p_lane));

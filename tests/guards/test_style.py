@@ -24,7 +24,8 @@ LONGEST_FILE = 400
 
 # Where a broad `except` is meant: file, function, what is caught -> why.
 BROAD_EXCEPTS = {
-    ("attempt.py", "_send", "Exception"): "an adapter's bug is one attempt's end, not the worker's",
+    ("attempt.py", "_decide", "Exception"): "an adapter's bug is one attempt's end, not the worker's",
+    ("backend/load.py", "load_backend", "Exception"): "whatever somebody's factory raises becomes one line",
     ("gate.py", "_probe", "Exception"): "an adapter's bug is the reason that is shown, not the end of the worker",
     ("completer.py", "_flush", "BaseException"): "cancelled: the batch goes back to the queue, and the error goes on",
     ("cli/__init__.py", "main", "Exception"): "the driver's errors become one line, all others go on",

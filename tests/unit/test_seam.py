@@ -48,13 +48,14 @@ def test_status_of_our_own_is_null_while_a_task_waits() -> None:
         done_value="true",
     )
 
-    (status_word, _, mark_done) = seam.functions(mapping)
+    (status_word, _, mark_done, mark_queued) = seam.functions(mapping)
 
     assert "when 'unsolved' then null" in status_word
     assert seam.text(seam.expressions(mapping, None).is_ready) == (
         '("done" = \'false\'::boolean or "done" is null) and "llmqueue_status" is null'
     )
     assert 'update "public"."tasks" set "done" = \'true\'::boolean where "id" = any(p_task_ids::bigint[])' in mark_done
+    assert 'update "public"."tasks" set "done" = \'false\'::boolean' in mark_queued
 
 
 def test_table_names_are_read_as_people_write_them() -> None:

@@ -9,6 +9,8 @@ import pytest
 from llmqueue.errors import UsageError
 from llmqueue.settings import Settings, load_settings, parse_duration
 
+NOT_A_URL = "must be an http:// or https:// URL with a host; credentials go into LLMQUEUE_BACKEND_TOKEN"
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,18 +83,22 @@ def test_metrics_port_is_not_available_yet(monkeypatch: pytest.MonkeyPatch) -> N
         ("CONCURRENCY", "x", "must be a whole number of at least 1 (got 'x')"),
         ("CONCURRENCY", "0", "must be a whole number of at least 1 (got '0')"),
         ("LEASE_S", "0", "must be a number of seconds from 1 to 3600 (got '0')"),
-        ("LEASE_S", "nan", "must be a number of seconds above 0 and at most 3600 (got 'nan')"),
+        ("LEASE_S", "nan", "must be a number of seconds from 1 to 3600 (got 'nan')"),
         ("DRAIN_S", "-1", "must be a number of seconds of at least 0 (got '-1')"),
         ("DRAIN_S", "inf", "must be a number of seconds of at least 0 (got 'inf')"),
         ("GUARD_S", "11", "must be a number of seconds from 0 to 10 (got '11')"),
         ("KEEP_ATTEMPTS", "30", "must be a duration such as 90m, 12h or 30d (got '30')"),
         ("KEEP_ATTEMPTS", "0d", "must be a duration such as 90m, 12h or 30d (got '0d')"),
         ("KEEP_ATTEMPTS", "9999999999d", "must be a duration such as 90m, 12h or 30d (got '9999999999d')"),
-        ("BACKEND_URL", "127.0.0.1:8080", "must be an http:// or https:// URL with a host (got '127.0.0.1:8080')"),
+        (
+            "BACKEND_URL",
+            "127.0.0.1:8080",
+            NOT_A_URL + " (got '127.0.0.1:8080')",
+        ),
         (
             "BACKEND_URL",
             "http://h:99999999",
-            "must be an http:// or https:// URL with a host (got 'http://h:99999999')",
+            NOT_A_URL + " (got 'http://h:99999999')",
         ),
         ("BACKEND", "gemini", "must be `models`, `openai` or `package.module:factory` (got 'gemini')"),
         ("BACKEND_SINGLE_PATH", "single", "must be a path that begins with / (got 'single')"),
