@@ -47,9 +47,10 @@ def head() -> str:
     return f"""# Benchmarks
 
 Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}: llmqueue {version("llmqueue")},
-Python {platform.python_version()}, {versions}; embedded PostgreSQL 18 with its default durability (fsync on),
-{os.cpu_count()} cores, client, server and simulated backend on the same machine. Medians, with minimum and maximum in brackets. Compare columns of one table with
-each other; a lone number belongs to this machine. Comparisons with peers come with a later release."""
+Python {platform.python_version()}, {versions};
+embedded PostgreSQL 18 with its default durability (fsync on), {os.cpu_count()} cores; client, server and simulated
+backend on the same machine. Medians, with minimum and maximum in brackets. Compare columns of one table with each
+other; a lone number belongs to this machine. Comparisons with peers come with a later release."""
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmqueue import embedded
-from llmqueue.adopt import AdoptionSpec, install
+from llmqueue.adoption.adopt import AdoptionSpec, install
 
 
 @contextmanager

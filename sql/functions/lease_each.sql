@@ -12,7 +12,7 @@ declare
     v_rows llmqueue.leased[] := array[]::llmqueue.leased[];
     v_one llmqueue.leased[];
     v_id llmqueue.task_id;
-    v_failures jsonb := '[]';
+    v_failures jsonb := '[]'::jsonb;
     v_failure record;
 begin
     if cardinality(p_ids) = 0 then

@@ -25,7 +25,8 @@ begin
                finished_at = null,
                error = null
          where t.id = v_id and t.is_ready
-        returning t.id, t.fence, t.attempts, coalesce(t.max_attempts, 5), t.restarts, t.prompt_text, t.params::text, t.is_running
+        returning t.id::llmqueue.task_id, t.fence, t.attempts::integer, coalesce(t.max_attempts, 5)::integer,
+                  t.restarts::integer, t.prompt_text, t.params::text, t.is_running
           into v_row.task_id, v_row.fence, v_row.attempt_no, v_row.max_attempts, v_row.restarts, v_row.prompt, v_row.params,
                v_is_running;
         if v_is_running then

@@ -47,7 +47,7 @@ begin
                 raise;
             end if;
         end;
-        v_failures := '[]';
+        v_failures := '[]'::jsonb;
         v_has_succeeded := false;
         for v_item in select item from jsonb_array_elements(v_group.items) item loop
             begin

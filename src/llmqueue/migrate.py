@@ -14,12 +14,12 @@ from typing import Final
 
 from psycopg import sql
 
-from llmqueue import seam
+from llmqueue.adoption import seam
+from llmqueue.adoption.steps import Step
+from llmqueue.adoption.table import Connection
 from llmqueue.errors import SchemaTooNew
 from llmqueue.mapping import Mapping
 from llmqueue.resources import SqlFile, sql_files
-from llmqueue.steps import Step
-from llmqueue.table import Connection
 
 _MIGRATION: Final = re.compile(r"migrations/(?P<version>\d{4})_(?P<name>\w+)\.sql")
 

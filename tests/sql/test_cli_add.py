@@ -8,7 +8,7 @@ from typing import LiteralString
 
 import psycopg
 
-from llmqueue.adopt import AdoptionSpec, install
+from llmqueue.adoption.adopt import AdoptionSpec, install
 from tests.support.cli import run_cli
 
 

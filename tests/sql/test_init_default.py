@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from llmqueue.adopt import AdoptionSpec, install
-from llmqueue.columns import OUR_NAMES, STATUSES
+from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.adoption.columns import OUR_NAMES, STATUSES
 from llmqueue.errors import AdoptionRefused, Failure, NotInitialised, SchemaTooNew
 from llmqueue.mapping import read_mapping
 from tests.support.adoption import adopt, rows, run, snapshot, task, value

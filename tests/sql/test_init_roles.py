@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adopt import AdoptionSpec, install
+from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.errors import AdoptionRefused
 from tests.support.adoption import SIMPLE, adopt, run, snapshot, value
 

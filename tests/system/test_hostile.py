@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from llmqueue.adopt import AdoptionSpec, install
+from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.simulator import expected_answer
 from tests.support import processes
 from tests.support.eventually import eventually

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adopt import AdoptionSpec, install
+from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.simulator import expected_answer
 from llmqueue.simulator.call_log import read_calls
 from tests.support import processes

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llmqueue import adopt, connect
+from llmqueue import connect
+from llmqueue.adoption import adopt
 from llmqueue.cli import app
 from llmqueue.demo import live, scenario, stage, table
 from llmqueue.errors import UsageError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmqueue import seam
-from llmqueue.default_table import default_mapping
-from llmqueue.spec import parse_name, parse_table
+from llmqueue.adoption import seam
+from llmqueue.adoption.default_table import default_mapping
+from llmqueue.adoption.spec import parse_name, parse_table
 
 
 def test_names_are_quoted_everywhere() -> None:

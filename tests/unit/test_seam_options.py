@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmqueue.adopt import AdoptionSpec
+from llmqueue.adoption.adopt import AdoptionSpec
+from llmqueue.adoption.spec import parse_pairs
 from llmqueue.errors import UsageError
-from llmqueue.spec import parse_pairs
 
 USAGE: dict[str, tuple[dict[str, object], str]] = {
     "unknown column of ours": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmqueue.server import Server, judge
+from llmqueue.adoption.server import Server, judge
 
 GOOD = Server(
     major=18,

@@ -66,7 +66,7 @@ def show(
     if as_json:
         write_json({"task": found, "set_aside": set_aside, "attempts": attempts})
         return
-    from llmqueue.columns import VIEW_COLUMNS
+    from llmqueue.adoption.columns import VIEW_COLUMNS
 
     for name in VIEW_COLUMNS:
         if found[name] is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from llmqueue import embedded
-from llmqueue.adopt import install
+from llmqueue.adoption.adopt import install
 from llmqueue.connect import connect
 from llmqueue.demo import table
 from llmqueue.errors import Failure, UsageError

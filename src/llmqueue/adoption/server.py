@@ -7,8 +7,8 @@ from typing import Final
 
 from psycopg.rows import class_row
 
+from llmqueue.adoption.table import Connection
 from llmqueue.mapping import quoted
-from llmqueue.table import Connection
 
 OLDEST: Final = 15
 

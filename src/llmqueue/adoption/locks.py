@@ -9,9 +9,9 @@ from typing import Final
 
 import psycopg
 
+from llmqueue.adoption.steps import LOCK_TIMEOUT_MS, LONGEST_LOCK_TIMEOUT_MS, Step
+from llmqueue.adoption.table import Connection
 from llmqueue.errors import AdoptionRefused, Failure
-from llmqueue.steps import LOCK_TIMEOUT_MS, LONGEST_LOCK_TIMEOUT_MS, Step
-from llmqueue.table import Connection
 
 Report = Callable[[str], None]
 

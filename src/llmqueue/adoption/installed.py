@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from llmqueue import seam
-from llmqueue.checks import Findings, check_relation
-from llmqueue.columns import MAPPED_FOUR
+from llmqueue.adoption import seam
+from llmqueue.adoption.checks import Findings, check_relation
+from llmqueue.adoption.columns import MAPPED_FOUR
+from llmqueue.adoption.spec import AdoptionSpec, parse_name, parse_table
+from llmqueue.adoption.table import Connection, Table, read_indexes
 from llmqueue.errors import AdoptionRefused
 from llmqueue.mapping import Mapping, quoted
-from llmqueue.spec import AdoptionSpec, parse_name, parse_table
-from llmqueue.table import Connection, Table, read_indexes
 
 
 def check_same(mapping: Mapping, spec: AdoptionSpec) -> None:

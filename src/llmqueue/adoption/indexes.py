@@ -10,12 +10,12 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from llmqueue import seam
-from llmqueue.locks import Report, run_statement
+from llmqueue.adoption import seam
+from llmqueue.adoption.locks import Report, run_statement
+from llmqueue.adoption.steps import Step
+from llmqueue.adoption.table import Connection, Index
 from llmqueue.mapping import Mapping
 from llmqueue.migrate import Applied, digest, record_index
-from llmqueue.steps import Step
-from llmqueue.table import Connection, Index
 
 # (what is being done, how far from 0 to 1: None when that is not known)
 Progress = Callable[[str, float | None], None]

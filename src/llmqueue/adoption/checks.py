@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmqueue.columns import OWN_STATUS, OWN_STATUS_COLUMN, QUEUED, STATUSES, OurColumn, ours
+from llmqueue.adoption.columns import OWN_STATUS, OWN_STATUS_COLUMN, QUEUED, STATUSES, OurColumn, ours
+from llmqueue.adoption.spec import AdoptionSpec, near, parse_name
+from llmqueue.adoption.status_words import Values, check_words
+from llmqueue.adoption.table import ORDINARY, Column, Connection, Table
 from llmqueue.mapping import Mapping, quoted
-from llmqueue.spec import AdoptionSpec, near, parse_name
-from llmqueue.status_words import Values, check_words
-from llmqueue.table import ORDINARY, Column, Connection, Table
 
 _KEY_TYPES = {
     "smallint": "smallint",

@@ -7,15 +7,15 @@ from dataclasses import fields, replace
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from llmqueue import seam
-from llmqueue.columns import ours
-from llmqueue.default_table import column_definition, create_table
-from llmqueue.indexes import index_steps
+from llmqueue.adoption import seam
+from llmqueue.adoption.columns import ours
+from llmqueue.adoption.default_table import column_definition, create_table
+from llmqueue.adoption.indexes import index_steps
+from llmqueue.adoption.steps import Step
+from llmqueue.adoption.table import Connection, Table, read_indexes
 from llmqueue.mapping import Mapping, find_mapping
 from llmqueue.migrate import Applied, migration_steps, parts, read_applied, read_versions
 from llmqueue.resources import sql_dir
-from llmqueue.steps import Step
-from llmqueue.table import Connection, Table, read_indexes
 
 
 def remaining(conn: Connection, mapping: Mapping, table: Table | None) -> list[Step]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from llmqueue.columns import DONE, MAPPED_FOUR, OUR_NAMES, QUEUED, STATUSES
+from llmqueue.adoption.columns import DONE, MAPPED_FOUR, OUR_NAMES, QUEUED, STATUSES
 from llmqueue.errors import UsageError
 
 DEFAULT_SCHEMA: Final = "public"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from llmqueue.adoption.seam import type_name
+from llmqueue.adoption.table import Check, Column, Connection, Table
 from llmqueue.mapping import quoted
-from llmqueue.seam import type_name
-from llmqueue.table import Check, Column, Connection, Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Final
 
 from psycopg import sql
 
-from llmqueue.columns import STATUSES, VIEW_COLUMNS
+from llmqueue.adoption.columns import STATUSES, VIEW_COLUMNS
 from llmqueue.mapping import Mapping
 
 INDEXES: Final = ("llmqueue_ready", "llmqueue_delayed", "llmqueue_failed")

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 import psycopg
 
-from llmqueue import advice
-from llmqueue.checks import Findings, check_relation, resolve
+from llmqueue.adoption import advice
+from llmqueue.adoption.checks import Findings, check_relation, resolve
+from llmqueue.adoption.default_table import default_mapping
+from llmqueue.adoption.indexes import Progress, build
+from llmqueue.adoption.installed import check_index_names, check_same, check_still_there
+from llmqueue.adoption.locks import Report, hold_turn, run_briefly
+from llmqueue.adoption.remaining import remaining
+from llmqueue.adoption.server import check_server
+from llmqueue.adoption.spec import DEFAULT_SCHEMA, DEFAULT_TABLE, AdoptionSpec, near, parse_table
+from llmqueue.adoption.steps import SESSION, Plan, Step
+from llmqueue.adoption.table import Connection, Table, read_table, schema_names, table_names
 from llmqueue.connect import classify, connect
-from llmqueue.default_table import default_mapping
 from llmqueue.errors import AdoptionRefused, Failure
-from llmqueue.indexes import Progress, build
-from llmqueue.installed import check_index_names, check_same, check_still_there
-from llmqueue.locks import Report, hold_turn, run_briefly
 from llmqueue.mapping import Mapping, find_mapping, quoted
-from llmqueue.remaining import remaining
-from llmqueue.server import check_server
-from llmqueue.spec import DEFAULT_SCHEMA, DEFAULT_TABLE, AdoptionSpec, near, parse_table
-from llmqueue.steps import SESSION, Plan, Step
-from llmqueue.table import Connection, Table, read_table, schema_names, table_names
 
 __all__ = ["AdoptionSpec", "Plan", "install", "plan"]
 

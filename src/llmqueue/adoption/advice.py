@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmqueue.table import Connection, Table
+from llmqueue.adoption.table import Connection, Table
 
 # Functions that name the table in a statement whose meaning changes with its columns.
 _FUNCTIONS = r"""
