@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -9,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
-import orjson
 import psycopg
 from psycopg.rows import TupleRow
 
@@ -63,7 +63,7 @@ def _round(conn: Connection) -> tuple[float, float]:
     items = [{"verb": "complete", "fence": fence, "task_id": str(key), "answer": "x"} for fence, key in claimed]
     assert len(items) == 50, f"only {len(items)} claimed"
     settle_from = time.perf_counter()
-    conn.execute("select count(*) from llmqueue.settle(%s, %s::jsonb)", (WORKER, orjson.dumps(items).decode()))
+    conn.execute("select count(*) from llmqueue.settle(%s, %s::jsonb)", (WORKER, json.dumps(items)))
     return (claimed_at - started_at) * 1000, (time.perf_counter() - settle_from) * 1000
 
 
