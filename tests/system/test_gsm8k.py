@@ -101,27 +101,27 @@ def test_every_gsm8k_prompt_is_solved_once_within_the_limits(database: str, tmp_
     assert use_with_backlog(calls) >= 0.97
 
 
-def use_with_backlog(calls: list[LoggedCall], skip_s: float = 60.0) -> float:
-    """Calls over quota, all models together, while there is backlog, in the steady state.
+def use_with_backlog(calls: list[LoggedCall]) -> float:
+    """The mean over all full windows of 60 s, one ending each second, of calls over quota, while there is backlog.
 
-    The first window is left out: its quota may be spent faster than it comes, which would flatter the figure. The
-    backlog ends when the first model gets its last call.
+    A count over the whole run would flatter: the first window's quota is spent faster than it comes. The backlog ends
+    when the first model gets its last call.
     """
     by_model: dict[str, list[float]] = defaultdict(list)
     for call in calls:
         by_model[call.model].append(call.arrived_monotonic)
-    start = min(min(times) for times in by_model.values()) + skip_s
+    start = min(min(times) for times in by_model.values())
     end = min(max(times) for times in by_model.values())
-    sent = sum(sum(1 for t in times if start < t <= end) for times in by_model.values())
-    return sent / (sum(LIMITS.values()) * (end - start) / 60)
+    ends = [start + 60 + n for n in range(int(end - start) - 59)]
+    quota = sum(LIMITS.values())
+    return statistics.mean(
+        sum(sum(1 for t in times if at - 60 < t <= at) for times in by_model.values()) / quota for at in ends
+    )
 
 
 def _report(calls: list[LoggedCall]) -> None:
     times = [call.arrived_monotonic for call in calls]
-    print(
-        f"\n{len(calls)} calls in {max(times) - min(times):.1f} s, use with backlog {use_with_backlog(calls):.1%}, "
-        f"with the first minute {use_with_backlog(calls, 0):.1%}"
-    )
+    print(f"\n{len(calls)} calls in {max(times) - min(times):.1f} s, use with backlog {use_with_backlog(calls):.1%}")
     for model, rpm in LIMITS.items():
         mine = [call.arrived_monotonic for call in calls if call.model == model]
         latency = statistics.median((c.finished_at or 0) - c.arrived_at for c in calls if c.model == model)
