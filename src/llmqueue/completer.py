@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import anyio
@@ -38,6 +38,8 @@ class Completer:
         self._waiting: deque[Settlement] = deque()
         self._held: deque[Settlement] = deque()
         self._held_until = 0.0
+        self._flush_size = MAX_FLUSH
+        self._pause_s = RETRY_S[0]
         self._arrived = anyio.Event()
 
     def put(self, settlement: Settlement) -> None:
@@ -81,48 +83,52 @@ class Completer:
 
     async def _flush(self) -> None:
         batch = self._take()
-        pause_s = RETRY_S[0]
         try:
-            while True:
-                try:
-                    # Shielded: a flush cut off half-way would be sent again, which is harmless but slow at a stop.
-                    with anyio.CancelScope(shield=True):
-                        outcomes = await self._store.settle(batch)
-                    break
-                except DatabaseUnreachable as error:
-                    self._store.outage.began(error)
-                except SqlError as error:
-                    logger().error(Event.SETTLE_FAILED, error_class=error.sqlstate, attempts=len(batch))
-                    batch = self._without_culprit(batch, error)
-                    if is_about_data(error):
-                        continue
-                await anyio.sleep(random.uniform(pause_s / 2, pause_s))
-                pause_s = min(2 * pause_s, RETRY_S[1])
+            # Shielded: a flush cut off half-way would be sent again, which is harmless but slow at a stop.
+            with anyio.CancelScope(shield=True):
+                outcomes = await self._store.settle(batch)
+        except DatabaseUnreachable as error:
+            self._store.outage.began(error)
+            self._waiting.extendleft(reversed(batch))
+            await self._pause()
+            return
+        except SqlError as error:
+            logger().error(Event.SETTLE_FAILED, error_class=error.sqlstate, attempts=len(batch))
+            await self._put_off(batch, error)
+            return
         except BaseException:
             self._waiting.extendleft(reversed(batch))
             raise
         self._store.outage.ended()
+        self._pause_s = RETRY_S[0]
+        self._flush_size = min(MAX_FLUSH, 2 * self._flush_size)
         for settlement in batch:
             self._settled(settlement, outcomes.get(settlement.grant.task.fence, "unknown"))
 
-    def _without_culprit(self, batch: Sequence[Settlement], error: SqlError) -> Sequence[Settlement]:
-        """Halves a flush that the database refuses, down to the end that is at fault.
+    async def _put_off(self, batch: list[Settlement], error: SqlError) -> None:
+        """Halves a flush that holds a value which cannot be stored, down to the end that is at fault.
 
-        What is wrong with the data of a single one will not get better: it is buried with a word that can be written.
-        Anything else (no right, no function) may be mended, and is waited for.
+        That one will not get better: it is buried with a word that can be written. Anything else (no right, no
+        function) may be mended and is waited for, together with what arrives meanwhile: if others go through where it
+        fails, settle() knows that the row is at fault (docs/decisions.md, 22).
         """
-        if len(batch) > 1:
-            half = len(batch) // 2
-            self._waiting.extendleft(reversed(batch[half:]))
-            return batch[:half]
-        if is_about_data(error):
-            return [replace(batch[0], decision=Bury("unstorable_answer", "the database cannot take it: " + str(error)))]
-        return batch
+        if is_about_data(error) and len(batch) == 1:
+            buried = Bury("unstorable_answer", "the database cannot take it: " + str(error))
+            batch = [replace(batch[0], decision=buried)]
+        elif is_about_data(error):
+            self._flush_size = len(batch) // 2
+        self._waiting.extendleft(reversed(batch))
+        if not is_about_data(error):
+            await self._pause()
 
-    def _take(self) -> Sequence[Settlement]:
+    async def _pause(self) -> None:
+        await anyio.sleep(random.uniform(self._pause_s / 2, self._pause_s))
+        self._pause_s = min(2 * self._pause_s, RETRY_S[1])
+
+    def _take(self) -> list[Settlement]:
         batch: list[Settlement] = []
         chars = 0
-        while self._waiting and len(batch) < MAX_FLUSH and chars < MAX_FLUSH_CHARS:
+        while self._waiting and len(batch) < self._flush_size and chars < MAX_FLUSH_CHARS:
             settlement = self._waiting.popleft()
             batch.append(settlement)
             decision = settlement.decision

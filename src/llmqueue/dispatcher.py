@@ -152,6 +152,7 @@ class Dispatcher:
                 self._must_register = True
             except (DatabaseUnreachable, SqlError) as error:
                 # Whether the claim took effect is not known: its tasks would belong to us and nobody would run them.
+                self._has_said_idle = False
                 self._disown_until = time.monotonic() + DISOWN_FOR_S
                 self._store.outage.began(error)
                 await anyio.sleep(random.uniform(pause_s / 2, pause_s))

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 
 import anyio
 import psycopg
@@ -149,6 +150,38 @@ async def test_a_trigger_that_fails_for_one_row_whatever_its_class_stops_nobody(
     assert conn.execute("select count(*) from tasks where status = 'solved'").fetchone() == (28,)
     kept = conn.execute("select answer from llmqueue.attempt where outcome = 'set_aside' order by 1").fetchall()
     assert kept == [("re: p7",), ("re: p8",)]
+
+
+async def test_a_row_at_fault_that_is_settled_alone_holds_nobody_up(installed: str, conn: psycopg.Connection) -> None:
+    conn.execute("insert into llmqueue.model_config (model, rpm, max_concurrency) values ('a', 60000, 1)")
+    conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, 6) n")
+    conn.execute("""
+        create function no() returns trigger language plpgsql as $$
+        begin
+            if new.prompt = 'p2' and new.answer is not null then perform no_such_function(); end if;
+            return new;
+        end $$;
+        create trigger no before update on tasks for each row execute function no();""")
+    async with stub({}) as url:
+        env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url)
+        with processes.workers(Path(mkdtemp()), 1, env=env) as [worker]:
+            await anyio.to_thread.run_sync(
+                lambda: eventually(
+                    lambda: (
+                        conn.execute("select count(*) from llmqueue.attempt where outcome is null").fetchone() == (1,)
+                        and "settle_failed" in worker.output
+                    )
+                )
+            )
+            conn.execute("update llmqueue.model_config set max_concurrency = null")
+            await anyio.to_thread.run_sync(
+                lambda: eventually(
+                    lambda: conn.execute("select count(*) from tasks where status = 'solved'").fetchone() == (5,)
+                )
+            )
+            assert await anyio.to_thread.run_sync(worker.stop) == 0
+
+    assert conn.execute("select answer from llmqueue.attempt where outcome = 'set_aside'").fetchone() == ("re: p2",)
 
 
 async def test_odd_settings_of_the_database_are_no_trouble(installed: str, conn: psycopg.Connection) -> None:
