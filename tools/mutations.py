@@ -35,6 +35,7 @@ LIMITER: Final = "tests/sql/test_limiter.py"
 CLAIM: Final = "tests/sql/test_claim.py"
 OWNERS: Final = "tests/sql/test_claim_owners_table.py"
 SETTLE: Final = "tests/sql/test_settle.py"
+HOSTILE: Final = "tests/system/test_hostile.py"
 RELEASE: Final = "tests/sql/test_release.py"
 SWEEP: Final = "tests/sql/test_sweep.py"
 WAKE_UP: Final = "tests/sql/test_wake_up.py"
@@ -107,23 +108,25 @@ CLAIMING: Final = chain(
 ENDING: Final = chain(
     _in("settle",
         ("settle waits for rows", SKIP, "", TWO),
-        ("one bad row stops a flush", "if not llmqueue.is_fault_of_row(sqlstate) then", "if true then", OWNERS)),
+        ("one bad row stops a flush", "if not llmqueue.is_fault_of_row(sqlstate, true) then", "if true then", OWNERS)),
     _in("complete",
         ("the fence is not compared", "(t.is_running and t.fence = v_item.fence)", "t.is_running", f"{SETTLE} {FENCE}"),
         ("the outcome is not looked at", "and (a.outcome is null or a.outcome = 'lost')", "", f"{SETTLE} {FENCE}"),
         ("the worker is not compared", " and a.worker = p_worker", "", SETTLE),
-        ("an earlier life's answer counts", " and t.finished_at is null\n", "\n", f"{SETTLE} {FENCE}"),
+        ("an earlier life's answer counts", " and t.finished_at is null", "", f"{SETTLE} {FENCE}"),
+        ("an answer reaches a new row under an old key", " and t.fence >= v_item.fence", "", HOSTILE),
         ("... and between the attempts of a later one", "newer.attempt_no <= v_attempt.attempt_no", "false", f"{SETTLE} {FENCE}"),
         ("a late answer is thrown away", "case when not v_is_applied then v_item.answer end", "null", SETTLE),
         ("a paid late answer is not accepted", "(a.outcome is null or a.outcome = 'lost')", "a.outcome is null", SETTLE)),
     _in("release",
         ("a refund at every try", "a.outcome is null", "true", f"{RELEASE} {SETTLE}"),
-        ("a refund into another cell", "select e.model, e.cell, -count(*)", "select e.model, e.cell + 1, -count(*)", RELEASE),
-        ("a refund without its charge", " and g.cell = e.cell and g.granted_at = e.granted_at", "", RELEASE),
-        ("the charge of a refund is not locked", " for key share", "", TWO),
-        ("no refund", "-count(*)", "0 * count(*)", RELEASE),
         ("a swept attempt is refunded", "a.outcome is null", "(a.outcome is null or a.outcome = 'lost')", f"{RELEASE} {FENCE}"),
         ("a released attempt counts", "attempts = t.attempts - 1", "attempts = t.attempts", RELEASE)),
+    _in("refund",
+        ("a refund into another cell", "select unsent.model, unsent.cell, -", "select unsent.model, unsent.cell + 1, -", RELEASE),
+        ("a refund without its charge", " and g.cell = unsent.cell and g.granted_at = unsent.granted_at", "", RELEASE),
+        ("the charge of a refund is not locked", " for key share", "", TWO),
+        ("no refund", "-count(*)", "0 * count(*)", RELEASE)),
     _in("retry",
         ("a refused attempt counts", "attempts = t.attempts - (not g.counts)::integer", "attempts = t.attempts", SETTLE),
         ("refusals never count", "i.counts or v_refusals <=", "i.counts or 1000 <=", SETTLE)),

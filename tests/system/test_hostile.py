@@ -112,9 +112,11 @@ async def test_rows_that_cannot_be_read_are_buried_alone(database: str) -> None:
 async def test_an_answer_does_not_reach_a_new_row_under_an_old_key(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:
-    conn.execute("insert into llmqueue.model_config (model, rpm, max_concurrency) values ('a', 60000, 1)")
+    conn.execute(
+        "insert into llmqueue.model_config (model, rpm, max_concurrency) values ('groq-llama-2-70b', 60000, 1)"
+    )
     conn.execute("insert into tasks (prompt) values ('old')")
-    with processes.backend(tmp_path, "--any-model", "--speed", "1") as url:
+    with processes.backend(tmp_path, "--speed", "1") as url:
         env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url)
         with processes.workers(tmp_path, 1, "--drain", env=env) as [worker]:
             eventually(lambda: conn.execute("select status from tasks").fetchall() == [("running",)])
