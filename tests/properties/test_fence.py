@@ -20,6 +20,9 @@ ENDED = {"solved", "failed", "cancelled"}
 class Task:
     status: str = "unsolved"
     life: int = 0
+    # lives that were begun by a claim: one that was cancelled before any is no start, and the key stays the same
+    started_life: int = 0
+    starts: int = 0
     attempts: int = 0
     fence: int | None = None
     answer: str | None = None
@@ -52,7 +55,9 @@ class World:
         for grant in claimed.grants:
             task = self.tasks[grant.id]
             task.status, task.fence, task.attempts = "running", grant.fence, task.attempts + 1
-            assert (grant.attempt_no, grant.restarts) == (task.attempts, task.life)
+            task.starts += task.life > task.started_life
+            task.started_life = task.life
+            assert (grant.attempt_no, grant.restarts) == (task.attempts, task.starts)
             assert grant.fence > newest
             self.attempts.append(Attempt(grant, task.life))
 
