@@ -37,7 +37,6 @@ class Gate:
     async def run(self) -> None:
         """Probes while closed, sleeps while open. Never returns."""
         pause_s = PROBE_S[0]
-        opened_at = time.monotonic()
         while True:
             reason = await self._probe()
             if reason is not None:
