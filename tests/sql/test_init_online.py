@@ -88,7 +88,7 @@ def test_init_waits_for_a_long_transaction_and_says_so_while_others_go_on(databa
         long.commit()
         started.result(timeout=60)
 
-    assert slowest < 0.5
+    assert slowest < 5, "held up for as long as init waits"
     (waiting, *_) = [line for line in lines if line.startswith("waiting")]
     assert waiting.startswith(
         f"waiting for a moment without a long transaction on public.tasks; blocked by pid {pid} (idle in "
