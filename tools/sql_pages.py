@@ -25,7 +25,7 @@ CALLERS: Final = {
     "The limiter (through claim, under the model's lock)": (
         "lock_model", "hold_clock", "room", "allowance", "charge", "fill_ledger", "lock_space",
     ),
-    "Triggers": ("wake_up", "config_changed"),
+    "Triggers": ("config_changed",),
 }  # fmt: skip
 REST: Final = "Called by the functions and views above"
 
@@ -50,7 +50,9 @@ These speak of your table, so `llmqueue init` writes them from the mapping
 | `llmqueue.status_word(text)` | our status → the value in the status column |
 | `llmqueue.answer_value(text)` | text → the type of the answer column; raises where the answer does not fit |
 | `llmqueue.mark_done(task_id[])` | with `--own-status`: writes the done value into your status column |
-| `llmqueue_ready`, `llmqueue_delayed`, `llmqueue_failed` | partial indexes on your table, in its schema |
+| `llmqueue.user_key(anyelement)` | user_id → text, '' without one |
+| `llmqueue.wake_up()` | the trigger's function: NOTIFY when a worker waits, or when a hot task came; writes nothing, never raises |
+| `llmqueue_ready`, `llmqueue_oldest`, `llmqueue_delayed`, `llmqueue_failed` | partial indexes on your table, in its schema |
 | `llmqueue_wake_up` | the one trigger on your table: AFTER INSERT, once per statement |
 """
 

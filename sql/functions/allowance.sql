@@ -1,69 +1,84 @@
--- What it does: says how many calls the model's ledger and bucket allow at p_now, and when to ask again.
--- Returns: one row; calls 0..p_wanted; reason is null when all wanted are allowed, else 'rpm' (the ledger is full) or
---   'pace' (the bucket is); retry_at when more may be had; the rest is what charge() needs.
+-- What it does: says what a model may be given at p_now: calls and tokens, by its windows, its day and its pace.
+-- Returns: a budget, see the type; calls may be negative after a limit was lowered.
 -- Locks: none; the caller holds the model's advisory lock.
 -- Why: the ledger is the hard cap: every cell of 250 ms that touches the last window + guard is counted, so a grant and
---   one that is no longer counted lie at least window + guard apart. The bucket, a second's worth of calls refilled at
---   1.1 times the rate, only smooths. Both are read from insert-only rows (design I2).
-create or replace function llmqueue.allowance(
-    p_model text, p_rpm integer, p_wanted integer, p_now timestamptz,
-    out calls integer, out reason text, out retry_at timestamptz,
-    out granted_at timestamptz, out cell bigint, out level double precision,
-    out open_cell bigint, out open_calls bigint)
-language plpgsql stable as $$
+--   one that is no longer counted lie at least window + guard apart. The bucket, a second's worth of calls, only smooths:
+--   it is refilled at the rate, and at 1.1 times the rate while the window holds less than an even flow would, so that
+--   lost time is made up for and calls do not bunch (decision 23). Both are read from insert-only rows (design I2).
+create or replace function llmqueue.allowance(p_config llmqueue.model_config, p_now timestamptz)
+returns llmqueue.budget language plpgsql stable as $$
 declare
-    v_cell_s constant numeric := 0.25;
-    v_tick constant interval := interval '1 microsecond';   -- rounding must not make retry_at too early
-    v_span_s numeric;
-    v_first bigint;
-    v_used bigint;
-    v_rate double precision;
-    v_capacity double precision := greatest(2, p_rpm / 60.0::double precision);
+    v_cell_s constant double precision := 0.25;
+    v_budget llmqueue.budget;
+    v_used record;
     v_last record;
+    v_first bigint;
+    v_rate double precision;
+    v_capacity double precision;
+    v_burst bigint;
+    v_age_s double precision;
+    v_even double precision;   -- the part of the limit that an even flow would have used
 begin
-    select (l.window_s
-            + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end)::numeric,
-           p_rpm / l.window_s
-      into strict v_span_s, v_rate from llmqueue.limiter l;
-    select g.cell, g.level, g.granted_at into v_last
-      from llmqueue.ledger_grant g where g.model = p_model order by g.cell desc, g.grant_no desc limit 1;
+    v_budget.model := p_config.model;
+    v_budget.configured := p_config;
+    v_budget.rpm := llmqueue.effective_rpm(p_config.model, p_config.rpm, p_now);
+    select l.window_s,
+           l.window_s + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end
+      into strict v_budget.window_s, v_budget.span_s from llmqueue.limiter l;
+    v_rate := v_budget.rpm / v_budget.window_s;
+    v_budget.capacity := greatest(2, v_budget.rpm / 60.0::double precision);
+    select g.cell, g.level, g.token_level, g.granted_at, g.turn, g.hot_at into v_last
+      from llmqueue.ledger_grant g where g.model = p_config.model order by g.cell desc, g.grant_no desc limit 1;
 
-    granted_at := greatest(p_now, v_last.granted_at);   -- a clock that stepped back is held (I7)
-    cell := floor(extract(epoch from granted_at) / v_cell_s)::bigint;
-    open_cell := v_last.cell;
-    v_first := floor((extract(epoch from granted_at) - v_span_s) / v_cell_s)::bigint;
-    select coalesce(sum(g.calls), 0) into open_calls
-      from llmqueue.ledger_grant g where g.model = p_model and g.cell = v_last.cell;
-    select coalesce(sum(c.calls), 0) into v_used
-      from llmqueue.ledger_cell c where c.model = p_model and c.cell >= v_first;
+    v_budget.granted_at := greatest(p_now, v_last.granted_at);   -- a clock that stepped back is held (I7)
+    v_budget.cell := floor(extract(epoch from v_budget.granted_at) / v_cell_s::numeric)::bigint;
+    v_budget.turn := coalesce(v_last.turn, 0);
+    v_budget.hot_at := v_last.hot_at;
+    v_budget.open_cell := v_last.cell;
+    select coalesce(sum(g.calls), 0), coalesce(sum(g.hot_calls), 0), coalesce(sum(g.tokens), 0), coalesce(sum(g.output_tokens), 0)
+      into v_budget.open_calls, v_budget.open_hot_calls, v_budget.open_tokens, v_budget.open_output_tokens
+      from llmqueue.ledger_grant g where g.model = p_config.model and g.cell = v_last.cell;
+    v_first := floor((extract(epoch from v_budget.granted_at) - v_budget.span_s::numeric) / v_cell_s::numeric)::bigint;
+    select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, coalesce(sum(c.tokens), 0) as tokens,
+           coalesce(sum(c.output_tokens), 0) as output_tokens, min(c.cell) as oldest
+      into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
     if v_last.cell >= v_first then
-        v_used := v_used + open_calls;
+        v_used.calls := v_used.calls + v_budget.open_calls;
+        v_used.hot_calls := v_used.hot_calls + v_budget.open_hot_calls;
+        v_used.tokens := v_used.tokens + v_budget.open_tokens;
+        v_used.output_tokens := v_used.output_tokens + v_budget.open_output_tokens;
+        v_used.oldest := least(v_used.oldest, v_last.cell);
     end if;
 
-    level := least(v_capacity, coalesce(
-        v_last.level + 1.1 * v_rate * extract(epoch from granted_at - v_last.granted_at), v_capacity));
-    calls := greatest(0, least(p_wanted, p_rpm - v_used, floor(level)))::integer;
-    if calls = p_wanted then
-        return;
+    v_age_s := extract(epoch from v_budget.granted_at) - coalesce(v_used.oldest, v_budget.cell) * v_cell_s::numeric;
+    v_even := least(1, v_age_s / (v_budget.span_s + v_cell_s));
+    v_budget.pace := v_rate * case when v_used.calls < v_budget.rpm * v_even then 1.1 else 1 end;
+    v_age_s := extract(epoch from v_budget.granted_at - v_last.granted_at);
+    v_budget.level := least(v_budget.capacity, coalesce(v_last.level + v_budget.pace * v_age_s, v_budget.capacity));
+
+    v_budget.rpm_free := v_budget.rpm - v_used.calls;
+    v_budget.day_calls := llmqueue.day_allowance(p_config, 'calls', p_now);
+    v_burst := (select min(b.free) from llmqueue.burst_allowance(v_budget) b);
+    -- lent to cold tasks until a hot one comes; then kept for ten minutes, as much as came of late (I13)
+    v_budget.reserve := case when p_config.hot_share > 0 and v_budget.hot_at > v_budget.granted_at - interval '10 minutes'
+                             then least(greatest(1, floor(p_config.hot_share * v_budget.rpm)), 2 + ceil(v_used.hot_calls / 10.0), v_budget.rpm - 1)
+                             else 0 end;
+    v_budget.calls := least(v_budget.rpm_free - v_budget.reserve, v_burst, v_budget.day_calls, floor(v_budget.level)::bigint);
+    v_budget.hot_calls := least(v_budget.rpm_free, v_burst, v_budget.day_calls, floor(v_budget.level + v_budget.capacity)::bigint);
+
+    v_budget.tpm_free := p_config.tpm - v_used.tokens;
+    v_budget.output_free := p_config.output_tpm - v_used.output_tokens;
+    v_budget.day_tokens := llmqueue.day_allowance(p_config, 'tokens', p_now);
+    v_budget.token_reserve := coalesce(least(p_config.hot_share * p_config.tpm, v_budget.reserve * v_used.tokens / greatest(1, v_used.calls)), 0);
+    v_budget.hot_tokens := least(v_budget.tpm_free, v_budget.day_tokens);
+    v_budget.tokens := least(v_budget.tpm_free - v_budget.token_reserve, v_budget.day_tokens);
+    v_capacity := p_config.tpm / 60.0::double precision;
+    v_budget.token_level := least(v_capacity, coalesce(
+        v_last.token_level + p_config.tpm / v_budget.window_s * v_age_s * case when v_used.tokens < p_config.tpm * v_even then 1.1 else 1 end,
+        v_capacity));
+    if p_config.tpm is not null or p_config.tpd is not null or p_config.output_tpm is not null then
+        select * into v_budget.bytes_ratio, v_budget.output_expected from llmqueue.expected_tokens(p_config);
     end if;
-    if v_used + calls >= p_rpm then
-        reason := 'rpm';
-        select greatest(to_timestamp(((min(freeing.cell) + 1) * v_cell_s + v_span_s)::double precision),
-                        granted_at + make_interval(secs => (1 - (level - calls)) / (1.1 * v_rate))) + v_tick into retry_at
-          from (select x.cell, sum(sum(x.calls)) over (order by x.cell) as freed
-                  from (select c.cell, c.calls from llmqueue.ledger_cell c
-                         where c.model = p_model and c.cell >= v_first
-                        union all
-                        select v_last.cell, open_calls where v_last.cell >= v_first
-                        union all
-                        select allowance.cell, allowance.calls) x
-                 group by x.cell) freeing
-         where v_used + calls - freeing.freed < p_rpm;
-    else
-        reason := 'pace';
-        -- not for every single call: a quarter of a second's worth, so that a fast model is asked 4 times a second
-        retry_at := granted_at + v_tick + make_interval(secs =>
-            (greatest(1, least(p_wanted - calls, v_capacity / 4)) - (level - calls)) / (1.1 * v_rate));
-    end if;
+    return v_budget;
 end
 $$;

@@ -9,13 +9,14 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_applied integer;
     v_unsent bigint[];
+    v_probed text[];   -- models that answered a probe, if only with an error of its own: they are back
 begin
     with given as materialized (
         select i.fence, i.task_id, i.answer, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
-               i.is_unsent, a.granted_at
+               i.is_unsent, i.kinds_estimate, a.granted_at
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, answer text, error_class text, error text,
-                   sent_after_s double precision, latency_s double precision, is_unsent boolean)
+                   sent_after_s double precision, latency_s double precision, is_unsent boolean, kinds_estimate integer)
          cross join lateral (select a.granted_at from llmqueue.attempt a
                               where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
                                 and a.outcome is null limit 1) a
@@ -33,14 +34,16 @@ begin
                latency_s = g.latency_s,
                error_class = g.error_class,
                error = g.error,
+               kinds_estimate = g.kinds_estimate,
                answer = g.answer
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
-        returning a.fence, g.is_unsent
+        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true then a.model end as probed
     )
-    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent)
-      into v_applied, v_unsent from ended;
+    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(distinct ended.probed)
+      into v_applied, v_unsent, v_probed from ended;
     perform llmqueue.refund(v_unsent);
+    perform llmqueue.open_model(p.model, v_now) from unnest(v_probed) p(model) where p.model is not null;
     return v_applied;
 end
 $$;

@@ -1,29 +1,29 @@
 -- What it does: grants calls and claims tasks for them, for several models in one call; a grant and its claim are one
 --   transaction. Chores that are due ride along, so that an idle worker needs one query a second.
 -- Returns: a row per claimed task (task_id not null) and, per model asked, one row with the verdict: reason null (all
---   that was wanted), 'rpm', 'pace', 'concurrency', 'empty', 'paused', 'contended', 'unknown', and retry_in_s.
---   waited_s is grant time − start of the statement, clock_at the database's clock at the grant.
+--   that was wanted), 'rpm', 'pace', 'burst', 'tpm', 'day', 'closed', 'concurrency', 'empty', 'paused', 'contended', 'unknown',
+--   and retry_in_s. waited_s is grant time − start of the statement, clock_at the database's clock at the grant. The last
+--   row has turns, which the worker gives to its next claim.
 -- Locks: the models' advisory locks: several with pg_try_, one with a wait of at most 200 ms; then task rows, which are
 --   never waited for.
--- Why: the lock is a statement of its own in a VOLATILE function under READ COMMITTED, so that what follows sees all
---   that was committed under the lock before; the clock is read after it. Lock, read and write in one statement granted
---   6,400 against a limit of 1,000 (design I1).
+-- Why: see claim_model(). Tasks of a pool that several of the models could take are shared out by weight first; what one of
+--   them does not take, the others take in the second round.
 create or replace function llmqueue.claim(
     p_worker uuid, p_models text[], p_slots integer, p_chores text[] default '{}', p_running integer default 0,
-    p_now timestamptz default null)
+    p_hot_slots integer default 0, p_turns jsonb default null, p_now timestamptz default null)
 returns setof llmqueue.claimed language plpgsql volatile as $$
 declare
-    v_config llmqueue.model_config;
-    v_allowed record;
+    v_models text[] := coalesce(p_models, array(select c.model from llmqueue.model_config c where c.enabled order by random()));
+    v_turns jsonb := coalesce(p_turns, '{}');
+    v_users jsonb := coalesce(p_turns -> 'users', '{}');
+    v_shares jsonb;
+    v_left jsonb;      -- shares that were not taken yet
+    v_verdicts llmqueue.claimed[] := array[]::llmqueue.claimed[];
     v_claimed llmqueue.claimed;
+    v_granted llmqueue.granted;
     v_task llmqueue.leased;
-    v_model text;
-    v_pool_waits boolean;
-    v_now timestamptz;
-    v_slots integer := p_slots;
-    v_room integer;
-    v_taken integer;
-    v_guard_s double precision;
+    v_cold integer := p_slots;
+    v_hot integer := p_hot_slots;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'claim needs READ COMMITTED, this transaction is %', current_setting('transaction_isolation')
@@ -37,57 +37,41 @@ begin
     if not exists (select from llmqueue.worker w where w.worker = p_worker) then
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
-    select l.guard_s into v_guard_s from llmqueue.limiter l;
-    v_pool_waits := llmqueue.has_ready('');
 
-    foreach v_model in array coalesce(p_models, array(select c.model from llmqueue.model_config c where c.enabled order by random())) loop
-        v_claimed := null;
-        v_claimed.model := v_model;
-        v_claimed.guard_s := v_guard_s;
-        if not v_pool_waits and not llmqueue.has_ready(v_model) then
-            v_claimed.reason := 'empty';
-        elsif not llmqueue.lock_model(v_model, coalesce(cardinality(p_models), 0) = 1) then
-            v_claimed.reason := 'contended';
-        else
-            v_now := coalesce(p_now, clock_timestamp());
-            select c.* into v_config from llmqueue.model_config c where c.model = v_model;
-            if not found or not v_config.enabled or v_config.rpm = 0 then
-                v_claimed.reason := case when v_config.model is null then 'unknown' else 'paused' end;
-            else
-                perform llmqueue.hold_clock(v_model, v_now);
-                v_room := llmqueue.room(v_model, v_config.max_concurrency);
-                select * into v_allowed
-                  from llmqueue.allowance(v_model, v_config.rpm, least(v_slots, v_room), v_now);
-                v_claimed.reason := case when v_room < v_slots then coalesce(v_allowed.reason, 'concurrency') else v_allowed.reason end;
-                v_claimed.retry_in_s := extract(epoch from v_allowed.retry_at - v_now)::double precision;
-                v_claimed.clock_at := v_now;
-                v_claimed.waited_s := extract(epoch from v_now - case when p_now is null then statement_timestamp() else p_now end)::double precision;
-                v_claimed.timeout_s := extract(epoch from v_config.timeout)::double precision;
-                v_taken := 0;
-                if v_allowed.calls > 0 then
-                    for v_task in
-                        select * from llmqueue.lease(p_worker, v_model, v_allowed.calls, v_allowed.cell, v_config.rpm,
-                                                     v_allowed.granted_at)
-                    loop
-                        v_taken := v_taken + 1;
-                        v_claimed.task := v_task;
-                        return next v_claimed;
-                    end loop;
-                    v_claimed.task := null;
-                    if v_taken > 0 then
-                        perform llmqueue.charge(v_model, v_taken, v_allowed.cell, v_allowed.level - v_taken,
-                                                v_allowed.granted_at, v_allowed.open_cell, v_allowed.open_calls);
-                    end if;
-                    if v_taken < v_allowed.calls then
-                        v_claimed.reason := 'empty';
-                        v_claimed.retry_in_s := null;
-                    end if;
-                    v_slots := v_slots - v_taken;
+    v_shares := llmqueue.share_out(v_models, p_slots, v_turns);
+    v_left := v_shares;
+    for v_round in 1..2 loop
+        for v_no in 1..coalesce(cardinality(v_models), 0) loop
+            exit when v_cold + v_hot <= 0;
+            continue when v_round = 2 and coalesce((v_verdicts[v_no]).reason, 'empty') <> 'empty';
+            v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
+                                              case v_round when 1 then v_left end, v_users, v_cold, v_hot, p_now);
+            v_claimed := v_granted.verdict;
+            v_verdicts[v_no] := v_claimed;
+            v_users := v_granted.users;
+            foreach v_task in array v_granted.tasks loop
+                v_claimed.task := v_task;
+                return next v_claimed;
+                if v_task.is_hot and v_hot > 0 then
+                    v_hot := v_hot - 1;
+                else
+                    v_cold := v_cold - 1;
                 end if;
-            end if;
-        end if;
+                if v_left #> array[v_task.lane, 'models', v_models[v_no]] is not null then
+                    v_left := jsonb_set(v_left, array[v_task.lane, 'models', v_models[v_no], 'tasks'],
+                        to_jsonb((v_left #>> array[v_task.lane, 'models', v_models[v_no], 'tasks'])::integer - 1));
+                end if;
+            end loop;
+        end loop;
+        exit when v_cold <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
+    end loop;
+
+    v_turns := jsonb_build_object('users', v_users, 'served', llmqueue.turns_after(v_turns -> 'served', v_shares, v_left, v_verdicts));
+    foreach v_claimed in array v_verdicts loop
+        continue when v_claimed.model is null;
+        v_claimed.turns := v_turns;
+        v_turns := null;   -- once is enough
         return next v_claimed;
-        exit when v_slots <= 0;
     end loop;
 end
 $$;

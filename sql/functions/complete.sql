@@ -19,7 +19,8 @@ begin
     for v_item in
         select * from jsonb_to_recordset(p_items) as i(
             fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision,
-            latency_s double precision, input_tokens integer, output_tokens integer)
+            latency_s double precision, input_tokens integer, output_tokens integer,
+            kinds_estimate integer)
     loop
         select a.* into v_attempt from llmqueue.attempt a
          where a.fence = v_item.fence and a.worker = p_worker and a.task_id = v_item.task_id
@@ -48,8 +49,13 @@ begin
                latency_s = v_item.latency_s,
                input_tokens = v_item.input_tokens,
                output_tokens = v_item.output_tokens,
+               kinds_estimate = v_item.kinds_estimate,
                answer = case when not v_is_applied then v_item.answer end
          where a.fence = v_item.fence;
+        perform llmqueue.reconcile(v_attempt, v_item.input_tokens, v_item.output_tokens);
+        if v_attempt.is_probe then
+            perform llmqueue.open_model(v_attempt.model, v_now);
+        end if;
         if v_is_applied then
             v_ids := v_ids || v_item.task_id;
         end if;

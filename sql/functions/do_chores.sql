@@ -1,4 +1,4 @@
--- What it does: the chores of a worker that are due: 'heartbeat', 'promote', 'sweep', 'prune', 'idle',
+-- What it does: the chores of a worker that are due: 'heartbeat', 'promote', 'sweep', 'prune', 'calibrate', 'idle',
 --   'busy', 'drain'.
 -- Returns: nothing.
 -- Locks: see each.
@@ -20,6 +20,9 @@ begin
     end if;
     if 'prune' = any (p_chores) then
         perform llmqueue.prune_ledger(p_now);
+    end if;
+    if 'calibrate' = any (p_chores) then
+        perform llmqueue.calibrate(p_now);
     end if;
     if 'drain' = any (p_chores) then
         update llmqueue.worker w set is_draining = true where w.worker = p_worker;

@@ -2,14 +2,17 @@
 -- Returns: is_done, and for those that cannot run a row's worth of text per reason: lane, reason, up to 5 keys, how many
 --   (counted up to 10,000).
 -- Locks: none.
--- Why: --drain ends when nothing can run. It waits for what others are running: if their worker dies, it comes back.
+-- Why: --drain ends when nothing can run. It waits for what others are running: if their worker dies, it comes back. A
+--   model that is closed, or has used up its day, can run: that ends by itself.
 create or replace function llmqueue.drain_state(p_models text[], p_wait_s double precision)
 returns table (is_done boolean, lane text, reason text, tasks bigint, examples text[]) language plpgsql stable
 set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_able text[] := array(select c.model from llmqueue.model_config c
-                            where c.enabled and c.rpm > 0 and coalesce(c.max_concurrency, 1) > 0
-                              and (p_models is null or c.model = any (p_models)));
+                            where llmqueue.is_able(c) and (p_models is null or c.model = any (p_models)));
+    v_open text[] := v_able
+        || array(select p.pool from llmqueue.pool_member p where p.model = any (v_able))
+        || array(select '' from llmqueue.model_config c where c.model = any (v_able) and c.weight > 0 limit 1);
     v_horizon timestamptz := clock_timestamp() + make_interval(secs => p_wait_s);
     v_lanes text[];
     v_can_run boolean;
@@ -26,11 +29,11 @@ begin
                     cross join lateral (select from llmqueue.task t
                                          where t.is_ready and t.lane = l.lane and t.due_at <= v_horizon
                                            and (select true from llmqueue.set_aside s where s.task_id = t.id) is null limit 1) t
-                    where l.lane = any (v_able) or (l.lane = '' and cardinality(v_able) > 0))
+                    where l.lane = any (v_open))
         or exists (select from llmqueue.task t
                     where t.is_delayed and t.due_at <= v_horizon
                       and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
-                      and (t.lane = any (v_able) or (t.lane = '' and cardinality(v_able) > 0)));
+                      and t.lane = any (v_open));
     if v_can_run then
         return query select false, null::text, null::text, null::bigint, null::text[];
         return;
@@ -38,8 +41,10 @@ begin
     return query
         select true, x.lane, x.reason, count(*), (array_agg(x.id::text))[1:5]
           from ((select t.lane, t.id,
-                        case when t.lane = any (v_able) or (t.lane = '' and cardinality(v_able) > 0) then 'due later'
+                        case when t.lane = any (v_open) then 'due later'
                              when t.lane = '' then 'no model can take it'
+                             when exists (select from llmqueue.pool_member p where p.pool = t.lane)
+                                  then 'no model of its pool can take it'
                              when exists (select from llmqueue.model_config c where c.model = t.lane)
                                   then 'its model is paused or not served here'
                              else 'its model is not configured' end as reason

@@ -7,7 +7,7 @@
 create or replace function llmqueue.fill_ledger(p_model text, p_now timestamptz default null)
 returns void language plpgsql volatile as $$
 declare
-    v_full constant integer := 1000000000;
+    v_full constant integer := 1000000000;   -- more than any limit; views and the day's limits leave such rows out
     v_now timestamptz;
     v_cell bigint;
 begin
@@ -17,6 +17,7 @@ begin
     delete from llmqueue.ledger_grant g where g.model = p_model and (g.cell >= v_cell or g.granted_at > v_now);
     delete from llmqueue.ledger_cell c where c.model = p_model and c.cell > v_cell;
     -- the cell that was open and was deleted or outlived needs no closing: the filling row outweighs it
+    delete from llmqueue.ledger_minute m where m.model = p_model and m.minute > v_cell / 240;
     insert into llmqueue.ledger_cell (model, cell, calls) values (p_model, v_cell, v_full);
     insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at)
     values (p_model, v_cell, 0, 0, v_now);

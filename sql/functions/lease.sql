@@ -1,34 +1,53 @@
--- What it does: takes up to p_calls ready tasks of a model for a worker, best first, and logs an attempt for each.
--- Returns: the tasks as llmqueue.leased rows, in order.
+-- What it does: takes ready tasks of a model's lanes for a worker, as many as its budget and the slots allow, best first,
+--   and logs an attempt for each.
+-- Returns: what was taken, and whether the next in order does not fit now.
 -- Locks: rows of the user's table, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
 -- Why: priorities are stepped through one by one (a loose index scan), so rows that are not due end the range of their
---   priority instead of standing in the way of the next (I13).
+--   priority instead of standing in the way of the next. The oldest task has every tenth grant: first when its turn has
+--   come, else at the end of the batch (I13).
 create or replace function llmqueue.lease(
-    p_worker uuid, p_model text, p_calls integer, p_cell bigint, p_rpm integer, p_now timestamptz)
-returns setof llmqueue.leased language plpgsql volatile
+    p_worker uuid, p_budget llmqueue.budget, p_taking llmqueue.taking, p_now timestamptz)
+returns llmqueue.taking language plpgsql volatile
 set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
 declare
-    v_left integer := p_calls;
+    v_taking llmqueue.taking := p_taking;
     v_most bigint := 9223372036854775807;
     v_rank bigint;
-    v_due_at timestamptz;   -- when the first of that priority is due
-    v_rows llmqueue.leased[];
+    v_cold integer := least(p_budget.calls, p_taking.slots);   -- tasks that are not hot may be taken so many
+    v_for_oldest integer;
+    v_calls integer;
+    v_before integer;
+    v_is_more boolean := false;   -- the lanes may have more than was taken
 begin
+    if p_budget.turn >= 9 and v_cold > 0 then
+        v_taking := llmqueue.lease_some(p_worker, p_budget, v_taking, null, 1, p_now);
+    end if;
+    v_for_oldest := greatest(0, (p_budget.turn + v_cold) / 10 - v_taking.aged);
     loop
-        select next.rank::bigint, next.due_at into v_rank, v_due_at
-          from unnest(array[p_model, '']) lanes(lane)
-         cross join lateral (select t.rank, t.due_at from llmqueue.task t
-                              where t.is_ready and t.lane = lanes.lane and t.rank <= v_most
-                              order by t.rank desc, t.due_at limit 1) next
-         order by next.rank desc, next.due_at limit 1;
+        exit when v_taking.is_blocked;
+        select next.rank::bigint into v_rank
+          from unnest(v_taking.lanes, v_taking.most) lanes(lane, most)
+         cross join lateral (select t.rank from llmqueue.task t
+                              where t.is_ready and t.lane = lanes.lane and t.rank <= v_most order by t.rank desc limit 1) next
+         where lanes.most > 0
+         order by next.rank desc limit 1;
         exit when v_rank is null;
-        if v_due_at <= p_now then
-            v_rows := llmqueue.lease_rank(p_worker, p_model, v_rank, v_left, p_cell, p_rpm, p_now);
-            return query select * from unnest(v_rows);
-            v_left := v_left - cardinality(v_rows);
+        v_calls := llmqueue.calls_left(p_budget, v_taking, v_rank >= 100) - case when v_rank >= 100 then 0 else v_for_oldest end;
+        if v_calls <= 0 then
+            v_taking.next_is_hot := v_rank >= 100;
+            v_is_more := true;
+            exit;
         end if;
-        exit when v_left <= 0 or v_rank = -9223372036854775808;
+        v_before := v_taking.calls;
+        v_taking := llmqueue.lease_some(p_worker, p_budget, v_taking, v_rank, v_calls, p_now);
+        v_is_more := v_taking.calls - v_before = v_calls;
+        exit when v_rank = -9223372036854775808;
         v_most := v_rank - 1;
     end loop;
+    if v_is_more and v_for_oldest > 0 and not v_taking.is_blocked then
+        v_calls := least(v_for_oldest, llmqueue.calls_left(p_budget, v_taking, false));
+        v_taking := llmqueue.lease_some(p_worker, p_budget, v_taking, null, v_calls, p_now);
+    end if;
+    return v_taking;
 end
 $$;

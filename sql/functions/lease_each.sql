@@ -6,22 +6,24 @@
 --   row by row, each in a savepoint of its own. What is not a row's fault (a lock timeout, a cancelled statement, a
 --   deadlock, no room) is raised to the caller.
 create or replace function llmqueue.lease_each(
-    p_worker uuid, p_model text, p_ids llmqueue.task_id[], p_cell bigint, p_rpm integer, p_now timestamptz)
+    p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile as $$
 declare
     v_rows llmqueue.leased[] := array[]::llmqueue.leased[];
     v_one llmqueue.leased[];
+    v_candidate llmqueue.candidate;
     v_id llmqueue.task_id;
     v_failures jsonb := '[]'::jsonb;
     v_failure record;
 begin
-    if cardinality(p_ids) = 0 then
+    if cardinality(p_candidates) = 0 then
         return v_rows;
     end if;
     begin
-        v_rows := llmqueue.lease_rows(p_worker, p_model, p_ids, p_cell, p_rpm, p_now);
-        if cardinality(v_rows) < cardinality(p_ids) then
-            foreach v_id in array p_ids loop
+        v_rows := llmqueue.lease_rows(p_worker, p_budget, p_candidates, p_now);
+        if cardinality(v_rows) < cardinality(p_candidates) then
+            foreach v_candidate in array p_candidates loop
+                v_id := v_candidate.task_id;
                 perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back')
                   where not exists (select from unnest(v_rows) taken where taken.task_id = v_id);
             end loop;
@@ -32,9 +34,10 @@ begin
             raise;
         end if;
     end;
-    foreach v_id in array p_ids loop
+    foreach v_candidate in array p_candidates loop
+        v_id := v_candidate.task_id;
         begin
-            v_one := llmqueue.lease_rows(p_worker, p_model, array[v_id], p_cell, p_rpm, p_now);
+            v_one := llmqueue.lease_rows(p_worker, p_budget, array[v_candidate], p_now);
             v_rows := v_rows || v_one;
             if cardinality(v_one) = 0 then
                 perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
@@ -47,7 +50,7 @@ begin
         end;
     end loop;
     for v_failure in select f.id, f.state, f.message from jsonb_to_recordset(v_failures) f(id text, state text, message text) loop
-        if not llmqueue.is_fault_of_row(v_failure.state, cardinality(v_rows) > 0 or cardinality(p_ids) = 1) then
+        if not llmqueue.is_fault_of_row(v_failure.state, cardinality(v_rows) > 0 or cardinality(p_candidates) = 1) then
             raise exception '%', v_failure.message using errcode = v_failure.state;
         end if;
         perform llmqueue.put_aside(v_failure.id::llmqueue.task_id, 'claim', v_failure.message);

@@ -13,23 +13,25 @@ declare
     v_year_s constant double precision := 31536000.0::double precision;   -- a Retry-After of 1e18 s must not overflow a timestamp
     v_applied integer;
     v_unsent bigint[];
+    v_reopens jsonb;     -- fence -> seconds until its model reopens, for those that were refused
+    v_probed text[];     -- models that took a probe and did not refuse it
 begin
+    v_reopens := llmqueue.close_refusing(p_worker, p_items, v_now);
     with given as materialized (
-        select i.fence, i.task_id, least(greatest(coalesce(i.delay_s, 0), 0), v_year_s) as delay_s, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
-               i.is_unsent, a.granted_at,
-               i.counts or v_refusals <= (select count(*) from (
-                   select from llmqueue.attempt r
-                    where r.task_id = i.task_id and r.outcome = 'refused'
-                      and r.fence > coalesce((select max(e.fence) from llmqueue.attempt e
-                                               where e.task_id = i.task_id and e.outcome in ('completed', 'buried')), 0)
-                    limit v_refusals) x)
-               as counts
+        select i.fence, i.task_id, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s, i.is_unsent,
+               i.kinds_estimate, a.granted_at, i.counts or refused.times >= v_refusals as counts,
+               -- behind the reopening, and the further behind the more often it was refused: others probe first
+               least(greatest(coalesce(i.delay_s, 0), 0)
+                     + case when v_reopens ? i.fence::text
+                            then (v_reopens ->> i.fence::text)::double precision + random() * least(60, 2.0 ^ refused.times) / 2 else 0 end,
+                     v_year_s) as delay_s
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, delay_s double precision, counts boolean, error_class text,
-                   error text, sent_after_s double precision, latency_s double precision, is_unsent boolean)
+                   error text, sent_after_s double precision, latency_s double precision, is_unsent boolean, kinds_estimate integer)
          cross join lateral (select a.granted_at from llmqueue.attempt a
                               where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
                                 and a.outcome is null limit 1) a
+         cross join lateral (select case when not i.counts then llmqueue.count_refusals(i.task_id, v_refusals) else 0 end as times) refused
     ), applied as (
         update llmqueue.task t
            set status = llmqueue.status_word(
@@ -48,14 +50,16 @@ begin
                sent_at = g.granted_at + make_interval(secs => g.sent_after_s),
                latency_s = g.latency_s,
                error_class = g.error_class,
-               error = g.error
+               error = g.error,
+               kinds_estimate = g.kinds_estimate
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
-        returning a.fence, g.is_unsent
+        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true and not v_reopens ? g.fence::text then a.model end as probed
     )
-    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent)
-      into v_applied, v_unsent from ended;
+    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(distinct ended.probed)
+      into v_applied, v_unsent, v_probed from ended;
     perform llmqueue.refund(v_unsent);
+    perform llmqueue.open_model(p.model, v_now) from unnest(v_probed) p(model) where p.model is not null;
     return v_applied;
 end
 $$;

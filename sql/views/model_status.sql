@@ -1,17 +1,39 @@
--- Each configured model: its limits, what it used of them in the last minute, and what waits for it by name.
+-- Each configured model: its limits, what it used of them in the last minute and today, and what waits for it by name.
+-- closed_until and closed_because are there while it is closed after refusals, until a probe has ended well.
 create view llmqueue.model_status as
 select c.model,
        c.enabled,
        c.rpm,
        c.max_concurrency,
        c.timeout,
-       used.calls_60s,
-       round(100.0 * used.calls_60s / nullif(c.rpm, 0), 1) as use_pct,
+       used.calls as calls_60s,
+       round(100.0 * used.calls / nullif(c.rpm, 0), 1) as use_pct,
        (select count(*) from llmqueue.attempt a where a.model = c.model and a.ended_at is null) as running,
        lane.tasks as ready,
        lane.is_estimate as ready_is_estimate,
-       lane.oldest_at as oldest_ready_at
+       lane.oldest_at as oldest_ready_at,
+       c.tpm,
+       c.output_tpm,
+       c.token_mode,
+       c.weight,
+       c.hot_share,
+       llmqueue.effective_rpm(c.model, c.rpm) as effective_rpm,
+       used.tokens as tokens_60s,
+       used.output_tokens as output_tokens_60s,
+       round(100.0 * used.tokens / nullif(c.tpm, 0), 1) as tpm_use_pct,
+       c.rpd,
+       today.calls as calls_today,
+       c.tpd,
+       today.tokens as tokens_today,
+       s.closed_until,
+       case when s.closed_until is not null then s.closed_because end as closed_because,
+       c.burst_windows,
+       c.max_output,
+       c.quota_timezone,
+       llmqueue.effective_concurrency(c.model, c.max_concurrency) as effective_concurrency
   from llmqueue.model_config c
- cross join lateral (select llmqueue.count_calls(c.model) as calls_60s) used
+  left join llmqueue.model_state s on s.model = c.model
+ cross join lateral llmqueue.count_60s(c.model) used
+ cross join lateral llmqueue.count_today(c.model, c.quota_timezone) today
  cross join lateral llmqueue.count_ready(c.model) lane;
-comment on view llmqueue.model_status is 'Limits of each model, its calls in the last 60 s, and what is running and ready.';
+comment on view llmqueue.model_status is 'Limits of each model, what it used of them, what is running and ready, and whether it is closed.';

@@ -41,7 +41,7 @@ _SEAM_HASH: Final = """
 select md5(coalesce(string_agg(d, '' order by d collate "C"), '')) from (
     select pg_get_functiondef(oid) from pg_proc
     where pronamespace = to_regnamespace('llmqueue')
-      and proname in ('status_word', 'answer_value', 'mark_done', 'mark_queued')
+      and proname in ('status_word', 'answer_value', 'mark_done', 'mark_queued', 'user_key', 'wake_up')
     union all
     select pg_get_viewdef(oid) from pg_class where oid = to_regclass('llmqueue.task')
 ) as definition(d)

@@ -136,8 +136,8 @@ def test_held_rows_of_the_models_lane_hide_neither_pool_nor_lane(two: Sessions, 
     lower = queue.add(priority=-1)[0]
     holding(two, "select from tasks where id = any(%s) for update", held)
 
-    assert impatient(queue).claim(1, ["a"]).ids == [later]
-    assert queue.claim(5, ["a"]).ids == [pool, lower]
+    assert set(impatient(queue).claim(2, ["a"]).ids) == {later, pool}
+    assert queue.claim(5, ["a"]).ids == [lower]
 
 
 def test_a_childs_foreign_key_does_not_hide_its_task(two: Sessions, queue: Queue) -> None:

@@ -278,18 +278,24 @@ def test_a_limit_is_used_up_to_the_last_call_that_a_window_admits(
 )
 def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any], rpm: int, wanted: int) -> None:
     """Ten minutes from a cold start, back exactly at retry_at. Without tasks: the hottest would need a million."""
-    query = b"""select calls, extract(epoch from retry_at - granted_at) as retry_in_s, llmqueue.charge(
-                    'x', calls, cell, level - calls, granted_at, open_cell, open_calls)
-                  from llmqueue.allowance('x', %s, %s, %s)"""
+    look = "select llmqueue.allowance(c, %(now)s) as budget from llmqueue.model_config c where c.model = 'x'"
+    take = f"""select least((budget).calls, %(wanted)s) as calls,
+                      llmqueue.charge(budget, least((budget).calls, %(wanted)s), 0, 0, 0, 0) from ({look}) looked
+                where (budget).calls > 0"""
+    wait = f"""select extract(epoch from w.retry_at - %(now)s)::float8 as seconds
+                 from ({look}) looked, llmqueue.when_free(budget, false, %(wanted)s, 0, 0) w"""
     minutes = 10
     with fleet(backlog) as world:
+        world.queue.model("x", rpm)
         log: list[tuple[float, int]] = []
         asked = 0
         while world.true < timedelta(minutes=minutes):
-            row = world.queue.conn.execute(query, (rpm, wanted, world.queue.now)).fetchone()
-            assert row is not None
-            log.append((world.true.total_seconds(), row["calls"]))
-            world.pass_time(timedelta(seconds=float(row["retry_in_s"] or 0)))
+            args = {"now": world.queue.now, "wanted": wanted}
+            taken = world.queue.conn.execute(take.encode(), args).fetchone()
+            log.append((world.true.total_seconds(), taken["calls"] if taken else 0))
+            waited = world.queue.conn.execute(wait.encode(), args).fetchone()
+            assert waited is not None
+            world.pass_time(timedelta(seconds=waited["seconds"]))
             asked += 1
         worst = max(
             sum(calls for at, calls in log if end - 60.5 <= at <= end) for end, _ in log[:: max(1, len(log) // 500)]

@@ -154,7 +154,7 @@ def test_a_row_whose_expiry_raises_is_set_aside(queue: Queue) -> None:
     queue.owners_trigger(rejects("failed"))
 
     assert queue.claim(10).ids == [good]
-    assert queue.aside() == {bad: "expire"}
+    assert queue.aside() == {bad: "fail_unsent"}
 
 
 def test_a_deferred_constraint_trigger_that_raises_sets_one_row_aside(queue: Queue) -> None:

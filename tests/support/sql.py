@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, cast
@@ -22,8 +22,10 @@ T0 = datetime(2040, 1, 1, 12, tzinfo=UTC)
 
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
-           (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s
-      from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(chores)s::text[], 0, %(now)s)"""
+           (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s,
+           (task).tokens, (task).is_hot, (task).lane, turns
+      from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(chores)s::text[], 0,
+                           %(hot_slots)s, %(turns)s::jsonb, %(now)s)"""
 
 _NUMBER = count(1)
 
@@ -43,6 +45,9 @@ class Grant:
     params: str | None
     guard_s: float
     timeout_s: float
+    tokens: int | None = None
+    is_hot: bool = False
+    lane: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Queue:
         self.conn = cast(psycopg.Connection[DictRow], conn)
         self.now = now
         self.worker = self.register()
+        self._turns: dict[UUID, Any] = {}
 
     # --- plain SQL ----------------------------------------------------------------------------------------------
 
@@ -152,12 +158,22 @@ class Queue:
         *,
         worker: UUID | None = None,
         chores: Sequence[str] = (),
+        hot_slots: int = 0,
     ) -> Claimed:
         worker = worker or self.worker
-        args = {"worker": worker, "models": models, "slots": slots, "chores": list(chores), "now": self.now}
+        args = {
+            "worker": worker,
+            "models": models,
+            "slots": slots,
+            "chores": list(chores),
+            "now": self.now,
+            "hot_slots": hot_slots,
+            "turns": Jsonb(self._turns.get(worker)),
+        }
         found = self.conn.execute(CLAIM, args).fetchall()
+        self._turns[worker] = next((row["turns"] for row in found if row["turns"] is not None), None)
         verdicts = [row for row in found if row["task_id"] is None]
-        names = ("model", "fence", "attempt_no", "max_attempts", "restarts", "prompt", "params", "guard_s", "timeout_s")
+        names = tuple(field.name for field in fields(Grant) if field.name not in {"worker", "id"})
         return Claimed(
             [
                 Grant(worker=worker, id=row["task_id"], **{name: row[name] for name in names})

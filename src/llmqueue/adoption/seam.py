@@ -16,7 +16,7 @@ from psycopg import sql
 from llmqueue.adoption.columns import STATUSES, VIEW_COLUMNS
 from llmqueue.mapping import Mapping
 
-INDEXES: Final = ("llmqueue_ready", "llmqueue_delayed", "llmqueue_failed")
+INDEXES: Final = ("llmqueue_ready", "llmqueue_oldest", "llmqueue_delayed", "llmqueue_failed")
 TRIGGER: Final = "llmqueue_wake_up"
 
 _ColumnOf = Callable[[str], sql.Composable]
@@ -29,6 +29,7 @@ class Expressions:
     prompt_text: sql.Composable
     lane: sql.Composable
     rank: sql.Composable
+    user_key: sql.Composable
     due_at: sql.Composable
     is_ready: sql.Composable
     is_delayed: sql.Composable
@@ -69,6 +70,7 @@ def expressions(mapping: Mapping, alias: str | None) -> Expressions:
         prompt_text=sql.SQL("({})::text").format(ours("prompt")),
         lane=sql.SQL("coalesce(({})::text, '')").format(ours("model")),
         rank=sql.SQL("coalesce({}, 0)").format(ours("priority")),
+        user_key=sql.SQL('(llmqueue.user_key({}) collate "C")').format(ours("user_id")),
         due_at=sql.SQL("coalesce({}, {}, '-infinity'::timestamp with time zone)").format(
             ours("run_at"), ours("created_at")
         ),
@@ -87,7 +89,14 @@ def task_id_domain(mapping: Mapping) -> str:
 
 def functions(mapping: Mapping) -> tuple[str, ...]:
     """Return the generated functions, each as one statement."""
-    return (_status_word(mapping), _answer_value(mapping), _mark_done(mapping), _mark_queued(mapping))
+    return (
+        _USER_KEY,
+        _status_word(mapping),
+        _answer_value(mapping),
+        _mark_done(mapping),
+        _mark_queued(mapping),
+        _wake_up(mapping),
+    )
 
 
 def view(mapping: Mapping) -> str:
@@ -113,9 +122,10 @@ def index(mapping: Mapping, name: str) -> str:
     # desc has nulls first by default; coalesce has none, and the plain form is what `order by rank desc` asks for.
     columns, condition = {
         "llmqueue_ready": (
-            sql.SQL("({}), ({}) desc, ({}), {}").format(over.lane, over.rank, over.due_at, key),
+            sql.SQL("({}), ({}) desc, {}, ({}), {}").format(over.lane, over.rank, over.user_key, over.due_at, key),
             over.is_ready,
         ),
+        "llmqueue_oldest": (sql.SQL("({}), ({}), {}").format(over.lane, over.due_at, key), over.is_ready),
         "llmqueue_delayed": (sql.SQL("({})").format(over.due_at), over.is_delayed),
         "llmqueue_failed": (finished_at, over.is_failed),
     }[name]
@@ -129,9 +139,10 @@ def index(mapping: Mapping, name: str) -> str:
 def trigger(mapping: Mapping) -> str:
     """Return the one trigger on the user's table."""
     return text(
-        sql.SQL("create trigger {} after insert on {} for each statement execute function llmqueue.wake_up()").format(
-            sql.Identifier(TRIGGER), mapping.table
-        )
+        sql.SQL(
+            "create or replace trigger {} after insert on {} referencing new table as inserted\n"
+            "for each statement execute function llmqueue.wake_up()"
+        ).format(sql.Identifier(TRIGGER), mapping.table)
     )
 
 
@@ -152,6 +163,41 @@ def _is_done(mapping: Mapping, column: _ColumnOf) -> sql.Composable:
     if theirs is None or mapping.owner_status_type is None:
         return sql.SQL("{} is not null").format(column(mapping.column("answer")))
     return _equals(column(theirs), mapping.done_value, mapping.owner_status_type)
+
+
+# Whatever type user_id has (an enum's cast to text is not immutable by the catalog, though it is by nature).
+_USER_KEY: Final = (
+    "create or replace function llmqueue.user_key(p_user_id anyelement) returns text\n"
+    "language sql immutable parallel safe as $$ select coalesce(p_user_id::text, '') $$"
+)
+
+
+def _wake_up(mapping: Mapping) -> str:
+    """The insert path pays for this once per statement (design I17).
+
+    An insert-only role has no rights on our schema, hence SECURITY DEFINER with a fixed search_path. Each NOTIFY
+    serialises commits in the whole cluster, so none is sent while all workers are busy, but for a hot task: it has
+    slots and grants of its own. A missed one costs at most a second: the poll is the truth.
+    """
+    body = sql.SQL(
+        """begin
+    if exists (select from llmqueue.idle_worker) then
+        perform pg_notify('llmqueue', 'task');
+    end if;
+    if exists (select from inserted where inserted.{} >= 100) then
+        perform pg_notify('llmqueue', 'hot');
+    end if;
+    return null;
+exception when others then
+    return null;
+end"""
+    ).format(sql.Identifier(mapping.column("priority")))
+    return text(
+        sql.SQL(
+            "create or replace function llmqueue.wake_up() returns trigger language plpgsql volatile\n"
+            "security definer set search_path = pg_catalog, pg_temp as {}"
+        ).format(_body(body))
+    )
 
 
 def _status_word(mapping: Mapping) -> str:

@@ -141,7 +141,8 @@ _CHECKS: Final = """
 """
 
 _TRIGGER: Final = """
-    select exists (select from pg_trigger where tgrelid = %s and tgname = 'llmqueue_wake_up' and not tgisinternal)
+    select exists (select from pg_trigger where tgrelid = %s and tgname = 'llmqueue_wake_up' and not tgisinternal
+                                               and tgnewtable is not null)
 """
 
 _ROW_TYPE_USERS: Final = """

@@ -1,8 +1,9 @@
--- What it does: ends tasks whose deadline_at has passed before they could be started.
+-- What it does: ends ready tasks that must not be started: past their deadline_at, or too large for their model.
 -- Returns: nothing.
 -- Locks: the rows, which the caller holds.
--- Why: an answer after the deadline is of no use, and must not cost a call.
-create or replace function llmqueue.expire(p_ids llmqueue.task_id[], p_now timestamptz)
+-- Why: an answer after the deadline is of no use, and a charge above the limit would never be granted: neither may cost a
+--   call, nor stand in the way.
+create or replace function llmqueue.fail_unsent(p_ids llmqueue.task_id[], p_error text, p_now timestamptz)
 returns void language plpgsql volatile
 set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
@@ -12,17 +13,17 @@ begin
     foreach v_id in array p_ids loop
         begin
             update llmqueue.task t
-               set status = llmqueue.status_word('failed'), finished_at = p_now, error = 'expired: deadline_at has passed'
+               set status = llmqueue.status_word('failed'), finished_at = p_now, error = p_error
              where t.id = v_id
             returning t.is_ready into v_is_ready;
             if v_is_ready is distinct from false then
-                perform llmqueue.put_aside(v_id, 'expire', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
+                perform llmqueue.put_aside(v_id, 'fail_unsent', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
             end if;
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;
             end if;
-            perform llmqueue.put_aside(v_id, 'expire', sqlerrm);
+            perform llmqueue.put_aside(v_id, 'fail_unsent', sqlerrm);
         end;
     end loop;
 end

@@ -1,0 +1,38 @@
+-- What it does: learns from the last answers how many tokens a prompt really has, and how many an answer.
+-- Returns: how many models were calibrated.
+-- Locks: an advisory lock of its own (another worker at it is enough), then rows of model_state.
+-- Why: mean and 95th percentile of actual / estimate over up to 1,000 answers of each model among the last 20,000 attempts; at
+--   least 20, since a few say little. Read backwards by the primary key, whatever the size of the log.
+create or replace function llmqueue.calibrate(p_now timestamptz default null)
+returns integer language plpgsql volatile set jit = off set enable_seqscan = off as $$
+declare
+    v_models integer;
+begin
+    if not exists (select from llmqueue.model_config c where coalesce(c.tpm, c.tpd, c.output_tpm) is not null)
+       or not pg_try_advisory_xact_lock(llmqueue.lock_space() + 1, 0) then
+        return 0;
+    end if;
+    insert into llmqueue.model_state as s (model, bytes_ratio_mean, bytes_ratio_p95, kinds_ratio_mean, kinds_ratio_p95, output_mean,
+                                           output_sd, samples, calibrated_at)
+    select x.model, avg(x.bytes_ratio), percentile_cont(0.95) within group (order by x.bytes_ratio),
+           avg(x.kinds_ratio), percentile_cont(0.95) within group (order by x.kinds_ratio),
+           avg(x.output_tokens), coalesce(stddev_samp(x.output_tokens), 0), count(*), coalesce(p_now, clock_timestamp())
+      from (select last.model, last.input_tokens::double precision / nullif(last.bytes_estimate, 0) as bytes_ratio,
+                   last.input_tokens::double precision / nullif(last.kinds_estimate, 0) as kinds_ratio,
+                   last.output_tokens::double precision as output_tokens,
+                   row_number() over (partition by last.model order by last.fence desc) as recent
+              from (select a.* from llmqueue.attempt a order by a.fence desc limit 20000) last
+             where last.outcome = 'completed' and last.input_tokens is not null and last.output_tokens is not null
+               and last.bytes_estimate is not null) x
+     where x.recent <= 1000
+     group by x.model having count(*) >= 20
+     order by x.model
+    on conflict (model) do update
+       set bytes_ratio_mean = excluded.bytes_ratio_mean, bytes_ratio_p95 = excluded.bytes_ratio_p95,
+           kinds_ratio_mean = excluded.kinds_ratio_mean, kinds_ratio_p95 = excluded.kinds_ratio_p95,
+           output_mean = excluded.output_mean, output_sd = excluded.output_sd,
+           samples = excluded.samples, calibrated_at = excluded.calibrated_at;
+    get diagnostics v_models = row_count;
+    return v_models;
+end
+$$;

@@ -1,0 +1,34 @@
+-- What it does: closes the models that refused attempts of a settle.
+-- Returns: {fence: seconds until its model reopens}, for each attempt that was refused.
+-- Locks: rows of model_state, in the order of the models' names.
+-- Why: a task that is refused again and again while others of the same model are answered is what is wrong, not the model: it
+--   waits by itself, and closes the model for nobody (design I13).
+create or replace function llmqueue.close_refusing(p_worker uuid, p_items jsonb, p_now timestamptz)
+returns jsonb language plpgsql volatile
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_item record;
+    v_until timestamptz;
+    v_reopens jsonb := '{}';
+begin
+    for v_item in
+        select i.fence, i.task_id, i.refusal, i.pause_s, i.error_class, i.error, a.model, a.granted_at
+          from jsonb_to_recordset(p_items) as i(
+                   fence bigint, task_id llmqueue.task_id, refusal text, pause_s double precision, error_class text, error text)
+         cross join lateral (select a.model, a.granted_at from llmqueue.attempt a
+                              where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
+                                and a.outcome is null limit 1) a
+         where i.refusal is not null
+         order by a.model, a.granted_at
+    loop
+        if llmqueue.is_suspect(v_item.task_id, v_item.model) then
+            v_until := p_now + make_interval(secs => least(greatest(coalesce(v_item.pause_s, 5), 0), 86400));
+        else
+            v_until := llmqueue.close_model(v_item.model, v_item.refusal, v_item.pause_s,
+                                            v_item.error_class || ': ' || v_item.error, v_item.granted_at, p_now);
+        end if;
+        v_reopens := v_reopens || jsonb_build_object(v_item.fence::text, extract(epoch from v_until - p_now));
+    end loop;
+    return v_reopens;
+end
+$$;

@@ -1,0 +1,56 @@
+-- What it does: takes up to p_calls ready tasks of one priority, or with p_rank null the oldest, from the lanes of a model.
+-- Returns: what was taken before and now. is_blocked: the next in order does not fit now; it keeps its place, and nothing
+--   behind it is taken (I5).
+-- Locks: rows of the user's table, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
+-- Why: rows that turn out to be of no use (past their deadline, too large, set aside) are made up for by another pass. When
+--   somebody else's transaction holds the heads, the lanes are taken one after the other, past them. At most 100 passes:
+--   the model's lock is held.
+create or replace function llmqueue.lease_some(
+    p_worker uuid, p_budget llmqueue.budget, p_taking llmqueue.taking, p_rank bigint, p_calls integer, p_now timestamptz)
+returns llmqueue.taking language plpgsql volatile as $$
+declare
+    v_taking llmqueue.taking := p_taking;
+    v_with_size constant boolean := p_budget.bytes_ratio is not null;
+    v_left integer := p_calls;
+    v_only integer := 0;   -- which lane alone; 0: all together
+    v_found record;
+    v_fitting record;
+    v_rows llmqueue.leased[];
+    v_skip llmqueue.task_id[] := '{}';
+    v_is_all boolean;
+begin
+    for v_pass in 1..100 loop
+        exit when v_left <= 0 or v_taking.is_blocked;
+        if p_rank is null then
+            select f.picked, f.seen, false as is_cut into v_found
+              from llmqueue.pick_by_age(
+                       case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
+                       case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
+                       v_left, v_skip, v_with_size, p_now) f;
+        else
+            select f.picked, f.seen, f.is_cut into v_found
+              from llmqueue.pick_by_rank(
+                       case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
+                       case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
+                       v_taking.users, p_rank, v_left, v_skip, v_with_size, p_now) f;
+        end if;
+        v_is_all := v_found.seen < v_left and not v_found.is_cut;
+        select * into v_fitting from llmqueue.fit(p_budget, v_taking, v_found.picked, p_now);
+        v_skip := v_skip || v_fitting.unfit;
+        v_rows := llmqueue.lease_each(p_worker, p_budget, v_fitting.candidates, p_now);
+        v_taking := llmqueue.note_taken(v_taking, v_rows, p_rank is null);
+        v_taking.users := v_fitting.users;
+        v_taking.is_blocked := v_fitting.is_blocked;
+        v_taking.next_tokens := v_fitting.next_tokens;
+        v_taking.next_output_tokens := v_fitting.next_output_tokens;
+        v_taking.next_is_hot := v_fitting.next_is_hot;
+        v_left := v_left - cardinality(v_rows);
+        exit when v_is_all or cardinality(v_skip) > 50;
+        if cardinality(v_found.picked) = 0 then
+            v_only := v_only + 1;
+            exit when v_only > cardinality(v_taking.lanes);
+        end if;
+    end loop;
+    return v_taking;
+end
+$$;

@@ -1,0 +1,72 @@
+-- What it does: locks up to p_wanted ready tasks of one priority, from several lanes in turn, in each from its users in turn.
+-- Returns: one row: them in order; seen: how many there were to lock; is_cut: whether a user may have more than were seen.
+-- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
+-- Why: users are stepped through one by one (a loose index scan) from the one after p_users ->> lane, so the cost is that of
+--   the batch, not of all users (I13). Only as many rows are locked as are taken, so each user's share is found first: a row
+--   locked and not taken would look like an empty lane to another model.
+create or replace function llmqueue.pick_by_rank(
+    p_lanes text[], p_most integer[], p_users jsonb, p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
+    p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean)
+language plpgsql volatile
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+begin
+    with recursive member as (
+        select given.lane, given.most, given.no, first.user_key as start, first.user_key, 1 as n
+          from unnest(p_lanes, p_most) with ordinality given(lane, most, no)
+         cross join lateral (select coalesce(
+                   (select t.user_key from llmqueue.task t
+                     where t.is_ready and t.lane = given.lane and t.rank = p_rank and t.user_key > (p_users ->> given.lane)
+                     order by t.user_key limit 1),
+                   (select t.user_key from llmqueue.task t
+                     where t.is_ready and t.lane = given.lane and t.rank = p_rank order by t.user_key limit 1)) as user_key) first
+         where given.most > 0 and first.user_key is not null
+        union all
+        select m.lane, m.most, m.no, m.start, next.user_key, m.n + 1
+          from member m
+         cross join lateral (select coalesce(
+                   (select t.user_key from llmqueue.task t
+                     where t.is_ready and t.lane = m.lane and t.rank = p_rank and t.user_key > m.user_key
+                     order by t.user_key limit 1),
+                   (select t.user_key from llmqueue.task t
+                     where t.is_ready and t.lane = m.lane and t.rank = p_rank order by t.user_key limit 1)) as user_key) next
+         where m.n < p_wanted and next.user_key <> m.start
+    ), flow as materialized (
+        select m.*, case when count(*) over (partition by m.no) = 1 then p_wanted
+                         else 2 * p_wanted / count(*) over (partition by m.no) + 1 end as deep
+          from member m
+    ), head as materialized (
+        select flow.lane, flow.most, flow.no, flow.user_key, flow.n, flow.deep,
+               row_number() over (partition by flow.no, flow.n order by task.due_at, task.id) as round
+          from flow
+         cross join lateral (select t.due_at, t.id from llmqueue.task t
+                              where t.is_ready and t.lane = flow.lane and t.rank = p_rank and t.user_key = flow.user_key
+                                and t.due_at <= p_now and t.id <> all (p_skip)
+                                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
+                              order by t.due_at, t.id limit flow.deep) task
+    ), share as materialized (
+        select best.lane, best.no, best.user_key, best.n, count(*) as tasks
+          from (select placed.* from (select head.*, row_number() over (partition by head.no order by head.round, head.n) as place from head) placed
+                 where placed.place <= placed.most order by placed.place, placed.no limit p_wanted) best
+         group by best.lane, best.no, best.user_key, best.n
+    ), locked as materialized (
+        select share.lane, share.no, share.user_key, share.n, task.*
+          from share
+         cross join lateral (select t.id, t.due_at, t.deadline_at <= p_now as is_expired, t.fence,
+                                    case when p_with_size then octet_length(t.prompt_text) end as bytes,
+                                    case when p_with_size then llmqueue.max_output_of(t.params::text) end as max_output
+                               from llmqueue.task t
+                              where t.is_ready and t.lane = share.lane and t.rank = p_rank and t.user_key = share.user_key
+                                and t.due_at <= p_now and t.id <> all (p_skip)
+                                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
+                              order by t.due_at, t.id limit share.tasks
+                                for no key update of t skip locked) task
+    )
+    select coalesce(array_agg((o.id, o.lane, o.user_key, p_rank >= 100, o.is_expired is true, o.bytes, o.max_output, o.fence)::llmqueue.picked
+                              order by o.place, o.no), '{}'),
+           (select count(*) from head), (select coalesce(bool_or(head.round = head.deep), false) from head)
+      into picked, seen, is_cut
+      from (select r.*, row_number() over (partition by r.no order by r.round, r.n) as place
+              from (select locked.*, row_number() over (partition by locked.no, locked.n order by locked.due_at, locked.id) as round
+                      from locked) r) o;
+end
+$$;

@@ -1,0 +1,43 @@
+-- What it does: shares the waiting tasks of each pool that several of the models could take out among them, by weight.
+-- Returns: {lane: {models: {model: {tasks, weight}}, is_more}}; lanes that only one of them takes from are left out.
+-- Locks: none.
+-- Why: whose turn it is comes from what each was served before, divided by its weight (p_turns, kept by the worker: a row for
+--   it would be a hot one, and serialise the pool's models). At most p_slots tasks are counted.
+create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb)
+returns jsonb language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    v_pool record;
+    v_waiting integer;
+    v_shares jsonb := '{}';
+begin
+    if coalesce(cardinality(p_models), 0) < 2 or p_slots <= 0 then
+        return v_shares;
+    end if;
+    for v_pool in
+        select member.lane, array_agg(member.model) as models, array_agg(member.weight) as weights
+          from (select '' as lane, c.model, c.weight from llmqueue.model_config c
+                 where c.model = any (p_models) and c.enabled and c.rpm > 0 and c.weight > 0
+                union all
+                select m.pool, m.model, m.weight from llmqueue.pool_member m
+                 where m.model = any (p_models) and m.pool <> m.model
+                   and exists (select from llmqueue.model_config c where c.model = m.model and c.enabled and c.rpm > 0)) member
+         group by member.lane having count(*) > 1
+    loop
+        select count(*) into v_waiting
+          from (select from llmqueue.task t where t.is_ready and t.lane = v_pool.lane order by t.due_at limit p_slots) waiting;
+        continue when v_waiting = 0;
+        v_shares := v_shares || jsonb_build_object(v_pool.lane, jsonb_build_object('is_more', v_waiting = p_slots, 'models', (
+            select jsonb_object_agg(m.model, jsonb_build_object('weight', m.weight, 'tasks', (
+                       select count(*) from (
+                           select other.model
+                             from unnest(v_pool.models, v_pool.weights) other(model, weight)
+                            cross join generate_series(1, v_waiting) task(no)
+                            order by coalesce((p_turns #>> array['served', v_pool.lane, other.model])::double precision, 0) + task.no / other.weight,
+                                     other.model
+                            limit v_waiting) turn
+                        where turn.model = m.model)))
+              from unnest(v_pool.models, v_pool.weights) m(model, weight))));
+    end loop;
+    return v_shares;
+end
+$$;

@@ -1,0 +1,39 @@
+-- What it does: says why a claim took no more for a model, and when to come back.
+-- Returns: one row: reason (null: all that was wanted) and retry_in_s, null when only a bell or the poll can tell.
+-- Locks: none; the caller holds the model's advisory lock.
+-- Why: looked at after the charge, so that the calls just granted count. A share of a pool that was used up is no empty lane
+--   while more tasks wait there.
+create or replace function llmqueue.verdict(
+    p_budget llmqueue.budget, p_taking llmqueue.taking, p_shares jsonb, p_is_full boolean, p_is_probe boolean, p_now timestamptz,
+    out reason text, out retry_in_s double precision)
+language plpgsql stable as $$
+declare
+    v_slots integer := p_taking.slots - (p_taking.calls - p_taking.hot_calls) - greatest(0, p_taking.hot_calls - p_taking.hot_slots);
+    v_is_hot boolean := coalesce(p_taking.next_is_hot, false);
+    v_wait record;
+begin
+    if p_is_probe then
+        reason := 'closed';
+        return;
+    elsif not p_taking.is_blocked then
+        if llmqueue.calls_left(p_budget, p_taking, v_is_hot) > 0 then
+            if not coalesce((select bool_or((p_shares #>> array[l.lane, 'is_more'])::boolean)
+                               from unnest(p_taking.lanes, p_taking.most) l(lane, most) where l.most <= 0), false) then
+                reason := 'empty';
+            end if;
+            return;
+        elsif v_slots <= 0 and not v_is_hot then
+            return;
+        elsif p_is_full then
+            reason := 'concurrency';
+            return;
+        end if;
+    end if;
+    select * into v_wait
+      from llmqueue.when_free(llmqueue.allowance(p_budget.configured, p_now), v_is_hot, case when v_is_hot then 1 else v_slots end,
+                              case when p_taking.is_blocked then p_taking.next_tokens else 0 end,
+                              case when p_taking.is_blocked then p_taking.next_output_tokens else 0 end);
+    reason := v_wait.reason;
+    retry_in_s := case when v_wait.reason is not null then extract(epoch from v_wait.retry_at - p_now) end;
+end
+$$;

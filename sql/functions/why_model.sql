@@ -1,0 +1,80 @@
+-- What it does: says what keeps a model from taking a ready task, were it the first in its lane.
+-- Returns: one row: reason null when nothing does; until_at where a time is known; detail with the numbers behind it.
+-- Locks: none: what is said may be over by the time it is read.
+-- Why: a part of why(). In the order in which somebody must act: what no time heals comes first.
+create or replace function llmqueue.why_model(
+    p_model text, p_task_id llmqueue.task_id, p_now timestamptz,
+    out reason text, out until_at timestamptz, out detail jsonb)
+language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    v_config llmqueue.model_config;
+    v_closing record;
+    v_state record;
+    v_charge llmqueue.candidate;
+    v_workers record;
+    v_room record;
+    v_is_hot boolean;
+    v_most integer;
+begin
+    detail := '{}';
+    select c.* into v_config from llmqueue.model_config c where c.model = p_model;
+    if not found then
+        reason := 'unknown';
+        return;
+    end if;
+    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output']
+        || jsonb_build_object('effective_rpm', llmqueue.effective_rpm(p_model, v_config.rpm, p_now));
+    if not v_config.enabled
+       or 0 in (v_config.rpm, v_config.tpm, v_config.output_tpm, v_config.rpd, v_config.tpd, v_config.max_concurrency) then
+        reason := 'paused';
+        return;
+    end if;
+
+    v_charge := llmqueue.charge_of_task(llmqueue.allowance(v_config, p_now), p_task_id);
+    detail := detail || jsonb_build_object('tokens', v_charge.tokens, 'output_tokens', v_charge.output_tokens);
+    if v_charge.tokens > least(v_config.tpm, v_config.tpd) or v_charge.output_tokens > v_config.output_tpm then
+        reason := 'never_fits';
+        detail := detail || jsonb_build_object('fits_elsewhere', llmqueue.fits_elsewhere(
+            (select t.lane from llmqueue.task t where t.id = p_task_id), p_model, v_charge.tokens));
+        return;
+    end if;
+
+    select * into strict v_workers from llmqueue.workers_of(p_model, p_now);
+    detail := detail || jsonb_build_object('workers', to_jsonb(v_workers));
+    if v_workers.serving = 0 then
+        reason := 'no_worker';
+        return;
+    end if;
+
+    select c.is_closed, c.retry_in_s into strict v_closing from llmqueue.closing(p_model, p_now) c;
+    if v_closing.is_closed then
+        select s.closed_until, s.closed_because into strict v_state from llmqueue.model_state s where s.model = p_model;
+        reason := case when v_state.closed_until > p_now then 'closed' else 'probe' end;
+        until_at := case when v_state.closed_until > p_now then v_state.closed_until
+                         else p_now + make_interval(secs => v_closing.retry_in_s) end;
+        detail := detail || jsonb_build_object('closed_because', v_state.closed_because);
+        return;
+    end if;
+
+    v_is_hot := (select t.rank >= 100 from llmqueue.task t where t.id = p_task_id);
+    v_most := llmqueue.effective_concurrency(p_model, v_config.max_concurrency, p_now);
+    select r.cold, r.hot into strict v_room from llmqueue.room(p_model, v_most, v_config.hot_share) r;
+    if (case when v_is_hot then v_room.hot else v_room.cold end) <= 0 then
+        reason := 'concurrency';
+        detail := detail || jsonb_build_object('most_in_flight', v_most, 'kept_for_hot', greatest(v_room.hot, 0));
+        return;
+    end if;
+
+    select g.reason, g.at into reason, until_at
+      from llmqueue.next_grant_at(p_model, v_is_hot, v_charge.tokens, v_charge.output_tokens, p_now) g;
+    if reason is null then
+        until_at := null;
+        return;
+    end if;
+    detail := detail || jsonb_build_object('calls_60s', llmqueue.count_calls(p_model, p_now));
+    if reason = 'rpm' and (select true from llmqueue.ledger_cell c
+                            where c.model = p_model and c.cell > floor(extract(epoch from p_now) * 4)::bigint - 244 and c.calls >= 1000000000 limit 1) then
+        reason := 'clock';
+    end if;
+end
+$$;
