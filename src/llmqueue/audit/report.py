@@ -1,0 +1,88 @@
+"""What an audit says about a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(us: int) -> datetime:
+    return EPOCH + timedelta(microseconds=us)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The window (from_at, to_at]: the most that it can have held, and the limit of its newest grant."""
+
+    from_at: datetime
+    to_at: datetime
+    used: int
+    limit: int
+
+    @property
+    def is_over(self) -> bool:
+        return self.used > self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """A window by what its charges became; at most its limit plus the overshoot of its calls."""
+
+    from_at: datetime
+    to_at: datetime
+    used: int
+    limit: int
+    overshoot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One limit of a model: `what` is calls, tokens or output_tokens.
+
+    `worst` comes nearest to its limit or exceeds it most. `over` counts the windows above their limit; of each row of
+    such windows, one overlapping the next, `violations` names the worst, of the first hundred rows. `use_pct` is what
+    was sent as a share of what the limit allowed, over all full windows between the first call and the last: the
+    integral over their ends of what they hold, divided by that of the limit; charges count as what they became. None
+    if no window is full. `final` and `overshoot` (of all calls) are None for calls.
+    """
+
+    what: str
+    worst: Window
+    windows: int
+    over: int
+    violations: tuple[Window, ...]
+    use_pct: float | None
+    final: Final | None
+    overshoot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """What the log says about a model since the audit's start.
+
+    `attempts` = `sent` (at a known moment) + `unknown` + `unsent`; `forfeited` are the unsent whose grant had run out.
+    `sent_late` counts calls sent later than half a guard after their grant, `slowest_s` is the longest such time of all
+    calls. `refused` counts refusals of the backend, `rate_limited` those by status 429. `clock_steps` counts steps of
+    the database's clock back by over a second; no window is judged across one.
+    """
+
+    model: str
+    first_at: datetime
+    last_at: datetime
+    attempts: int
+    sent: int
+    unknown: int
+    unsent: int
+    forfeited: int
+    sent_late: int
+    slowest_s: float | None
+    refused: int
+    rate_limited: int
+    clock_steps: int
+    limits: tuple[Judged, ...]
+
+    @property
+    def is_violated(self) -> bool:
+        return self.sent_late > 0 or any(judged.over for judged in self.limits)
