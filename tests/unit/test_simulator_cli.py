@@ -26,6 +26,7 @@ PROGRAM = "import typer; from llmqueue.cli.backend import backend; typer.run(bac
         (["--limit", "kimi-k2.5"], "is not MODEL=RPM"),
         (["--limit", "kimi-k2.5=-1"], "is not MODEL=RPM"),
         (["--limit", "nobody=5"], "not among the models"),
+        (["--provider", "leaky"], "provider must be one of sliding"),
         (["--speed", "0"], "speed must be above 0"),
         (["--error-rate", "2"], "--error-rate"),
         (["--error-rate", "0.7", "--hang-rate", "0.7"], "add up to"),

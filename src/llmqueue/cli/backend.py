@@ -22,6 +22,9 @@ def backend(
         list[str] | None,
         typer.Option(metavar="MODEL=RPM", help="The backend's own calls per minute; repeatable."),
     ] = None,
+    provider: Annotated[
+        str, typer.Option(help="How it judges them: sliding, bucket, minute, ten-seconds or second.")
+    ] = "sliding",
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Serve these models instead of the ten; repeatable."),
@@ -52,6 +55,7 @@ def backend(
             speed=speed,
             instant=instant,
             rpm=_rpm_by_model(limit or []),
+            provider=provider,
             faults=simulator.FaultRates(error_rate, unavailable_rate, hang_rate, reset_rate, unreadable_rate),
             seed=seed,
             log_path=log,

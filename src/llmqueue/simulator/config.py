@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmqueue.simulator.faults import FaultRates
 from llmqueue.simulator.latency import DEFAULT_MODELS
+from llmqueue.simulator.providers import KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class SimulatorConfig:
     instant: bool = False  # no latency at all
     rpm: Mapping[str, int | None] = field(default_factory=dict)  # None or missing: no limit
     window_s: float = 60.0  # of the limits; shorter in tests
+    provider: str = "sliding"  # how the limits are judged, see providers.py
     faults: FaultRates = field(default_factory=FaultRates)
     faults_by_model: Mapping[str, FaultRates] = field(default_factory=dict)  # instead of `faults`
     seed: int | None = None  # the same draws for the same order of calls to a model
@@ -29,6 +31,8 @@ class SimulatorConfig:
         """Checks what types cannot say."""
         if not (self.speed > 0 and math.isfinite(self.speed)):
             raise ValueError(f"speed must be above 0, not {self.speed:g}")
+        if self.provider not in KINDS:
+            raise ValueError(f"provider must be one of {', '.join(KINDS)}, not {self.provider!r}")
         if not self.models and not self.any_model:
             raise ValueError("at least one model is needed")
         if len(set(self.models)) < len(self.models):

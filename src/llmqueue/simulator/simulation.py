@@ -78,7 +78,7 @@ class Simulation:
     def __init__(self, config: SimulatorConfig, log: CallLog) -> None:
         self.config = config
         self.log = log
-        self.limits = RateLimits(dict.fromkeys(config.models) | dict(config.rpm), config.window_s)
+        self.limits = RateLimits(dict.fromkeys(config.models) | dict(config.rpm), config.window_s, config.provider)
         self._forced = ForcedFaults()
         self._positions = {model: position for position, model in enumerate(config.models)}
         self._rngs: dict[str, Random] = {}
