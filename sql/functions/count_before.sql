@@ -25,8 +25,8 @@ begin
            count(*) <= p_cap
       into older, older_is_exact
       from (select t.id, t.deadline_at from llmqueue.task t
-             where t.is_ready and t.lane = p_lane and (t.due_at, t.id) < (v_task.due_at, v_task.id)
-             order by t.due_at, t.id limit p_cap + 1) x;
+             where t.is_ready and t.lane = p_lane and (t.waiting_since, t.id) < (v_task.due_at, v_task.id)
+             order by t.waiting_since, t.id limit p_cap + 1) x;
     higher := least(higher, p_cap);
     older := least(older, p_cap);
 end

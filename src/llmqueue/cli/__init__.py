@@ -22,11 +22,14 @@ VERBS = {
     "init": "Install or upgrade the schema; create or adopt the tasks table.",
     "worker": "Run the daemon that turns tasks into answers.",
     "add": "Insert tasks from a JSONL or CSV file or from stdin.",
-    "models": "List models, set their limits, pause and resume them.",
+    "models": "List models and pools, set their limits, pause and resume them.",
     "status": "Show backlog, rates against limits, workers and the time left.",
+    "why": "Say what a task is waiting for, and until when.",
     "tasks": "Show, retry or cancel tasks.",
     "dead": "List, retry or purge dead letters.",
+    "audit": "Recompute the worst sliding window of each model; fail on a violation.",
     "backend": "Run the simulated Models Backend, for demo, tests and sizing.",
+    "simulate": "Say when a backlog is done under given limits, without a single call.",
     "demo": "Show everything at work on this machine, with real prompts.",
 }
 
