@@ -7,6 +7,7 @@ the ends wait here, and go out when it is back.
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections import deque
@@ -27,6 +28,8 @@ MAX_FLUSH_CHARS = 8_000_000
 RETRY_S = (0.2, 1.0)
 # Somebody's open transaction holds the task's row: asked again at this pace, which costs nobody anything.
 BUSY_S = 0.5
+# All calls in flight may be refused at once, and each would say it.
+CLOSING_SAID_S = 10.0
 
 
 class Completer:
@@ -41,6 +44,7 @@ class Completer:
         self._flush_size = MAX_FLUSH
         self._pause_s = RETRY_S[0]
         self._arrived = anyio.Event()
+        self._closing_said_at: dict[str, float] = {}
 
     def put(self, settlement: Settlement) -> None:
         self._waiting.append(settlement)
@@ -143,7 +147,19 @@ class Completer:
             self._held.append(settlement)
             return
         log_attempt(settlement, outcome)
+        self._log_closing(settlement)
         self._on_settled(settlement)
+
+    def _log_closing(self, settlement: Settlement) -> None:
+        """One line for all the calls that a model refuses at about the same time."""
+        decision, model = settlement.decision, settlement.grant.model
+        if not isinstance(decision, Retry) or decision.refusal is None:
+            return
+        now = time.monotonic()
+        if now - self._closing_said_at.get(model, -math.inf) < CLOSING_SAID_S:
+            return
+        self._closing_said_at[model] = now
+        logger().warning(Event.MODEL_CLOSED, model=model, pause_s=decision.pause_s, because=decision.error_class)
 
 
 def is_about_data(error: SqlError) -> bool:
@@ -171,8 +187,10 @@ def log_attempt(settlement: Settlement, outcome: str) -> None:
     match decision:
         case Complete(usage=usage):
             fields |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-        case Retry(error_class=error_class, delay_s=delay_s):
-            fields |= {"error_class": error_class, "delay_s": round(delay_s, 1)}
+        case Retry(error_class=error_class, delay_s=delay_s, refusal=refusal):
+            fields |= {"error_class": error_class}
+            if refusal is None:
+                fields |= {"delay_s": round(delay_s, 1)}  # else the model's pause decides
         case Bury(error_class=error_class):
             fields["error_class"] = error_class
         case Release(error_class):

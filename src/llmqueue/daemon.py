@@ -76,7 +76,7 @@ class Daemon:
         self._leases = Leases(self._store, name, options.models, options.lease_s, options.guard_s)
         self._listener = Listener(options.listen_dsn or options.dsn, worker, self._bell, deaf_after_s=options.lease_s)
         self._completer = Completer(self._store, self._settled)
-        self._runner = Runner(backend, self._gate, self._completer.put, random.Random())
+        self._runner = Runner(backend, self._gate, self._completer.put, self._store.top_up, random.Random())
         self._dispatcher = Dispatcher(
             self._store,
             self._bell,

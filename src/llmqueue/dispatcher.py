@@ -1,13 +1,13 @@
 """Claims tasks as fast as the limits allow and starts an attempt for each.
 
 One loop: clear the bell, look, act, wait (design I16). It asks for a model only when that can be of use: when the
-retry_at of a refusal has come, when a bell rang, or by the poll, once a second for all models. Chores that are due ride
-along with a claim, so that an idle worker needs one query a second for everything.
+retry_at of a refusal has come, when a bell rang, or by the poll, once a second for all models, be they closed or out of
+their day's quota: that is one statement. Chores that are due ride along with a claim, so that an idle worker needs one
+query a second for everything. While only slots for hot tasks are free it asks for those alone.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -19,68 +19,18 @@ from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
-from llmqueue.models import LATE, Claim, Grant, Release, Settlement, Verdict
+from llmqueue.models import LATE, Claim, Grant, Release, Settlement
+from llmqueue.schedule import Schedule
+from llmqueue.slots import Room, Slots
 from llmqueue.store import Store
 from llmqueue.wakeup import Bell
 
 POLL_S = 1.0
-# Two workers that are refused at the same moment should not come back at the same moment.
-JITTER_S = 0.01
-CONTENDED_S = (0.002, 0.015)
 # Grants live for a quarter of a second: more at once could not all be sent in time. Late ones halve it (design I3).
 MAX_CLAIM = 200
 RETRY_S = (0.2, 1.0)
 # How long after a claim whose answer was lost its tasks may still turn up.
 DISOWN_FOR_S = 60.0
-
-
-class Schedule:
-    """When to ask for which model again (monotonic seconds; inf: only a bell or the poll)."""
-
-    def __init__(self) -> None:
-        self._ask_at: dict[str, float] = {}
-        self._empty: set[str] = set()
-        self._full: set[str] = set()
-
-    def note(self, verdict: Verdict, now: float) -> None:
-        model, retry_in_s = verdict.model, verdict.retry_in_s
-        self._empty.discard(model)
-        self._full.discard(model)
-        match verdict.reason:
-            case None:
-                self._ask_at[model] = now
-            case "contended":
-                self._ask_at[model] = now + random.uniform(*CONTENDED_S)
-            case "rpm" | "pace" if retry_in_s is not None:
-                self._ask_at[model] = now + max(0.0, retry_in_s) + random.uniform(0, JITTER_S)
-            case "unknown":
-                self._ask_at.pop(model, None)
-            case reason:
-                self._ask_at[model] = math.inf
-                if reason == "empty":
-                    self._empty.add(model)
-                if reason == "concurrency":
-                    self._full.add(model)
-
-    def task_came(self, now: float) -> None:
-        self._ask_at |= dict.fromkeys(self._empty, now)
-
-    def slot_freed(self, model: str, now: float) -> None:
-        if model in self._full:
-            self._ask_at[model] = now
-
-    def config_changed(self, now: float) -> None:
-        self._ask_at = dict.fromkeys(self._ask_at, now)
-
-    def due(self, now: float) -> list[str]:
-        return [model for model, ask_at in self._ask_at.items() if ask_at <= now]
-
-    def next_at(self) -> float:
-        return min(self._ask_at.values(), default=math.inf)
-
-    @property
-    def has_empty(self) -> bool:
-        return bool(self._empty)
 
 
 class Dispatcher:
@@ -104,12 +54,13 @@ class Dispatcher:
         self._leases = leases
         self._start = start
         self._settle = settle
-        self._slots = slots
+        self._slots = Slots(slots)
         self._models = models
         self._schedule = Schedule()
         self._clock = ClockWatch(store)
-        self._running: dict[int, Grant] = {}
         self._poll_at = 0.0
+        self._hot_poll_at = 0.0
+        self._turns: str | None = None
         self._claim_size = MAX_CLAIM
         self._late_grants = 0
         self._has_said_idle = False
@@ -119,17 +70,18 @@ class Dispatcher:
 
     @property
     def running(self) -> Collection[Grant]:
-        return self._running.values()
+        return self._slots.running
 
     def settled(self, settlement: Settlement) -> None:
         """Frees the slot of an attempt whose end is in the database."""
         grant = settlement.grant
-        was_full = len(self._running) >= self._slots
-        self._running.pop(grant.task.fence, None)
+        before = self._slots.room()
+        self._slots.free(grant)
         self._schedule.slot_freed(grant.model, time.monotonic())
         if settlement.decision == LATE:
             self._late_grants += 1
-        if was_full or self._schedule.next_at() <= time.monotonic():
+        # the loop may be waiting for no more than it could have started before
+        if not before.for_any or self._wait_s() <= 0:
             self._bell.ring("slot")
 
     def stop(self) -> None:
@@ -162,32 +114,44 @@ class Dispatcher:
         now = time.monotonic()
         if "config" in rung:
             self._schedule.config_changed(now)
-            self._poll_at = now
+            self._poll_at = self._hot_poll_at = now
         if "task" in rung:
             self._schedule.task_came(now)
+        if "hot" in rung:
+            self._schedule.hot_came(now)
 
     async def _round(self) -> None:
         if self._must_register:
             await self._leases.register()
             self._must_register = self._has_said_idle = False
-        now = time.monotonic()
-        is_poll = now >= self._poll_at
-        free = min(self._slots - len(self._running), self._next_claim_size())
-        models = self._models if is_poll else self._schedule.due(now)
-        if is_poll:
-            self._poll_at = now + POLL_S
-        if free <= 0 or not self._gate.is_open or (models is not None and not models):
+        room = self._slots.room(at_most=self._next_claim_size())
+        models = self._models_to_ask(room, time.monotonic())
+        if models is not None and not models:
             await self._only_chores()
             return
         await self._disown()
-        chores = [*self._leases.due_chores(), *self._idle_chore()]
+        chores = [*self._leases.due_chores(), *(self._idle_chore() if room.for_any else [])]
         with anyio.CancelScope(shield=True):
-            claim = await self._store.claim(_shuffled(models), free, chores, len(self._running))
+            claim = await self._store.claim(_shuffled(models), room, chores, len(self.running), self._turns)
         self._leases.done(chores)
+        self._turns = claim.turns or self._turns
         if claim.clock_offset_s is not None and await self._clock.has_stepped(claim.clock_offset_s):
             self._give_back(claim)
         else:
-            self._take(claim)
+            self._take(claim, room)
+
+    def _models_to_ask(self, room: Room, now: float) -> Sequence[str] | None:
+        """Returns all (None, or those that this worker serves) when a poll is due, else those whose time has come.
+
+        A poll for hot tasks alone does not count as one for the others: they have theirs with the first free slot.
+        """
+        if not room.total or not self._gate.is_open:
+            return []
+        if now >= (self._poll_at if room.for_any else self._hot_poll_at):
+            self._hot_poll_at = now + POLL_S
+            self._poll_at = now + POLL_S if room.for_any else self._poll_at
+            return self._models
+        return self._schedule.due(now) if room.for_any else self._schedule.hot_due(now)
 
     def _next_claim_size(self) -> int:
         """Halves after late grants, grows by a tenth otherwise: as many as this process can send in time."""
@@ -201,7 +165,7 @@ class Dispatcher:
     async def _only_chores(self) -> None:
         chores = self._leases.due_chores()
         if chores:
-            await self._store.do_chores(chores, len(self._running))
+            await self._store.do_chores(chores, len(self.running))
             self._leases.done(chores)
 
     def _idle_chore(self) -> list[str]:
@@ -215,25 +179,34 @@ class Dispatcher:
             return ["busy"]
         return []
 
-    def _take(self, claim: Claim) -> None:
+    def _take(self, claim: Claim, room: Room) -> None:
         now = time.monotonic()
+        given = {grant.model for grant in claim.grants}
         for verdict in claim.verdicts:
-            self._schedule.note(verdict, now)
+            if room.for_any:
+                self._schedule.note(verdict, now)
+            else:
+                self._schedule.note_hot(verdict, now, has_given=verdict.model in given)
         for grant in claim.grants:
-            self._running[grant.task.fence] = grant
+            self._slots.take(grant)
             self._start(grant)
-        if self._schedule.has_empty and not self._has_said_idle:
+        if room.for_any and self._schedule.has_empty and not self._has_said_idle:
             self._bell.ring("task")  # the next look says that we wait, and is followed by another
 
     def _give_back(self, claim: Claim) -> None:
         for grant in claim.grants:
-            self._running[grant.task.fence] = grant
+            self._slots.take(grant)
             self._settle(Settlement(grant, Release("clock_step"), None, None))
 
     def _wait_s(self) -> float:
-        if len(self._running) >= self._slots or not self._gate.is_open:
+        room = self._slots.room()
+        if not room.total or not self._gate.is_open:
             return POLL_S
-        return max(0.0, min(self._schedule.next_at(), self._poll_at) - time.monotonic())
+        if room.for_any:
+            next_at = min(self._schedule.next_at(), self._poll_at)
+        else:
+            next_at = min(self._schedule.next_hot_at(), self._hot_poll_at)
+        return max(0.0, next_at - time.monotonic())
 
     async def _disown(self) -> None:
         if self._disown_until:

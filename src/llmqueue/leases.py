@@ -18,6 +18,7 @@ from llmqueue.store import Store
 
 PROMOTE_S = 0.5
 PRUNE_S = 30.0
+CALIBRATE_S = 30.0
 
 
 class Leases:
@@ -30,7 +31,13 @@ class Leases:
         self._lease_s = lease_s
         self._guard_s = guard_s
         self._done_at: dict[str, float] = {}
-        self._every_s = {"heartbeat": lease_s / 5, "sweep": lease_s / 5, "promote": PROMOTE_S, "prune": PRUNE_S}
+        self._every_s = {
+            "heartbeat": lease_s / 5,
+            "sweep": lease_s / 5,
+            "promote": PROMOTE_S,
+            "prune": PRUNE_S,
+            "calibrate": CALIBRATE_S,
+        }
 
     async def register(self) -> None:
         await self._store.register(self._name, __version__, self._models, self._lease_s, self._guard_s)

@@ -51,6 +51,10 @@ class Event(StrEnum):
     SETTLE_FAILED = "settle_failed"
     """The database refused a whole flush of ends; they are kept and sent again."""
 
+    MODEL_CLOSED = "model_closed"
+    """A model refused a call (429, 503, 529, or our credentials). No worker calls it for `pause_s` seconds, or, when it
+    did not say, for longer with each refusal in a row; then one call probes. At most one line per model in 10 s."""
+
     BACKEND_UNREACHABLE = "backend_unreachable"
     """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""
     BACKEND_BACK = "backend_back"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 # The only place where Any is meant: JSON as it came.
@@ -15,7 +15,8 @@ TaskId = int | str | UUID
 class Task:
     """A claimed task. `prompt` is text, or JSON when the user's column is json or jsonb; `params` is any JSON.
 
-    `unreadable` says why it cannot be sent, when its JSON is beyond what can be read.
+    `unreadable` says why it cannot be sent, when its JSON is beyond what can be read. `tokens` is what it was charged,
+    `input_charge` the part of that for its input; None: the model has no limit on tokens.
     """
 
     id: TaskId
@@ -26,6 +27,9 @@ class Task:
     prompt: Json
     params: Json
     unreadable: str | None = None
+    tokens: int | None = None
+    input_charge: int | None = None
+    is_hot: bool = False
 
     @property
     def idempotency_key(self) -> str:
@@ -34,22 +38,51 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimRow:
+    """A row of llmqueue.claim, as it comes."""
+
+    model: str
+    task_id: TaskId | None
+    fence: int
+    attempt_no: int
+    max_attempts: int
+    restarts: int
+    prompt: str | None
+    params: str | None
+    tokens: int | None
+    input_charge: int | None
+    is_hot: bool | None
+    reason: str | None
+    retry_in_s: float | None
+    waited_s: float
+    clock_s: float | None
+    timeout_s: float
+    guard_s: float
+    kinds_ratio: float | None
+    turns: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
-    """Leave to send one call of `model` before `send_before` (this process's monotonic clock, seconds)."""
+    """Leave to send one call of `model` before `send_before` (this process's monotonic clock, seconds).
+
+    `kinds_ratio` is what our own estimate of the prompt is multiplied by; None: 1.
+    """
 
     model: str
     task: Task
     granted_at: float
     send_before: float
     timeout_s: float
+    kinds_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a claim found for one model.
 
-    `reason` is None when all slots were filled, else rpm, pace, concurrency, empty, paused, contended or unknown;
-    `retry_in_s` says when more may be had, None when only a bell or the poll can tell.
+    `reason` is None when all slots were filled, else rpm, pace, burst, tpm, day, closed, concurrency, empty, paused,
+    contended or unknown; `retry_in_s` says when more may be had, None when only a bell or the poll can tell.
     """
 
     model: str
@@ -65,6 +98,8 @@ class Claim:
     verdicts: tuple[Verdict, ...]
     # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
     clock_offset_s: tuple[float, float] | None
+    # JSON that only the database reads, for the next claim: whose turn it is; None: as before
+    turns: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +111,9 @@ class Usage:
 
 
 # --- what a backend replies -------------------------------------------------------------------------------------
+
+# quota: 429; capacity: 503, 529; credentials: 401, 407
+RefusalKind = Literal["quota", "capacity", "credentials"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +138,9 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """429, 503, 529: the model's. `retry_after_s` is None when it did not say."""
+    """429, 503, 529 or 401: the model's. `retry_after_s` is None when it did not say."""
 
+    kind: RefusalKind
     error_class: str
     message: str
     retry_after_s: float | None
@@ -139,12 +178,18 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts."""
+    """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts.
+
+    With a `refusal` the database closes the model for `pause_s`, or for as long as it thinks fit when that is None,
+    and the task waits behind the reopening; `delay_s` is added to that.
+    """
 
     error_class: str
     error: str
     delay_s: float
     counts: bool
+    refusal: RefusalKind | None = None
+    pause_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +215,13 @@ LATE = Release("late_grant")
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The end of one attempt, on its way to the database. Times in seconds; None: not known."""
+    """The end of one attempt, on its way to the database. Times in seconds; None: not known.
+
+    `kinds_estimate` is our estimate of the input tokens, from which the database learns `kinds_ratio`.
+    """
 
     grant: Grant
     decision: Decision
     sent_after_s: float | None
     latency_s: float | None
+    kinds_estimate: int | None = None

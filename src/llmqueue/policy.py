@@ -26,8 +26,9 @@ from llmqueue.texts import why_unstorable
 
 BACKOFF_BASE_S = 1.0
 BACKOFF_CAP_S = 300.0
-# A refusal without Retry-After: long enough not to hammer the model, short enough to notice that it is back.
-REFUSAL_PAUSE_S = 10.0
+# Tasks that were refused together should not come back together; the pause itself is the model's, kept in the database.
+REFUSAL_JITTER = 0.1
+REFUSAL_JITTER_CAP_S = 1.0
 
 
 def decide(reply: Reply, attempt_no: int, rng: random.Random) -> Decision:
@@ -42,9 +43,9 @@ def decide(reply: Reply, attempt_no: int, rng: random.Random) -> Decision:
             return LATE
         case Unreachable(message):
             return Release(f"unreachable: {message}"[:200])
-        case Refusal(error_class, message, retry_after_s):
-            pause_s = REFUSAL_PAUSE_S if retry_after_s is None else retry_after_s
-            return Retry(error_class, message, pause_s + rng.uniform(0, 0.1 * pause_s + 0.1), counts=False)
+        case Refusal(kind, error_class, message, pause_s):
+            jitter_s = REFUSAL_JITTER_CAP_S if pause_s is None else min(REFUSAL_JITTER * pause_s, REFUSAL_JITTER_CAP_S)
+            return Retry(error_class, message, rng.uniform(0, jitter_s), counts=False, refusal=kind, pause_s=pause_s)
         case Breakdown(error_class, message):
             return Retry(error_class, message, backoff_s(attempt_no, rng), counts=True)
         case Rejection(error_class, message):

@@ -28,8 +28,9 @@ from llmqueue.errors import (
     SchemaTooNew,
     SqlError,
 )
-from llmqueue.models import Bury, Claim, Complete, Grant, Json, Release, Retry, Settlement, TaskId, Verdict
+from llmqueue.models import Bury, Claim, ClaimRow, Complete, Grant, Json, Release, Retry, Settlement, TaskId, Verdict
 from llmqueue.outage import Outage
+from llmqueue.slots import Room
 from llmqueue.texts import read_task, storable
 
 STATEMENT_TIMEOUT_S = 15.0
@@ -54,29 +55,10 @@ Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
-           (task).params, reason, retry_in_s, waited_s, extract(epoch from clock_at)::float8 as clock_s, timeout_s,
-           guard_s
-      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s)"""
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRow:
-    """A row of llmqueue.claim, as it comes."""
-
-    model: str
-    task_id: TaskId | None
-    fence: int
-    attempt_no: int
-    max_attempts: int
-    restarts: int
-    prompt: str | None
-    params: str | None
-    reason: str | None
-    retry_in_s: float | None
-    waited_s: float
-    clock_s: float | None
-    timeout_s: float
-    guard_s: float
+           (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
+           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns
+      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
+                          %(turns)s::jsonb)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +192,12 @@ class Store:
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
-    async def claim(self, models: Sequence[str] | None, slots: int, chores: Sequence[str], running: int) -> Claim:
+    async def claim(
+        self, models: Sequence[str] | None, room: Room, chores: Sequence[str], running: int, turns: str | None
+    ) -> Claim:
         """Returns granted tasks and a verdict per model; None asks for all enabled models."""
-        args = {"worker": self.worker, "models": models, "slots": slots, "chores": list(chores), "running": running}
+        args = {"worker": self.worker, "models": models, "chores": list(chores), "running": running}
+        args |= {"slots": room.for_any, "hot_slots": room.for_hot, "turns": turns}
         async with self._connection() as connection, connection.cursor(row_factory=class_row(ClaimRow)) as cursor:
             started_at = time.monotonic()
             await cursor.execute(CLAIM, args)
@@ -224,23 +209,20 @@ class Store:
         verdicts = tuple(Verdict(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
         clocks = [row.clock_s for row in rows if row.clock_s is not None]
         offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
-        return Claim(grants, verdicts, offset_s)
+        turns = next((row.turns for row in rows if row.turns is not None), None)
+        return Claim(grants, verdicts, offset_s, turns)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
         # The grant is no older than our start of the statement plus what the server says it waited; half of the guard
         # is ours, the other half is left for the way to the backend (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
-        task = read_task(
-            task_id,
-            row.fence,
-            row.attempt_no,
-            row.max_attempts,
-            row.restarts,
-            row.prompt,
-            row.params,
-            prompt_is_json=self._prompt_is_json,
-        )
-        return Grant(row.model, task, granted_at, granted_at + row.guard_s / 2, row.timeout_s)
+        task = read_task(task_id, row, prompt_is_json=self._prompt_is_json)
+        return Grant(row.model, task, granted_at, granted_at + row.guard_s / 2, row.timeout_s, row.kinds_ratio)
+
+    async def top_up(self, fence: int, input_charge: int) -> bool:
+        """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""
+        query: LiteralString = "select llmqueue.top_up(%(worker)s, %(fence)s, %(input_charge)s)"
+        return bool(await self._call(query, {"worker": self.worker, "fence": fence, "input_charge": input_charge}))
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[int, str]:
         """Writes ends of attempts. Returns what became of each, by fence (see sql/functions/settle.sql)."""
@@ -258,6 +240,7 @@ class Store:
             "sent_after_s": settlement.sent_after_s,
             "latency_s": settlement.latency_s,
             "is_unsent": settlement.sent_after_s is None,
+            "kinds_estimate": settlement.kinds_estimate,
             **self._decision(settlement),
         }
 
@@ -268,9 +251,10 @@ class Store:
                 text = answer if is_text else json.dumps(answer, ensure_ascii=False)
                 tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
                 return {"verb": "complete", "answer": text, **tokens}
-            case Retry(error_class, error, delay_s, counts):
+            case Retry(error_class, error, delay_s, counts, refusal, pause_s):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
-                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause}
+                closing = {} if refusal is None else {"refusal": refusal, "pause_s": pause_s}
+                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing}
             case Bury(error_class, error, answer):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
                 return {"verb": "bury", "answer": answer, **cause}

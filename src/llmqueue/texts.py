@@ -5,34 +5,36 @@ from __future__ import annotations
 import json
 import math
 
-from llmqueue.models import Json, Task, TaskId
+from llmqueue.models import ClaimRow, Json, Task, TaskId
 
 
-def read_task(
-    key: TaskId,
-    fence: int,
-    attempt_no: int,
-    max_attempts: int,
-    restarts: int,
-    prompt: str | None,
-    params: str | None,
-    *,
-    prompt_is_json: bool,
-) -> Task:
+def read_task(key: TaskId, row: ClaimRow, *, prompt_is_json: bool) -> Task:
     """Returns the task; one whose prompt or params cannot be read has `unreadable` set, and must not be sent."""
     unreadable = None
-    read_prompt: Json = prompt
-    read_params: Json = None
+    prompt: Json = row.prompt
+    params: Json = None
     try:
-        if prompt is None:
+        if row.prompt is None:
             raise ValueError("the prompt is NULL")
         if prompt_is_json:
-            read_prompt = _read_json(prompt)
-        if params is not None:
-            read_params = _read_json(params)
+            prompt = _read_json(row.prompt)
+        if row.params is not None:
+            params = _read_json(row.params)
     except (ValueError, RecursionError) as error:
         unreadable = f"{type(error).__name__}: {error}"
-    return Task(key, fence, attempt_no, max_attempts, restarts, read_prompt, read_params, unreadable)
+    return Task(
+        key,
+        row.fence,
+        row.attempt_no,
+        row.max_attempts,
+        row.restarts,
+        prompt,
+        params,
+        unreadable,
+        row.tokens,
+        row.input_charge,
+        bool(row.is_hot),
+    )
 
 
 def _read_json(text: str) -> Json:

@@ -18,7 +18,7 @@ RECONNECT_S = (0.2, 10.0)
 
 
 class Bell:
-    """Collects what has rung since it was last cleared: `task`, `config`, or anything that ends a wait early."""
+    """Collects what has rung since it was last cleared: `task`, `hot`, `config`, or anything that ends a wait early."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -78,6 +78,7 @@ class Listener:
             self._found()
             # what was inserted while nobody listened
             self._bell.ring("task")
+            self._bell.ring("hot")
             while True:
                 heard = False
                 async for notify in connection.notifies(timeout=self._deaf_after_s, stop_after=1):

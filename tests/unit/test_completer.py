@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from llmqueue.completer import MAX_FLUSH, Completer
 from llmqueue.errors import DatabaseUnreachable, SqlError
-from llmqueue.models import Complete, Grant, Settlement, Task, Usage
+from llmqueue.logs import Event
+from llmqueue.models import Complete, Grant, RefusalKind, Retry, Settlement, Task, Usage
 from llmqueue.outage import Outage
 from llmqueue.store import Store
 
@@ -176,3 +179,28 @@ async def test_a_drain_waits_for_busy_rows(run: Run) -> None:
 
     assert await run.completer.drain(20) == 0
     assert run.settled == [1]
+
+
+def refused(fence: int, model: str = "m", refusal: RefusalKind | None = "quota") -> Settlement:
+    retry = Retry("rate_limited", "429: my secret", 0.1, counts=False, refusal=refusal, pause_s=3.0)
+    settlement = end(fence)
+    return replace(settlement, grant=replace(settlement.grant, model=model), decision=retry)
+
+
+async def test_a_model_that_refuses_many_calls_at_once_is_one_line(run: Run) -> None:
+    run.store.outcomes = lambda batch: dict.fromkeys(fences(batch), "refused")
+    for fence in range(50):
+        run.completer.put(refused(fence, "ab"[fence % 2]))
+    run.completer.put(refused(50, "broken", refusal=None))
+    with capture_logs() as lines:
+        async with run.running():
+            await run.until(lambda: len(run.settled) == 51)
+
+    closed = [line for line in lines if line["event"] == Event.MODEL_CLOSED]
+    assert [(line["model"], line["pause_s"], line["because"]) for line in closed] == [
+        ("a", 3.0, "rate_limited"),
+        ("b", 3.0, "rate_limited"),
+    ]
+    assert {line["log_level"] for line in closed} == {"warning"}
+    assert sum(line["event"] == Event.ATTEMPT_ENDED for line in lines) == 51
+    assert "my secret" not in str(lines)

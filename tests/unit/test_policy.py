@@ -14,13 +14,14 @@ from llmqueue.models import (
     Complete,
     Late,
     Refusal,
+    RefusalKind,
     Rejection,
     Release,
     Retry,
     Unreachable,
     Usage,
 )
-from llmqueue.policy import BACKOFF_CAP_S, REFUSAL_PAUSE_S, backoff_s, decide
+from llmqueue.policy import BACKOFF_CAP_S, backoff_s, decide
 
 RNG = random.Random(7)
 
@@ -34,25 +35,33 @@ def test_what_was_never_sent_goes_back_whole(reply: Late | Unreachable) -> None:
     assert isinstance(decide(reply, 3, RNG), Release)
 
 
-def test_a_refusal_waits_as_told_and_a_little_more_and_costs_no_attempt() -> None:
-    for _ in range(200):
-        decision = decide(Refusal("rate_limited", "429", 20.0), 1, RNG)
-        assert isinstance(decision, Retry)
-        assert not decision.counts
-        assert 20.0 <= decision.delay_s <= 22.1
+@pytest.mark.parametrize(
+    ("pause_s", "longest_s"), [(20.0, 1.0), (86_400.0, 1.0), (3.0, 0.3), (0.02, 0.002), (0.0, 0.0), (None, 1.0)]
+)
+def test_a_refusal_closes_the_model_as_told_and_the_task_adds_a_little(pause_s: float | None, longest_s: float) -> None:
+    decisions = [decide(Refusal("quota", "rate_limited", "429", pause_s), 1, RNG) for _ in range(200)]
+
+    assert all(isinstance(decision, Retry) and decision.pause_s == pause_s for decision in decisions)
+    delays = [decision.delay_s for decision in decisions if isinstance(decision, Retry)]
+    assert 0 <= min(delays) <= 0.1 * longest_s
+    assert 0.9 * longest_s <= max(delays) <= longest_s
 
 
-def test_a_refusal_without_a_time_waits_a_default() -> None:
-    decision = decide(Refusal("unavailable", "503", None), 1, RNG)
+@pytest.mark.parametrize("kind", ["quota", "capacity", "credentials"])
+@pytest.mark.parametrize("attempt_no", [1, 19, 10_000])
+def test_a_refusal_costs_no_attempt_and_says_its_kind(kind: RefusalKind, attempt_no: int) -> None:
+    decision = decide(Refusal(kind, "class", "message", None), attempt_no, RNG)
 
     assert isinstance(decision, Retry)
-    assert REFUSAL_PAUSE_S <= decision.delay_s <= 1.1 * REFUSAL_PAUSE_S + 0.1
+    assert (decision.refusal, decision.counts, decision.pause_s) == (kind, False, None)
+    assert (decision.error_class, decision.error) == ("class", "message")
 
 
 def test_a_breakdown_counts_and_backs_off_with_full_jitter() -> None:
     decision = decide(Breakdown("timeout", "no reply"), 1, RNG)
     assert isinstance(decision, Retry)
     assert decision.counts
+    assert decision.refusal is None
 
     for attempt_no in (1, 2, 5, 9, 60, 10_000):
         pauses = [backoff_s(attempt_no, RNG) for _ in range(500)]

@@ -1,4 +1,4 @@
-"""dispatcher.Schedule: which model is asked when; a refused one is not asked before its time, none is forgotten."""
+"""schedule.Schedule: which model is asked when; a refused one is not asked before its time, none is forgotten."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 
 import pytest
 
-from llmqueue.dispatcher import CONTENDED_S, JITTER_S, Schedule
 from llmqueue.models import Verdict
+from llmqueue.schedule import CONTENDED_S, JITTER_S, Schedule
+
+# those that come with the time when more may be had
+TIMED = ["rpm", "pace", "burst", "tpm", "day", "closed"]
 
 
 @pytest.fixture
@@ -21,6 +24,18 @@ def note(
     schedule.note(Verdict(model, reason, retry_in_s), now)
 
 
+def note_hot(
+    schedule: Schedule,
+    model: str,
+    reason: str | None,
+    retry_in_s: float | None = None,
+    now: float = 100.0,
+    *,
+    has_given: bool = False,
+) -> None:
+    schedule.note_hot(Verdict(model, reason, retry_in_s), now, has_given=has_given)
+
+
 def test_nothing_is_due_before_the_first_verdict(schedule: Schedule) -> None:
     assert schedule.due(1e9) == []
     assert schedule.next_at() == math.inf
@@ -32,7 +47,7 @@ def test_a_model_that_gave_all_is_asked_again_at_once(schedule: Schedule) -> Non
     assert schedule.due(100.0) == ["m"]
 
 
-@pytest.mark.parametrize("reason", ["rpm", "pace"])
+@pytest.mark.parametrize("reason", TIMED)
 def test_a_refused_model_is_asked_when_it_said_and_not_before(schedule: Schedule, reason: str) -> None:
     note(schedule, "m", reason, 2.5)
 
@@ -53,7 +68,7 @@ def test_a_contended_model_is_asked_again_soon(schedule: Schedule) -> None:
     assert 100.0 + CONTENDED_S[0] <= schedule.next_at() <= 100.0 + CONTENDED_S[1]
 
 
-@pytest.mark.parametrize("reason", ["empty", "paused", "concurrency"])
+@pytest.mark.parametrize("reason", ["empty", "paused", "concurrency", "closed", "a word of a newer schema"])
 def test_the_others_wait_for_a_bell_or_the_poll(schedule: Schedule, reason: str) -> None:
     note(schedule, "m", reason)
 
@@ -107,3 +122,102 @@ def test_a_later_verdict_replaces_an_earlier_one(schedule: Schedule) -> None:
     schedule.task_came(101.0)
 
     assert schedule.due(101.0) == []
+
+
+def test_a_day_s_quota_is_waited_for_that_long(schedule: Schedule) -> None:
+    note(schedule, "m", "day", 40_000.0)
+
+    assert schedule.due(40_099.0) == []
+    assert schedule.due(40_100.0 + JITTER_S) == ["m"]
+
+
+# --- hot tasks --------------------------------------------------------------------------------------------------
+
+
+def test_a_hot_task_wakes_all_whatever_they_said(schedule: Schedule) -> None:
+    for model, reason in (("empty", "empty"), ("paused", "paused"), ("full", "concurrency")):
+        note(schedule, model, reason)
+    for reason in TIMED:
+        note(schedule, reason, reason, 50.0)
+
+    schedule.hot_came(101.0)
+
+    assert sorted(schedule.due(101.0)) == sorted(["empty", "paused", "full", *TIMED])
+    assert sorted(schedule.hot_due(101.0)) == sorted(schedule.due(101.0))
+
+
+def test_without_a_hot_task_no_model_is_asked_for_one(schedule: Schedule) -> None:
+    for model, reason in (("more", None), ("empty", "empty"), ("soon", "contended"), ("limited", "rpm")):
+        note(schedule, model, reason, 0.0)
+    schedule.task_came(101.0)
+    schedule.config_changed(101.0)
+
+    assert schedule.hot_due(1e9) == []
+    assert schedule.next_hot_at() == math.inf
+
+
+@pytest.mark.parametrize("reason", TIMED)
+def test_a_hot_task_that_was_refused_is_asked_for_when_it_said(schedule: Schedule, reason: str) -> None:
+    note(schedule, "m", None)
+    schedule.hot_came(100.0)
+    note_hot(schedule, "m", reason, 0.3)
+
+    assert schedule.hot_due(100.2999) == []
+    assert schedule.hot_due(100.3 + JITTER_S) == ["m"]
+    assert 100.3 <= schedule.next_hot_at() <= 100.3 + JITTER_S
+
+
+@pytest.mark.parametrize("reason", [None, "empty", "paused", "unknown"])
+def test_a_model_without_hot_tasks_is_not_asked_again_and_its_cold_ones_keep_their_time(
+    schedule: Schedule, reason: str | None
+) -> None:
+    note(schedule, "m", None)
+    schedule.hot_came(100.0)
+
+    note_hot(schedule, "m", reason)
+
+    assert schedule.hot_due(1e9) == []
+    assert schedule.due(100.0) == ["m"]
+    assert not schedule.has_empty
+
+
+def test_a_model_that_gave_hot_tasks_may_have_more(schedule: Schedule) -> None:
+    note_hot(schedule, "m", None, has_given=True)
+
+    assert schedule.hot_due(100.0) == ["m"]
+
+
+def test_a_hot_task_that_waits_is_remembered_when_only_hot_slots_are_left(schedule: Schedule) -> None:
+    note(schedule, "m", None)
+    schedule.hot_came(100.0)
+    note(schedule, "m", "pace", 0.5)
+
+    assert schedule.hot_due(100.4) == []
+    assert schedule.hot_due(100.5 + JITTER_S) == ["m"]
+
+
+def test_a_claim_that_found_nothing_at_all_found_no_hot_task_either(schedule: Schedule) -> None:
+    note(schedule, "m", "rpm", 50.0)
+    schedule.hot_came(100.0)
+    note(schedule, "m", "empty")
+
+    assert schedule.hot_due(1e9) == []
+
+
+def test_a_freed_slot_wakes_the_hot_task_of_a_full_model_and_no_other(schedule: Schedule) -> None:
+    note_hot(schedule, "full", "concurrency")
+    note_hot(schedule, "limited", "rpm", 50.0)
+
+    for model in ("full", "limited", "never heard of"):
+        schedule.slot_freed(model, 101.0)
+
+    assert schedule.hot_due(101.0) == ["full"]
+
+
+def test_an_unknown_model_is_forgotten_for_hot_tasks_too(schedule: Schedule) -> None:
+    note(schedule, "m", None)
+    schedule.hot_came(100.0)
+    note(schedule, "m", "unknown")
+    schedule.hot_came(101.0)
+
+    assert schedule.hot_due(1e9) == []

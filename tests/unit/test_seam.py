@@ -21,7 +21,7 @@ def test_names_are_quoted_everywhere() -> None:
 def test_a_word_cannot_end_the_body_of_a_function() -> None:
     words = {**default_mapping().words, "running": "$$; drop table x; $body0$ '"}
 
-    (status_word, *_) = seam.functions(replace(default_mapping(), words=words))
+    (_, status_word, *_) = seam.functions(replace(default_mapping(), words=words))
 
     assert status_word.count("$body1$") == 2
     assert "'$$; drop table x; $body0$ '''" in status_word
@@ -31,7 +31,7 @@ def test_view_and_indexes_are_made_of_the_same_expressions() -> None:
     mapping = default_mapping()
     bare, aliased = seam.expressions(mapping, None), seam.expressions(mapping, "t")
 
-    for name in ("lane", "rank", "due_at", "is_ready", "is_delayed", "is_failed"):
+    for name in ("lane", "rank", "user_key", "due_at", "waiting_since", "is_ready", "is_delayed", "is_failed"):
         assert seam.text(getattr(aliased, name)).replace('"t".', "") == seam.text(getattr(bare, name))
     assert seam.text(bare.is_ready) in seam.index(mapping, "llmqueue_ready")
     assert seam.text(aliased.is_ready) in seam.view(mapping)
@@ -48,7 +48,7 @@ def test_status_of_our_own_is_null_while_a_task_waits() -> None:
         done_value="true",
     )
 
-    (status_word, _, mark_done, mark_queued) = seam.functions(mapping)
+    (_, status_word, _, mark_done, mark_queued, _) = seam.functions(mapping)
 
     assert "when 'unsolved' then null" in status_word
     assert seam.text(seam.expressions(mapping, None).is_ready) == (

@@ -9,7 +9,7 @@ import pytest
 
 from llmqueue.attempt import Runner
 from llmqueue.backend import Call, sending
-from llmqueue.backend.http import header_key, retry_after_s, why
+from llmqueue.backend.http import header_key, why
 from llmqueue.backend.models import Fields, ModelsBackend
 from llmqueue.gate import Gate
 from llmqueue.models import Answer, Grant, Late, Release, Settlement, Task, Unreachable
@@ -25,6 +25,10 @@ CONFIG = SimulatorConfig(instant=True, any_model=True)
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+async def no_top_up(fence: int, input_charge: int) -> bool:
+    raise AssertionError("nothing is to be topped up here")
 
 
 async def test_a_grant_that_ran_out_while_connecting_sends_nothing_and_keeps_the_connection() -> None:
@@ -63,7 +67,7 @@ async def test_a_thawed_worker_gives_its_old_grants_back_unsent() -> None:
     async with running(CONFIG) as server:
         backend = ModelsBackend(server.url, None, Fields())
         ends: list[Settlement] = []
-        runner = Runner(backend, Gate(backend, server.url, Bell()), ends.append, random.Random(1))
+        runner = Runner(backend, Gate(backend, server.url, Bell()), ends.append, no_top_up, random.Random(1))
         frozen_for_s = 30.0
         granted_at = time.monotonic() - frozen_for_s
         task = Task(1, 1, 1, 5, 0, "why?", None)
@@ -87,15 +91,6 @@ def test_a_key_fits_into_a_header_and_stays_itself(key: str, header: str) -> Non
 def test_a_very_long_key_is_hashed() -> None:
     assert len(header_key("k" * 9000 + ":0")) == 64
     assert header_key("k" * 9000 + ":0") != header_key("k" * 9000 + ":1")
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("3", 3.0), ("-1", 0.0), ("1e18", 86400.0), ("inf", None), ("nan", None), ("soon", None), (None, None),
-     ("1 Jan 99999999999999999999 00:00:00 GMT", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
-)  # fmt: skip
-def test_retry_after_is_believed_within_bounds(value: str | None, seconds: float | None) -> None:
-    assert retry_after_s(value) == seconds
 
 
 def test_an_unknown_error_is_named_by_its_class() -> None:

@@ -6,10 +6,7 @@ httpx's own pool walks all its connections for every request: 216 requests/s at 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 import aiohttp
@@ -19,7 +16,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
 
-from llmqueue.backend import sending
+from llmqueue.backend import retry_after, sending
 from llmqueue.models import Breakdown, Late, Refusal, Rejection, Reply, Unreachable
 
 CONNECT_TIMEOUT_S = 5.0
@@ -29,13 +26,11 @@ KEY_SAFE = "!#$&'()*+,/:;=?@[]-_.~ "
 # Below the 5 s after which uvicorn, the usual server of such a backend, closes an idle connection: a request that
 # meets the closing would look like a reset, and might be paid twice.
 KEEPALIVE_S = 3.0
-REFUSALS = {429: "rate_limited", 503: "unavailable", 529: "overloaded"}
+CAPACITY = {503: "unavailable", 529: "overloaded"}
 # Our credentials are wrong, not the task: nothing is buried for them.
 CREDENTIALS = {401, 407}
 CREDENTIALS_PAUSE_S = 60.0
 MESSAGE_CHARS = 300
-# A backend that says "in a year" is mistaken more often than right; a day later it may say so again.
-RETRY_AFTER_CAP_S = 86_400.0
 
 
 class PunctualConnector(aiohttp.TCPConnector):
@@ -73,7 +68,7 @@ async def post(http: httpx.AsyncClient, path: str, body: object, key: str) -> ht
         return _failed(error)
     if response.status_code == httpx.codes.OK:
         return response
-    return _refused(response)
+    return reply_of(response)
 
 
 def header_key(key: str) -> str:
@@ -91,13 +86,17 @@ def _failed(error: Exception) -> Reply:
     return Breakdown("connection_lost", message)
 
 
-def _refused(response: httpx.Response) -> Reply:
+def reply_of(response: httpx.Response) -> Reply:
     status = response.status_code
     message = f"HTTP {status} {_excerpt(response)}".strip()
-    if status in REFUSALS:
-        return Refusal(REFUSALS[status], message, retry_after_s(response.headers.get("retry-after")))
+    if status == httpx.codes.TOO_MANY_REQUESTS or status in CAPACITY:
+        asked_s = retry_after.read(response.headers, response.content)
+        if status in CAPACITY:
+            return Refusal("capacity", CAPACITY[status], message, asked_s)
+        pause_s = retry_after.until_reset(response.headers) if asked_s is None else asked_s
+        return Refusal("quota", "rate_limited", message, pause_s)
     if status in CREDENTIALS:
-        return Refusal("credentials_refused", message, CREDENTIALS_PAUSE_S)
+        return Refusal("credentials", "credentials_refused", message, CREDENTIALS_PAUSE_S)
     if status == httpx.codes.REQUEST_TIMEOUT or not httpx.codes.is_client_error(status):
         return Breakdown(f"http_{status}", message)
     return Rejection(f"http_{status}", message)
@@ -106,22 +105,6 @@ def _refused(response: httpx.Response) -> Reply:
 def _excerpt(response: httpx.Response) -> str:
     # Not response.text: it believes whatever charset the backend names.
     return " ".join(response.content[: 4 * MESSAGE_CHARS].decode("utf-8", "replace").split())[:MESSAGE_CHARS]
-
-
-def retry_after_s(value: str | None) -> float | None:
-    """Returns the seconds of a Retry-After header (a number or an HTTP date), or None if there is no readable one."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-        return min(max(0.0, seconds), RETRY_AFTER_CAP_S) if math.isfinite(seconds) else None
-    except ValueError:
-        pass
-    try:
-        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        return min(max(0.0, seconds), RETRY_AFTER_CAP_S)
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 async def probe(base_url: str) -> str | None:

@@ -1,0 +1,100 @@
+"""When to ask for which model again: no model before its time, none forgotten (design I6)."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from llmqueue.models import Verdict
+
+# Two workers that are refused at the same moment should not come back at the same moment.
+JITTER_S = 0.01
+CONTENDED_S = (0.002, 0.015)
+
+
+class Schedule:
+    """Times are monotonic seconds; inf: only a bell or the poll.
+
+    Two calendars. One is for tasks of any kind. The other is for models on which a hot task may be waiting, and is
+    looked at while only slots for hot tasks are free: the cold tasks of a model without end must not be asked for
+    then, or the worker would do nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._ask_at: dict[str, float] = {}
+        self._hot_at: dict[str, float] = {}
+        self._empty: set[str] = set()
+        self._full: set[str] = set()
+
+    def note(self, verdict: Verdict, now: float) -> None:
+        """Notes what a claim for any task found."""
+        model, reason = verdict.model, verdict.reason
+        self._empty.discard(model)
+        self._full.discard(model)
+        if reason == "unknown":
+            self._ask_at.pop(model, None)
+            self._hot_at.pop(model, None)
+            return
+        ask_at = now if reason is None else _again_at(verdict, now)
+        self._ask_at[model] = ask_at
+        if reason == "empty":
+            self._empty.add(model)
+            self._hot_at.pop(model, None)
+        if reason == "concurrency":
+            self._full.add(model)
+        if model in self._hot_at:
+            self._hot_at[model] = ask_at
+
+    def note_hot(self, verdict: Verdict, now: float, *, has_given: bool) -> None:
+        """Notes what a claim for hot tasks alone found, which says nothing about the cold ones.
+
+        A model that had none is left alone until the next bell or poll, also when it does not say so in a word.
+        """
+        model, reason = verdict.model, verdict.reason
+        if reason in {"empty", "unknown", "paused"} or (reason is None and not has_given):
+            self._hot_at.pop(model, None)
+        else:
+            self._hot_at[model] = now if reason is None else _again_at(verdict, now)
+
+    def task_came(self, now: float) -> None:
+        self._ask_at |= dict.fromkeys(self._empty, now)
+
+    def hot_came(self, now: float) -> None:
+        """All at once, those that were refused too: a part of the calls and slots is kept for hot tasks."""
+        self._hot_at = dict.fromkeys(self._ask_at, now)
+        self._ask_at = dict.fromkeys(self._ask_at, now)
+
+    def slot_freed(self, model: str, now: float) -> None:
+        if model in self._full:
+            self._ask_at[model] = now
+        if self._hot_at.get(model) == math.inf:
+            self._hot_at[model] = now
+
+    def config_changed(self, now: float) -> None:
+        self._ask_at = dict.fromkeys(self._ask_at, now)
+        self._hot_at = dict.fromkeys(self._hot_at, now)
+
+    def due(self, now: float) -> list[str]:
+        return [model for model, at in self._ask_at.items() if at <= now]
+
+    def next_at(self) -> float:
+        return min(self._ask_at.values(), default=math.inf)
+
+    def hot_due(self, now: float) -> list[str]:
+        return [model for model, at in self._hot_at.items() if at <= now]
+
+    def next_hot_at(self) -> float:
+        return min(self._hot_at.values(), default=math.inf)
+
+    @property
+    def has_empty(self) -> bool:
+        return bool(self._empty)
+
+
+def _again_at(verdict: Verdict, now: float) -> float:
+    """When a refused model may have room: rpm, pace, burst, tpm, day and closed say when; a poll comes before a day."""
+    if verdict.reason == "contended":
+        return now + random.uniform(*CONTENDED_S)
+    if verdict.retry_in_s is None:
+        return math.inf
+    return now + max(0.0, verdict.retry_in_s) + random.uniform(0, JITTER_S)

@@ -1,0 +1,267 @@
+"""dispatcher.Dispatcher: what it asks for while only slots for hot tasks are free, and that it then does not spin."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import cast
+
+import anyio
+import pytest
+
+from llmqueue import dispatcher
+from llmqueue.dispatcher import MAX_CLAIM, Dispatcher
+from llmqueue.gate import Gate
+from llmqueue.leases import Leases
+from llmqueue.models import LATE, Claim, Complete, Grant, Settlement, Task, Usage, Verdict
+from llmqueue.outage import Outage
+from llmqueue.slots import Room
+from llmqueue.store import Store
+from llmqueue.wakeup import Bell
+
+pytestmark = pytest.mark.anyio
+
+FENCE = count(1)
+EMPTY = Verdict("other", "empty", None)
+# A loop that spins asks hundreds of times in this.
+SPIN_S = 0.1
+
+
+def grant(model: str = "m", *, is_hot: bool = False) -> Grant:
+    fence = next(FENCE)
+    return Grant(model, Task(fence, fence, 1, 5, 0, "why?", None, is_hot=is_hot), 0.0, 1e9, 60.0)
+
+
+@dataclass
+class Asked:
+    models: Sequence[str] | None
+    room: Room
+    chores: list[str]
+    turns: str | None
+
+
+class Database:
+    """A store with a model of which `cold` and `hot` tasks are ready or that says `reason`, and one that is empty."""
+
+    def __init__(self) -> None:
+        self.outage = Outage()
+        self.cold = 0
+        self.hot = 0
+        self.reason: str | None = None
+        self.retry_in_s: float | None = None
+        self.asked: list[Asked] = []
+        self.turns: str | None = None
+
+    async def register(self, *_: object) -> float:
+        return 0.5
+
+    async def do_chores(self, *_: object) -> None: ...
+
+    async def claim(
+        self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, turns: str | None
+    ) -> Claim:
+        self.asked.append(Asked(models, room, chores, turns))
+        await anyio.sleep(0)
+        if self.reason is not None:
+            return Claim((), (Verdict("m", self.reason, self.retry_in_s), EMPTY), None, self.turns)
+        hot = min(self.hot, room.total)
+        cold = min(self.cold, room.for_any, room.total - hot)
+        self.hot, self.cold = self.hot - hot, self.cold - cold
+        grants = tuple(grant(is_hot=n < hot) for n in range(hot + cold))
+        is_all = len(grants) == room.total or (self.cold and cold == room.for_any)
+        return Claim(grants, (Verdict("m", None if is_all else "empty", None), EMPTY), None, self.turns)
+
+
+class Run:
+    """A dispatcher of ten slots, one of them for hot tasks; `started` are the grants it began."""
+
+    def __init__(self, slots: int = 10) -> None:
+        self.database = Database()
+        self.bell = Bell()
+        self.started: list[Grant] = []
+        store = cast(Store, self.database)
+        gate = Gate(cast("object", None), "http://backend", self.bell)  # type: ignore[arg-type]
+        gate.is_open = True
+        leases = Leases(store, "name", None, 20.0, 0.5)
+        leases.done(leases.due_chores())
+        self.dispatcher = Dispatcher(
+            store, self.bell, gate, leases, self.started.append, lambda _: None, slots=slots, models=None
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.dispatcher.run)
+            yield
+            self.dispatcher.stop()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        with anyio.fail_after(20):
+            while not is_so():
+                await anyio.sleep(0.002)
+
+    def end(self, ended: Grant, *, is_late: bool = False) -> None:
+        decision = LATE if is_late else Complete("42", Usage())
+        self.dispatcher.settled(Settlement(ended, decision, None, None))
+
+    async def fill_with_cold(self) -> None:
+        self.database.cold = 1000
+        await self.until(lambda: len(self.started) == 9)
+
+
+@pytest.fixture
+def run(anyio_backend: str) -> Run:
+    return Run()
+
+
+@pytest.fixture
+def no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first: what happens then happens for another reason."""
+    monkeypatch.setattr(dispatcher, "POLL_S", 3600.0)
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_cold_tasks_leave_the_hot_slots_free_and_the_loop_waits(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        await anyio.sleep(SPIN_S)
+
+    assert len(run.started) == 9
+    assert [asked.room for asked in run.database.asked] == [Room(9, 1)]
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_hot_task_is_claimed_at_its_bell_though_cold_ones_fill_the_rest(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.hot = 1
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.started) == 10)
+
+    assert run.started[-1].task.is_hot
+    assert run.database.asked[-1].room == Room(0, 1)
+
+
+@pytest.mark.usefixtures("no_poll")
+@pytest.mark.parametrize("reason", [None, "empty", "paused", "closed", "concurrency", "unknown"])
+async def test_a_bell_without_a_hot_task_is_one_look(run: Run, reason: str | None) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.reason = reason
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.database.asked) == 2)
+        await anyio.sleep(SPIN_S)
+
+    assert [asked.models and sorted(asked.models) for asked in run.database.asked] == [None, ["m", "other"]]
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_hot_task_that_is_refused_for_a_moment_is_asked_for_again_then(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.hot, run.database.reason, run.database.retry_in_s = 1, "pace", 0.05
+        before = len(run.database.asked)
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.database.asked) == before + 1)
+        run.database.reason = None
+        await run.until(lambda: len(run.started) == 10)
+
+    assert run.started[-1].task.is_hot
+
+
+async def test_a_hot_task_without_a_bell_is_found_by_the_poll(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.hot = 1
+        await run.until(lambda: len(run.started) == 10)
+
+    assert run.database.asked[-1].models is None
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_slot_that_a_cold_call_leaves_goes_to_the_next_at_once(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.bell.ring("hot")  # an answer for hot tasks alone must not hide that there are cold ones
+        await run.until(lambda: len(run.database.asked) == 2)
+        for _ in range(20):
+            started = len(run.started)
+            run.end(run.started[-1])
+            await run.until(lambda started=started: len(run.started) == started + 1)  # type: ignore[misc]
+
+    assert [asked.room for asked in run.database.asked[2:]] == [Room(1, 1)] * 20
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_the_hot_slot_of_an_ended_hot_call_is_no_cold_one(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.hot = 1
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.started) == 10)
+        run.end(run.started[-1])
+        await anyio.sleep(SPIN_S)
+
+    assert [grant.task.is_hot for grant in run.started] == [False] * 9 + [True]
+    assert len(run.dispatcher.running) == 9
+
+
+async def test_hot_tasks_may_take_every_slot(run: Run) -> None:
+    run.database.hot = 25
+    async with run.running():
+        await run.until(lambda: len(run.started) == 10)
+        await anyio.sleep(SPIN_S)
+
+    assert len(run.started) == 10
+
+
+async def test_a_poll_that_only_hot_slots_were_free_for_is_made_up_for(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        polls = len(run.database.asked)
+        await run.until(lambda: len(run.database.asked) > polls)  # the poll of the hot slot
+        run.end(run.started[0])
+        await run.until(lambda: len(run.started) == 10)
+
+    assert (run.database.asked[-1].models, run.database.asked[-1].room) == (None, Room(1, 1))
+
+
+async def test_whose_turn_it_was_is_told_to_the_next_claim(run: Run) -> None:
+    run.database.turns = '{"p": {"m": 1}}'
+    async with run.running():
+        await run.until(lambda: len(run.database.asked) >= 2)
+        run.database.turns = None  # nothing new: what was said before still holds
+        before = len(run.database.asked)
+        run.bell.ring("config")
+        await run.until(lambda: len(run.database.asked) > before)
+        run.bell.ring("config")
+        await run.until(lambda: len(run.database.asked) > before + 1)
+
+    first, *others = [asked.turns for asked in run.database.asked]
+    assert first is None
+    assert set(others) == {'{"p": {"m": 1}}'}
+
+
+async def test_late_grants_halve_the_next_claim_hot_slots_and_all() -> None:
+    run = Run(slots=1000)
+    run.database.cold = MAX_CLAIM
+    async with run.running():
+        await run.until(lambda: len(run.started) == MAX_CLAIM)
+        for each in list(run.started):
+            run.end(each, is_late=True)
+        before = len(run.database.asked)
+        run.bell.ring("config")
+        await run.until(lambda: len(run.database.asked) > before)
+
+    assert run.database.asked[before].room == Room(MAX_CLAIM // 2, 0)
+
+
+async def test_a_worker_that_has_only_hot_slots_left_does_not_say_that_it_is_idle(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.database.asked) == 2)
+
+    assert [asked for asked in run.database.asked if "idle" in asked.chores] == []

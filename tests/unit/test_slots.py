@@ -1,0 +1,83 @@
+"""slots.Slots: cold calls never take the slots that are kept for hot ones, and none is lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from llmqueue.models import Grant, Task
+from llmqueue.slots import Room, Slots
+
+
+def grant(fence: int, *, is_hot: bool = False) -> Grant:
+    return Grant("m", Task(fence, fence, 1, 5, 0, "why?", None, is_hot=is_hot), 0.0, 1.0, 60.0)
+
+
+def filled(slots: int, cold: int, hot: int) -> Slots:
+    found = Slots(slots)
+    for fence in range(cold + hot):
+        found.take(grant(fence, is_hot=fence >= cold))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("slots", "cold", "hot", "room"),
+    [
+        (1, 0, 0, Room(1, 0)),
+        (1, 1, 0, Room(0, 0)),
+        (2, 0, 0, Room(1, 1)),
+        (2, 1, 0, Room(0, 1)),
+        (2, 0, 1, Room(1, 0)),
+        (19, 0, 0, Room(18, 1)),
+        (1000, 0, 0, Room(900, 100)),
+        (1000, 900, 0, Room(0, 100)),
+        (1000, 899, 0, Room(1, 100)),
+        (1000, 900, 40, Room(0, 60)),
+        (1000, 0, 40, Room(900, 60)),  # hot calls take the slots that are kept for them first
+        (1000, 0, 100, Room(900, 0)),
+        (1000, 0, 250, Room(750, 0)),
+        (1000, 750, 250, Room(0, 0)),
+        (10, 8, 1, Room(1, 0)),
+    ],
+)
+def test_a_tenth_and_at_least_one_is_kept_for_hot_tasks(slots: int, cold: int, hot: int, room: Room) -> None:
+    assert filled(slots, cold, hot).room() == room
+
+
+@pytest.mark.parametrize(
+    ("at_most", "room"), [(200, Room(5, 100)), (50, Room(5, 45)), (5, Room(5, 0)), (1, Room(1, 0))]
+)
+def test_a_claim_is_cut_from_the_hot_end(at_most: int, room: Room) -> None:
+    assert filled(1000, 895, 0).room(at_most) == room
+
+
+def test_a_slot_is_freed_once() -> None:
+    slots = filled(10, 9, 0)
+
+    slots.free(grant(0))
+    slots.free(grant(0))
+    slots.free(grant(99))
+
+    assert slots.room() == Room(1, 1)
+    assert len(slots.running) == 8
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 9, 10, 11, 50])
+def test_whatever_comes_and_goes_the_slots_add_up(total: int) -> None:
+    rng = random.Random(total)
+    slots, kept = Slots(total), 0 if total == 1 else max(1, total // 10)
+    running: list[Grant] = []
+    for fence in range(2000):
+        room = slots.room()
+        cold = sum(not each.task.is_hot for each in running)
+        assert room.total == total - len(running)
+        assert (room.for_any > 0) == (cold < total - kept and len(running) < total)
+        can_start = room.for_any > 0, room.total > 0
+        is_hot = rng.random() < 0.4
+        if can_start[is_hot] and rng.random() < 0.6:
+            running.append(grant(fence, is_hot=is_hot))
+            slots.take(running[-1])
+        elif running:
+            slots.free(running.pop(rng.randrange(len(running))))
+        assert sum(not each.task.is_hot for each in slots.running) <= total - kept
