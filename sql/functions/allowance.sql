@@ -6,7 +6,7 @@
 --   it is refilled at the rate, and at 1.1 times the rate while the window holds less than an even flow would, so that
 --   lost time is made up for and calls do not bunch (decision 23). Both are read from insert-only rows (design I2).
 create or replace function llmqueue.allowance(p_config llmqueue.model_config, p_now timestamptz)
-returns llmqueue.budget language plpgsql stable as $$
+returns llmqueue.budget language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_cell_s constant double precision := 0.25;
     v_budget llmqueue.budget;
@@ -61,7 +61,8 @@ begin
     v_burst := (select min(b.free) from llmqueue.burst_allowance(v_budget) b);
     -- lent to cold tasks until a hot one comes; then kept for ten minutes, as much as came of late (I13)
     v_budget.reserve := case when p_config.hot_share > 0 and v_budget.hot_at > v_budget.granted_at - interval '10 minutes'
-                             then least(greatest(1, floor(p_config.hot_share * v_budget.rpm)), 2 + ceil(v_used.hot_calls / 10.0), v_budget.rpm - 1)
+                             then least(greatest(1, floor(p_config.hot_share * v_budget.rpm)),
+                                        case when v_budget.rpm < 300 then 1 else 2 end + v_used.hot_calls / 10, v_budget.rpm - 1)
                              else 0 end;
     v_budget.calls := least(v_budget.rpm_free - v_budget.reserve, v_burst, v_budget.day_calls, floor(v_budget.level)::bigint);
     v_budget.hot_calls := least(v_budget.rpm_free, v_burst, v_budget.day_calls, floor(v_budget.level + v_budget.capacity)::bigint);

@@ -1,11 +1,11 @@
 -- What it does: says how many more tasks may be taken under a budget, hot ones or others.
--- Returns: the least of what the model and the worker's slots allow, after what was taken already.
+-- Returns: the least of what the model and the worker's slots allow, what its lanes may still give, after what was taken already.
 -- Locks: none.
 -- Why: hot tasks use the slots and grants kept for them first, and all others after.
 create or replace function llmqueue.calls_left(p_budget llmqueue.budget, p_taking llmqueue.taking, p_is_hot boolean)
 returns integer language sql immutable parallel safe as $$
-    select case when p_is_hot
-                then least(p_budget.hot_calls - p_taking.calls, p_taking.slots + p_taking.hot_slots - p_taking.calls)
-                else least(p_budget.calls - (p_taking.calls - p_taking.hot_calls), p_budget.hot_calls - p_taking.calls,
-                           p_taking.slots - (p_taking.calls - p_taking.hot_calls) - greatest(0, p_taking.hot_calls - p_taking.hot_slots)) end
+    select (case when p_is_hot
+                then least(p_budget.hot_calls - p_taking.calls, (select sum(m) from unnest(p_taking.most) m), p_taking.slots + p_taking.hot_slots - p_taking.calls)
+                else least(p_budget.calls - (p_taking.calls - p_taking.hot_calls), p_budget.hot_calls - p_taking.calls, (select sum(m) from unnest(p_taking.most) m),
+                           p_taking.slots - (p_taking.calls - p_taking.hot_calls) - greatest(0, p_taking.hot_calls - p_taking.hot_slots)) end)::integer
 $$;

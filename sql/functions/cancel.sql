@@ -4,7 +4,7 @@
 -- Why: an operator's word. The call that may be under way is not taken back, and stays charged.
 create or replace function llmqueue.cancel(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     return query
         update llmqueue.task t

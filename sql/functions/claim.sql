@@ -47,6 +47,9 @@ begin
             v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
                                               case v_round when 1 then v_left end, v_users, v_cold, v_hot, p_now);
             v_claimed := v_granted.verdict;
+            if v_cold <= 0 and p_slots > 0 and v_claimed.reason = 'empty' then
+                v_claimed.reason := null;   -- only hot tasks were looked for, which says nothing about the others
+            end if;
             v_verdicts[v_no] := v_claimed;
             v_users := v_granted.users;
             foreach v_task in array v_granted.tasks loop

@@ -5,7 +5,7 @@
 --   waits by itself, and closes the model for nobody (design I13).
 create or replace function llmqueue.close_refusing(p_worker uuid, p_items jsonb, p_now timestamptz)
 returns jsonb language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_item record;
     v_until timestamptz;

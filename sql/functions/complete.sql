@@ -8,7 +8,7 @@
 --   1 again, which those of the same life never do. A new row under the key of a deleted one has no fence. Row by row by the keys, as in lease_rows.
 create or replace function llmqueue.complete(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_item record;

@@ -17,7 +17,7 @@ declare
 begin
     select g.cell into v_open
       from llmqueue.ledger_grant g where g.model = p_model order by g.cell desc, g.grant_no desc limit 1;
-    select greatest(0, sum(x.calls)), greatest(0, sum(x.tokens)), greatest(0, sum(x.output_tokens))
+    select greatest(0, sum(x.calls))::bigint, greatest(0, sum(x.tokens))::bigint, greatest(0, sum(x.output_tokens))::bigint
       into calls, tokens, output_tokens
       from (select c.calls, c.tokens, c.output_tokens
               from llmqueue.ledger_cell c

@@ -2,7 +2,8 @@
 -- Returns: one row: tasks, is_estimate, and since when the oldest has been due (null when that is not known).
 -- Locks: none.
 -- Why: no listing may count a backlog of millions (I19). The oldest is one probe of the index llmqueue_oldest, whatever
---   its priority. SECURITY DEFINER: who may read the views need not read the tasks.
+--   its priority, and the count goes along it too, which is the order of most tables' pages. SECURITY DEFINER: who may read
+--   the views need not read the tasks.
 create or replace function llmqueue.count_ready(
     p_lane text, out tasks bigint, out is_estimate boolean, out oldest_at timestamptz)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
@@ -10,11 +11,11 @@ set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_so
 declare
     v_cap constant integer := 10000;
 begin
-    oldest_at := (select t.due_at from llmqueue.task t
-                   where t.is_ready and t.lane = p_lane and t.due_at > '-infinity' and t.due_at < 'infinity'
-                   order by t.due_at limit 1);
+    oldest_at := (select t.waiting_since from llmqueue.task t
+                   where t.is_ready and t.lane = p_lane and t.waiting_since > '-infinity' and t.waiting_since < 'infinity'
+                   order by t.waiting_since limit 1);
     select count(*) into tasks
-      from (select from llmqueue.task t where t.is_ready and t.lane = p_lane limit v_cap + 1) head;
+      from (select from llmqueue.task t where t.is_ready and t.lane = p_lane order by t.waiting_since limit v_cap + 1) head;
     is_estimate := tasks > v_cap;
     if is_estimate then
         tasks := greatest(tasks, llmqueue.estimate_ready(p_lane));

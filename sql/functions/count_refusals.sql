@@ -3,7 +3,7 @@
 -- Locks: none.
 -- Why: a refusal costs no attempt, but a task that is always refused must end some day (I11).
 create or replace function llmqueue.count_refusals(p_task_id llmqueue.task_id, p_limit integer)
-returns integer language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+returns integer language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     return (select count(*)::integer from (
         select from llmqueue.attempt r

@@ -11,7 +11,7 @@ declare
     v_full constant integer := 1000000000;
     v_full_of_tokens constant bigint := 1000000000000000;
 begin
-    select greatest(0, sum(x.calls)), greatest(0, sum(x.tokens)) into calls, tokens
+    select greatest(0, sum(x.calls))::bigint, greatest(0, sum(x.tokens))::bigint into calls, tokens
       from (select m.calls, m.tokens + m.output_tokens as tokens
               from llmqueue.ledger_minute m
              where m.model = p_model and m.minute >= v_minute and m.calls < v_full and m.tokens < v_full_of_tokens

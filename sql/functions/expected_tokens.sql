@@ -6,7 +6,7 @@
 --   counted). What a provider counts by a rule of its own must not be underestimated: the 95th percentile of the input.
 create or replace function llmqueue.expected_tokens(
     p_config llmqueue.model_config, out bytes_ratio double precision, out output double precision)
-language plpgsql stable set jit = off set enable_seqscan = off as $$
+language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
     v_state llmqueue.model_state;
     v_in_flight integer;

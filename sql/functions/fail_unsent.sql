@@ -5,7 +5,7 @@
 --   call, nor stand in the way.
 create or replace function llmqueue.fail_unsent(p_ids llmqueue.task_id[], p_error text, p_now timestamptz)
 returns void language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_id llmqueue.task_id;
     v_is_ready boolean;

@@ -9,7 +9,7 @@ create or replace function llmqueue.fit(
     p_budget llmqueue.budget, p_taking llmqueue.taking, p_picked llmqueue.picked[], p_now timestamptz,
     out candidates llmqueue.candidate[], out unfit llmqueue.task_id[], out users jsonb, out is_blocked boolean,
     out next_tokens bigint, out next_output_tokens bigint, out next_is_hot boolean)
-language plpgsql volatile as $$
+language plpgsql volatile set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_picked llmqueue.picked;

@@ -3,7 +3,7 @@
 -- Locks: none.
 -- Why: an empty lane should not cost the model's lock.
 create or replace function llmqueue.has_ready(p_lane text, p_is_hot boolean default false)
-returns boolean language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+returns boolean language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     if p_is_hot then
         return exists (select from llmqueue.task t where t.is_ready and t.lane = p_lane and t.rank >= 100);

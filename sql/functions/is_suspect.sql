@@ -3,7 +3,7 @@
 -- Locks: none.
 -- Why: one poisoned task must not close a model for all others, time and again.
 create or replace function llmqueue.is_suspect(p_task_id llmqueue.task_id, p_model text)
-returns boolean language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+returns boolean language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     return llmqueue.count_refusals(p_task_id, 3) >= 3 and coalesce(
         (select s.closed_until is null

@@ -8,12 +8,12 @@
 create or replace function llmqueue.lease(
     p_worker uuid, p_budget llmqueue.budget, p_taking llmqueue.taking, p_now timestamptz)
 returns llmqueue.taking language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
     v_taking llmqueue.taking := p_taking;
     v_most bigint := 9223372036854775807;
     v_rank bigint;
-    v_cold integer := least(p_budget.calls, p_taking.slots);   -- tasks that are not hot may be taken so many
+    v_cold integer := llmqueue.calls_left(p_budget, p_taking, false);   -- so many may be taken that are not hot
     v_for_oldest integer;
     v_calls integer;
     v_before integer;

@@ -8,7 +8,7 @@
 create or replace function llmqueue.lease_rows(
     p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_candidate llmqueue.candidate;

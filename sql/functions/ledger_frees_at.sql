@@ -5,7 +5,7 @@
 -- Why: a cell leaves as a whole, a window + guard after its end. A microsecond more: rounding must not make it too early.
 create or replace function llmqueue.ledger_frees_at(
     p_model text, p_span_s double precision, p_calls bigint, p_tokens bigint, p_output_tokens bigint, p_now timestamptz)
-returns timestamptz language plpgsql stable as $$
+returns timestamptz language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_first bigint := floor((extract(epoch from p_now) - p_span_s::numeric) / 0.25)::bigint;
 begin

@@ -7,32 +7,32 @@ create or replace function llmqueue.pick_by_age(
     p_lanes text[], p_most integer[], p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean, p_now timestamptz,
     out picked llmqueue.picked[], out seen bigint)
 language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 begin
     with share as materialized (
         select oldest.lane, oldest.no, count(*) as tasks
-          from (select given.lane, given.no, task.due_at, task.id
+          from (select given.lane, given.no, task.waiting_since, task.id
                   from unnest(p_lanes, p_most) with ordinality given(lane, most, no)
-                 cross join lateral (select t.due_at, t.id from llmqueue.task t
-                                      where t.is_ready and t.lane = given.lane and t.due_at <= p_now and t.id <> all (p_skip)
+                 cross join lateral (select t.waiting_since, t.id from llmqueue.task t
+                                      where t.is_ready and t.lane = given.lane and t.waiting_since <= p_now and t.id <> all (p_skip)
                                         and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
-                                      order by t.due_at, t.id limit least(p_wanted, given.most)) task
-                 order by task.due_at, task.id limit p_wanted) oldest
+                                      order by t.waiting_since, t.id limit least(p_wanted, given.most)) task
+                 order by task.waiting_since, task.id limit p_wanted) oldest
          group by oldest.lane, oldest.no
     ), locked as materialized (
         select share.lane, task.*
           from share
-         cross join lateral (select t.id, t.due_at, t.user_key, t.rank, t.deadline_at <= p_now as is_expired, t.fence,
+         cross join lateral (select t.id, t.waiting_since, t.user_key, t.rank, t.deadline_at <= p_now as is_expired, t.fence,
                                     case when p_with_size then octet_length(t.prompt_text) end as bytes,
                                     case when p_with_size then llmqueue.max_output_of(t.params::text) end as max_output
                                from llmqueue.task t
-                              where t.is_ready and t.lane = share.lane and t.due_at <= p_now and t.id <> all (p_skip)
+                              where t.is_ready and t.lane = share.lane and t.waiting_since <= p_now and t.id <> all (p_skip)
                                 and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
-                              order by t.due_at, t.id limit share.tasks
+                              order by t.waiting_since, t.id limit share.tasks
                                 for no key update of t skip locked) task
     )
     select coalesce(array_agg((o.id, o.lane, o.user_key, o.rank >= 100, o.is_expired is true, o.bytes, o.max_output, o.fence)::llmqueue.picked
-                              order by o.due_at, o.id), '{}'),
+                              order by o.waiting_since, o.id), '{}'),
            (select coalesce(sum(share.tasks), 0)::bigint from share)
       into picked, seen
       from locked o;

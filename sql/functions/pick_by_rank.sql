@@ -8,7 +8,7 @@ create or replace function llmqueue.pick_by_rank(
     p_lanes text[], p_most integer[], p_users jsonb, p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
     p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean)
 language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 begin
     with recursive member as (
         select given.lane, given.most, given.no, first.user_key as start, first.user_key, 1 as n
@@ -31,7 +31,7 @@ begin
                      where t.is_ready and t.lane = m.lane and t.rank = p_rank order by t.user_key limit 1)) as user_key) next
          where m.n < p_wanted and next.user_key <> m.start
     ), flow as materialized (
-        select m.*, case when count(*) over (partition by m.no) = 1 then p_wanted
+        select m.*, case when count(*) over (partition by m.no) = 1 then least(p_wanted, m.most)
                          else 2 * p_wanted / count(*) over (partition by m.no) + 1 end as deep
           from member m
     ), head as materialized (

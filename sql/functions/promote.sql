@@ -5,7 +5,7 @@
 --   has no effect is set aside, else 500 of them would stand before all others (I12).
 create or replace function llmqueue.promote(p_limit integer, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_ids llmqueue.task_id[];

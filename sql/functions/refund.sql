@@ -7,7 +7,7 @@
 --   would be leave to call. Its row is locked, so that this cannot happen between the look and the COMMIT.
 create or replace function llmqueue.refund(p_fences bigint[])
 returns void language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     insert into llmqueue.ledger_cell (model, cell, calls, hot_calls, tokens, output_tokens)
     select unsent.model, unsent.cell, -count(*), -count(*) filter (where unsent.is_hot), -coalesce(sum(unsent.tokens), 0),

@@ -4,7 +4,7 @@
 -- Why: an unsent call costs neither an attempt nor a grant; the attempt's end says that the refund was done.
 create or replace function llmqueue.release(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_fences bigint[];

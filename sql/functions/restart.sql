@@ -5,7 +5,7 @@
 --   tells the next claim that this is a new start.
 create or replace function llmqueue.restart(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     perform llmqueue.mark_queued(p_task_ids);
     return query

@@ -6,7 +6,7 @@
 --   one task, counted since it last ended: a task that is always refused must end some day (I11).
 create or replace function llmqueue.retry(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_refusals constant integer := 20;

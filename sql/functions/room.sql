@@ -6,7 +6,7 @@
 --   slots (at least one of two) is kept for hot tasks and not lent: a cold call of two minutes would not give it back.
 create or replace function llmqueue.room(
     p_model text, p_max_concurrency integer, p_hot_share double precision, out cold integer, out hot integer)
-language plpgsql stable set jit = off set enable_seqscan = off as $$
+language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
     v_open integer;
     v_cold integer;

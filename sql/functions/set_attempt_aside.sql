@@ -5,7 +5,7 @@
 create or replace function llmqueue.set_attempt_aside(
     p_worker uuid, p_item jsonb, p_error_class text, p_reason text, p_now timestamptz)
 returns void language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     perform llmqueue.put_aside((p_item ->> 'task_id')::llmqueue.task_id, p_item ->> 'verb', p_reason);
     update llmqueue.attempt a

@@ -9,7 +9,7 @@
 --   raises, its rows are tried one by one and that one is set aside, its answer kept in the attempt log (I12).
 create or replace function llmqueue.settle(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns table (fence bigint, outcome text) language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_group record;

@@ -4,7 +4,8 @@
 -- Why: whose turn it is comes from what each was served before, divided by its weight (p_turns, kept by the worker: a row for
 --   it would be a hot one, and serialise the pool's models). At most p_slots tasks are counted.
 create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb)
-returns jsonb language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+returns jsonb language plpgsql stable
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
     v_pool record;
     v_waiting integer;
@@ -24,19 +25,24 @@ begin
          group by member.lane having count(*) > 1
     loop
         select count(*) into v_waiting
-          from (select from llmqueue.task t where t.is_ready and t.lane = v_pool.lane order by t.due_at limit p_slots) waiting;
+          from (select from llmqueue.task t where t.is_ready and t.lane = v_pool.lane order by t.waiting_since limit p_slots) waiting;
         continue when v_waiting = 0;
-        v_shares := v_shares || jsonb_build_object(v_pool.lane, jsonb_build_object('is_more', v_waiting = p_slots, 'models', (
-            select jsonb_object_agg(m.model, jsonb_build_object('weight', m.weight, 'tasks', (
-                       select count(*) from (
-                           select other.model
-                             from unnest(v_pool.models, v_pool.weights) other(model, weight)
-                            cross join generate_series(1, v_waiting) task(no)
-                            order by coalesce((p_turns #>> array['served', v_pool.lane, other.model])::double precision, 0) + task.no / other.weight,
-                                     other.model
-                            limit v_waiting) turn
-                        where turn.model = m.model)))
-              from unnest(v_pool.models, v_pool.weights) m(model, weight))));
+        with turn as materialized (
+            select other.model
+              from unnest(v_pool.models, v_pool.weights) other(model, weight)
+             cross join lateral (select coalesce((p_turns #>> array['served', v_pool.lane, other.model])::double precision, 0) as before) served
+             cross join generate_series(1, v_waiting) task(no)
+             order by served.before + task.no / other.weight, other.model
+             limit v_waiting
+        ), counted as (
+            select turn.model, count(*) as tasks from turn group by turn.model
+        )
+        select v_shares || jsonb_build_object(v_pool.lane, jsonb_build_object(
+                   'is_more', v_waiting = p_slots,
+                   'models', jsonb_object_agg(m.model, jsonb_build_object('weight', m.weight, 'tasks', coalesce(c.tasks, 0)))))
+          into v_shares
+          from unnest(v_pool.models, v_pool.weights) m(model, weight)
+          left join counted c on c.model = m.model;
     end loop;
     return v_shares;
 end

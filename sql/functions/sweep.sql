@@ -7,7 +7,7 @@
 --   A heartbeat more than a lease ahead is from before a step back of the clock: who lives has beaten since.
 create or replace function llmqueue.sweep(p_worker uuid, p_limit integer, p_now timestamptz default null)
 returns integer language plpgsql volatile
-set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_lost record;

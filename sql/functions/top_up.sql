@@ -17,14 +17,6 @@ begin
     end if;
     select a.* into v_attempt from llmqueue.attempt a
      where a.fence = p_fence and a.worker = p_worker and a.ended_at is null and a.top_up_cell is null and a.tokens is not null;
-    if not found or p_input <= v_attempt.input_charge then
-        return found;
-    end if;
-    if not llmqueue.lock_model(v_attempt.model, true) then
-        return false;
-    end if;
-    update llmqueue.attempt a set input_charge = p_input where a.fence = p_fence and a.ended_at is null and a.top_up_cell is null;
-    select c.* into v_config from llmqueue.model_config c where c.model = v_attempt.model and c.enabled;
     if not found then
         return false;
     end if;
@@ -32,6 +24,17 @@ begin
                                         when 'sum' then p_input::bigint + v_attempt.output_charge
                                         when 'actual' then p_input::bigint + v_attempt.output_charge
                                         else p_input end - v_attempt.tokens;
+    if v_more <= 0 then
+        return true;
+    end if;
+    update llmqueue.attempt a set input_charge = greatest(a.input_charge, p_input) where a.fence = p_fence;
+    if not llmqueue.lock_model(v_attempt.model, true) then
+        return false;
+    end if;
+    select c.* into v_config from llmqueue.model_config c where c.model = v_attempt.model and c.enabled;
+    if not found then
+        return false;
+    end if;
     v_budget := llmqueue.allowance(v_config, coalesce(p_now, clock_timestamp()));
     if v_more > (case when v_attempt.is_hot then v_budget.hot_tokens else v_budget.tokens end) then
         return false;

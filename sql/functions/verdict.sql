@@ -6,17 +6,20 @@
 create or replace function llmqueue.verdict(
     p_budget llmqueue.budget, p_taking llmqueue.taking, p_shares jsonb, p_is_full boolean, p_is_probe boolean, p_now timestamptz,
     out reason text, out retry_in_s double precision)
-language plpgsql stable as $$
+language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_slots integer := p_taking.slots - (p_taking.calls - p_taking.hot_calls) - greatest(0, p_taking.hot_calls - p_taking.hot_slots);
     v_is_hot boolean := coalesce(p_taking.next_is_hot, false);
+    v_unbounded llmqueue.taking := p_taking;
     v_wait record;
 begin
     if p_is_probe then
         reason := 'closed';
         return;
     elsif not p_taking.is_blocked then
-        if llmqueue.calls_left(p_budget, p_taking, v_is_hot) > 0 then
+        -- had the lanes been told to give as many as there are slots
+        v_unbounded.most := array_fill(v_slots + p_taking.hot_slots, array[cardinality(p_taking.lanes)]);
+        if llmqueue.calls_left(p_budget, v_unbounded, v_is_hot) > 0 then
             if not coalesce((select bool_or((p_shares #>> array[l.lane, 'is_more'])::boolean)
                                from unnest(p_taking.lanes, p_taking.most) l(lane, most) where l.most <= 0), false) then
                 reason := 'empty';
