@@ -8,7 +8,7 @@
 create or replace function llmqueue.allowance(p_config llmqueue.model_config, p_now timestamptz)
 returns llmqueue.budget language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    v_cell_s constant double precision := 0.25;
+    v_cell_s constant double precision := 0.25::double precision;
     v_budget llmqueue.budget;
     v_used record;
     v_last record;
@@ -35,12 +35,12 @@ begin
     v_budget.turn := coalesce(v_last.turn, 0);
     v_budget.hot_at := v_last.hot_at;
     v_budget.open_cell := v_last.cell;
-    select coalesce(sum(g.calls), 0), coalesce(sum(g.hot_calls), 0), coalesce(sum(g.tokens), 0), coalesce(sum(g.output_tokens), 0)
+    select coalesce(sum(g.calls), 0), coalesce(sum(g.hot_calls), 0), coalesce(sum(g.tokens), 0)::bigint, coalesce(sum(g.output_tokens), 0)::bigint
       into v_budget.open_calls, v_budget.open_hot_calls, v_budget.open_tokens, v_budget.open_output_tokens
       from llmqueue.ledger_grant g where g.model = p_config.model and g.cell = v_last.cell;
     v_first := floor((extract(epoch from v_budget.granted_at) - v_budget.span_s::numeric) / v_cell_s::numeric)::bigint;
-    select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, coalesce(sum(c.tokens), 0) as tokens,
-           coalesce(sum(c.output_tokens), 0) as output_tokens, min(c.cell) as oldest
+    select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, coalesce(sum(c.tokens), 0)::bigint as tokens,
+           coalesce(sum(c.output_tokens), 0)::bigint as output_tokens, min(c.cell) as oldest
       into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
     if v_last.cell >= v_first then
         v_used.calls := v_used.calls + v_budget.open_calls;
@@ -50,10 +50,10 @@ begin
         v_used.oldest := least(v_used.oldest, v_last.cell);
     end if;
 
-    v_age_s := extract(epoch from v_budget.granted_at) - coalesce(v_used.oldest, v_budget.cell) * v_cell_s::numeric;
+    v_age_s := (extract(epoch from v_budget.granted_at) - coalesce(v_used.oldest, v_budget.cell) * v_cell_s::numeric)::double precision;
     v_even := least(1, v_age_s / (v_budget.span_s + v_cell_s));
     v_budget.pace := v_rate * case when v_used.calls < v_budget.rpm * v_even then 1.1 else 1 end;
-    v_age_s := extract(epoch from v_budget.granted_at - v_last.granted_at);
+    v_age_s := extract(epoch from v_budget.granted_at - v_last.granted_at)::double precision;
     v_budget.level := least(v_budget.capacity, coalesce(v_last.level + v_budget.pace * v_age_s, v_budget.capacity));
 
     v_budget.rpm_free := v_budget.rpm - v_used.calls;
@@ -63,14 +63,14 @@ begin
     v_budget.reserve := case when p_config.hot_share > 0 and v_budget.hot_at > v_budget.granted_at - interval '10 minutes'
                              then least(greatest(1, floor(p_config.hot_share * v_budget.rpm)),
                                         case when v_budget.rpm < 300 then 1 else 2 end + v_used.hot_calls / 10, v_budget.rpm - 1)
-                             else 0 end;
-    v_budget.calls := least(v_budget.rpm_free - v_budget.reserve, v_burst, v_budget.day_calls, floor(v_budget.level)::bigint);
-    v_budget.hot_calls := least(v_budget.rpm_free, v_burst, v_budget.day_calls, floor(v_budget.level + v_budget.capacity)::bigint);
+                             else 0 end::integer;
+    v_budget.calls := least(v_budget.rpm_free - v_budget.reserve, v_burst, v_budget.day_calls, floor(v_budget.level)::bigint)::integer;
+    v_budget.hot_calls := least(v_budget.rpm_free, v_burst, v_budget.day_calls, floor(v_budget.level + v_budget.capacity)::bigint)::integer;
 
     v_budget.tpm_free := p_config.tpm - v_used.tokens;
     v_budget.output_free := p_config.output_tpm - v_used.output_tokens;
     v_budget.day_tokens := llmqueue.day_allowance(p_config, 'tokens', p_now);
-    v_budget.token_reserve := coalesce(least(p_config.hot_share * p_config.tpm, v_budget.reserve * v_used.tokens / greatest(1, v_used.calls)), 0);
+    v_budget.token_reserve := coalesce(least(p_config.hot_share * p_config.tpm, v_budget.reserve * v_used.tokens / greatest(1, v_used.calls)), 0)::bigint;
     v_budget.hot_tokens := least(v_budget.tpm_free, v_budget.day_tokens);
     v_budget.tokens := least(v_budget.tpm_free - v_budget.token_reserve, v_budget.day_tokens);
     v_capacity := p_config.tpm / 60.0::double precision;

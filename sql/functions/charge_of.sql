@@ -7,23 +7,23 @@
 --   real use counts, what is expected, if that is less; without either a quarter of tpm, at most 1024.
 create or replace function llmqueue.charge_of(
     p_budget llmqueue.budget, p_bytes integer, p_max_output integer, p_known_input integer)
-returns llmqueue.candidate language plpgsql stable as $$
+returns llmqueue.candidate language plpgsql immutable as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_charge llmqueue.candidate;
 begin
-    v_charge.bytes_estimate := ceil(p_bytes / 4.0) + 8;
-    v_charge.input_charge := greatest(ceil(v_charge.bytes_estimate * p_budget.bytes_ratio), p_known_input);
+    v_charge.bytes_estimate := (p_bytes + 3) / 4 + 8;
+    v_charge.input_charge := greatest(ceil(v_charge.bytes_estimate * p_budget.bytes_ratio)::integer, p_known_input);
     v_charge.output_charge := coalesce(
-        least(case when v_config.token_mode in ('actual', 'split') then ceil(p_budget.output_expected) end,
+        least(case when v_config.token_mode in ('actual', 'split') then ceil(p_budget.output_expected)::integer end,
               coalesce(p_max_output, v_config.max_output)),
-        least(1024, greatest(1, coalesce(v_config.output_tpm, v_config.tpm, v_config.tpd) / 4)));
+        least(1024, greatest(1, coalesce(v_config.output_tpm, v_config.tpm, v_config.tpd) / 4)))::integer;
     v_charge.tokens := case v_config.token_mode
-                           when 'input' then v_charge.input_charge
+                           when 'input' then v_charge.input_charge::bigint
                            when 'split' then v_charge.input_charge
                            when 'max' then greatest(v_charge.input_charge, v_charge.output_charge)
                            else v_charge.input_charge::bigint + v_charge.output_charge end;
-    v_charge.output_tokens := case v_config.token_mode when 'split' then v_charge.output_charge else 0 end;
+    v_charge.output_tokens := case v_config.token_mode when 'split' then v_charge.output_charge else 0 end::bigint;
     return v_charge;
 end
 $$;

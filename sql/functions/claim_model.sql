@@ -35,7 +35,7 @@ begin
         select * into v_closing from llmqueue.closing(p_model, v_now);
         if v_config.model is null then
             v_verdict.reason := 'unknown';
-        elsif not v_config.enabled or 0 in (v_config.rpm, coalesce(v_config.tpm, 1), coalesce(v_config.rpd, 1), coalesce(v_config.tpd, 1)) then
+        elsif not llmqueue.is_able(v_config) then
             v_verdict.reason := 'paused';
         elsif v_closing.is_closed then
             v_verdict.reason := 'closed';

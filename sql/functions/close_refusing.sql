@@ -9,7 +9,7 @@ set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off 
 declare
     v_item record;
     v_until timestamptz;
-    v_reopens jsonb := '{}';
+    v_reopens jsonb := '{}'::jsonb;
 begin
     for v_item in
         select i.fence, i.task_id, i.refusal, i.pause_s, i.error_class, i.error, a.model, a.granted_at

@@ -17,13 +17,13 @@ begin
     end if;
     if p_now < v_state.closed_until then
         is_closed := true;
-        retry_in_s := extract(epoch from v_state.closed_until - p_now);
+        retry_in_s := extract(epoch from v_state.closed_until - p_now)::double precision;
         return;
     end if;
     select a.granted_at into v_probe_at from llmqueue.attempt a where a.fence = v_state.probe_fence and a.ended_at is null;
     if v_probe_at > p_now - interval '5 seconds' then
         is_closed := true;
-        retry_in_s := extract(epoch from v_probe_at + interval '5 seconds' - p_now);
+        retry_in_s := extract(epoch from v_probe_at + interval '5 seconds' - p_now)::double precision;
         return;
     end if;
     probes := 1;

@@ -1,4 +1,4 @@
--- What it does: rings the bell after a change of model_config, so that a worker that sleeps until a quota frees looks again.
+-- What it does: rings the bell after a change of model_config or pool_member, so that a worker that sleeps until a quota frees looks again.
 -- Returns: null; the trigger is AFTER … FOR EACH STATEMENT.
 -- Locks: none.
 -- Why: the change itself holds from the next grant on, because every grant reads the row; the bell only ends the wait.
@@ -10,4 +10,6 @@ begin
 end
 $$;
 create or replace trigger config_changed after insert or update or delete or truncate on llmqueue.model_config
+    for each statement execute function llmqueue.config_changed();
+create or replace trigger config_changed after insert or update or delete or truncate on llmqueue.pool_member
     for each statement execute function llmqueue.config_changed();

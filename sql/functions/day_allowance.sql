@@ -14,7 +14,7 @@ begin
         return null;
     end if;
     v_minute := floor(extract(epoch from llmqueue.day_start(p_config.quota_timezone, p_now)) / 60)::bigint;
-    select sum(case p_what when 'calls' then x.calls else x.tokens end) into v_used
+    select sum(case p_what when 'calls' then x.calls else x.tokens end)::bigint into v_used
       from (select m.calls, m.tokens + m.output_tokens as tokens
               from llmqueue.ledger_minute m where m.model = p_config.model and m.minute >= v_minute
             union all

@@ -9,7 +9,7 @@ declare
     v_since_s double precision;
 begin
     select s.concurrency_ceiling, s.concurrency_cut_at into v_state from llmqueue.model_state s where s.model = p_model;
-    v_since_s := greatest(0, extract(epoch from coalesce(p_now, clock_timestamp()) - v_state.concurrency_cut_at));
+    v_since_s := greatest(0, extract(epoch from coalesce(p_now, clock_timestamp()) - v_state.concurrency_cut_at))::double precision;
     if v_state.concurrency_ceiling is null or v_since_s > 600 then
         return p_max_concurrency;
     end if;

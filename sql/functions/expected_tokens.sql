@@ -14,7 +14,7 @@ begin
     select s.* into v_state from llmqueue.model_state s where s.model = p_config.model;
     bytes_ratio := coalesce(case p_config.token_mode when 'actual' then v_state.bytes_ratio_mean else v_state.bytes_ratio_p95 end, 1);
     if p_config.token_mode in ('actual', 'split') and v_state.output_mean is not null then
-        select count(*) into v_in_flight
+        select count(*)::integer into v_in_flight
           from (select from llmqueue.attempt a where a.model = p_config.model and a.ended_at is null limit 400) open;
         output := v_state.output_mean + 2 * v_state.output_sd / sqrt(greatest(1, v_in_flight));
     end if;

@@ -16,7 +16,7 @@ declare
     v_found record;
     v_fitting record;
     v_rows llmqueue.leased[];
-    v_skip llmqueue.task_id[] := '{}';
+    v_skip llmqueue.task_id[] := array[]::llmqueue.task_id[];
     v_is_all boolean;
 begin
     for v_pass in 1..100 loop

@@ -4,7 +4,7 @@
 -- Why: a task whose UPDATE raised was a candidate and is not leased: it is not charged, and costs its lane nothing.
 create or replace function llmqueue.note_taken(
     p_taking llmqueue.taking, p_rows llmqueue.leased[], p_is_by_age boolean)
-returns llmqueue.taking language plpgsql stable as $$
+returns llmqueue.taking language plpgsql immutable as $$
 declare
     v_taking llmqueue.taking := p_taking;
     v_lane record;

@@ -38,7 +38,7 @@ begin
         on conflict (model, minute) do update
            set calls = m.calls + excluded.calls, tokens = m.tokens + excluded.tokens, output_tokens = m.output_tokens + excluded.output_tokens
     )
-    select count(*) into v_cells from gone;
+    select count(*)::integer into v_cells from gone;
     delete from llmqueue.ledger_minute m where m.minute < v_cell / 240 - 4320;
     return v_grants + v_cells;
 end

@@ -14,13 +14,13 @@ begin
        or (p_output is null and p_attempt.token_mode in ('actual', 'split')) then
         return;
     end if;
-    v_tokens := case p_attempt.token_mode
+    v_tokens := (case p_attempt.token_mode
                     when 'sum' then p_input::bigint + p_attempt.output_charge
-                    when 'max' then greatest(p_input, p_attempt.output_charge)
+                    when 'max' then greatest(p_input::bigint, p_attempt.output_charge)
                     when 'actual' then p_input::bigint + p_output
-                    else p_input end;
+                    else p_input end)::bigint;
     if p_attempt.token_mode = 'split' then
-        v_output := p_output;
+        v_output := greatest(0, p_output)::bigint;
     end if;
     update llmqueue.attempt a set tokens_final = v_tokens, output_tokens_final = v_output where a.fence = p_attempt.fence;
     insert into llmqueue.ledger_cell (model, cell, calls, tokens, output_tokens)

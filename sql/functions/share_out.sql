@@ -9,7 +9,7 @@ set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off 
 declare
     v_pool record;
     v_waiting integer;
-    v_shares jsonb := '{}';
+    v_shares jsonb := '{}'::jsonb;
 begin
     if coalesce(cardinality(p_models), 0) < 2 or p_slots <= 0 then
         return v_shares;
@@ -24,7 +24,7 @@ begin
                    and exists (select from llmqueue.model_config c where c.model = m.model and c.enabled and c.rpm > 0)) member
          group by member.lane having count(*) > 1
     loop
-        select count(*) into v_waiting
+        select count(*)::integer into v_waiting
           from (select from llmqueue.task t where t.is_ready and t.lane = v_pool.lane order by t.waiting_since limit p_slots) waiting;
         continue when v_waiting = 0;
         with turn as materialized (

@@ -37,6 +37,6 @@ begin
                               case when p_taking.is_blocked then p_taking.next_tokens else 0 end,
                               case when p_taking.is_blocked then p_taking.next_output_tokens else 0 end);
     reason := v_wait.reason;
-    retry_in_s := case when v_wait.reason is not null then extract(epoch from v_wait.retry_at - p_now) end;
+    retry_in_s := case when v_wait.reason is not null then extract(epoch from v_wait.retry_at - p_now)::double precision end;
 end
 $$;

@@ -11,7 +11,7 @@ declare
     v_config llmqueue.model_config := p_budget.configured;
     v_now timestamptz := p_budget.granted_at;
     v_tick constant interval := interval '1 microsecond';   -- rounding must not make it too early
-    v_debt double precision := case when p_is_hot then 1 else 0 end;   -- hot tasks may run a second ahead of the pace
+    v_debt double precision := case when p_is_hot then 1 else 0 end::double precision;   -- hot tasks may run a second ahead of the pace
     v_token_rate double precision := nullif(v_config.tpm, 0) / p_budget.window_s;
     v_wait record;
 begin

@@ -181,10 +181,10 @@ def test_a_sweep_reads_the_tasks_of_the_dead(large: Connection) -> None:
 def test_the_inner_query_of_a_claim_walks_the_index_in_order(large: Connection) -> None:
     query = """
         explain (format json) select t.id from llmqueue.task t
-         where t.is_ready and t.lane = 'm' and t.rank = 0 and t.due_at <= now()
+         where t.is_ready and t.lane = 'm' and t.rank = 0 and t.user_key = '' and t.due_at <= now()
          order by t.due_at, t.id limit 10 for no key update skip locked
     """
-    config = large.execute("select unnest(proconfig) from pg_proc where proname = 'lease'").fetchall()
+    config = large.execute("select unnest(proconfig) from pg_proc where proname = 'pick_by_rank'").fetchall()
     for (setting,) in config:
         name, _, value = str(setting).partition("=")
         large.execute("select set_config(%s, %s, false)", (name, value))

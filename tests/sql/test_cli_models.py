@@ -9,6 +9,15 @@ import pytest
 from tests.support.cli import run_cli
 
 
+def close(dsn: str, model: str, how_long: str) -> None:
+    with psycopg.connect(dsn) as conn:
+        conn.execute(
+            "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because) values"
+            " (%s, clock_timestamp(), clock_timestamp() + %s::interval, '429: too many')",
+            [model, how_long],
+        )
+
+
 def config(dsn: str) -> list[tuple[object, ...]]:
     with psycopg.connect(dsn) as conn:
         return conn.execute(
@@ -39,7 +48,7 @@ def test_set_creates_and_then_changes_only_what_is_given(installed: str) -> None
         (["--rpm", "5", "--timeout", "0"],
          "llmqueue: --timeout must be a number of seconds above 0 and at most a year (got 0.0)"),
         (["--timeout", "5"], 'llmqueue: model "m" is not configured yet: give its limit, --rpm N'),
-        ([], "llmqueue: nothing to set: give --rpm, --max-concurrency, --timeout, --enabled or --disabled"),
+        ([], "llmqueue: nothing to set: give a limit, such as --rpm N (llmqueue models set --help names them all)"),
     ],
 )  # fmt: skip
 def test_set_refuses_nonsense(installed: str, options: list[str], message: str) -> None:
@@ -67,6 +76,18 @@ def test_pause_and_resume(installed: str) -> None:
     assert config(installed)[0][3] is True
 
 
+def test_resume_opens_a_model_that_was_closed(installed: str) -> None:
+    run_cli(installed, "models", "set", "m", "--rpm", "60")
+    close(installed, "m", "1 hour")
+
+    resumed = run_cli(installed, "models", "resume", "m")
+
+    assert (resumed.code, resumed.out) == (0, "m is enabled, and open again\n")
+    (row,) = json.loads(run_cli(installed, "models", "list", "--json").out)
+    assert (row["closed_until"], row["closed_because"]) == (None, None)
+    assert run_cli(installed, "models", "resume", "m").out == "m is enabled\n"
+
+
 def test_unknown_model_is_answered_with_the_known_ones(installed: str) -> None:
     assert run_cli(installed, "models", "pause", "x").err == (
         'llmqueue: there is no model "x". None is configured: llmqueue models set NAME --rpm N\n'
@@ -81,6 +102,31 @@ def test_unknown_model_is_answered_with_the_known_ones(installed: str) -> None:
 def test_list_is_tab_separated_when_piped_and_json_on_request(installed: str) -> None:
     run_cli(installed, "models", "set", "m", "--rpm", "60")
 
-    assert run_cli(installed, "models", "list").rows == [["m", "true", "60", "0", "0", "0", "", "600.0"]]
+    (line,) = run_cli(installed, "models", "list").rows
+    assert line[:9] == ["m", "true", "60", "0", "0", "0", "", "600.0", "1.0"]
+    assert line[9:] == ["60", "", "0", "", "0", "", "0", "", "0", "", "", ""]
     (row,) = json.loads(run_cli(installed, "models", "list", "--json").out)
     assert (row["model"], row["rpm"], row["calls_60s"], row["max_concurrency"]) == ("m", 60, 0, None)
+
+
+def test_terminal_shows_what_is_in_force_beside_what_is_configured(
+    installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "250")
+    run_cli(installed, "models", "set", "m", "--rpm", "60")
+    plain = run_cli(installed, "models", "list").out
+
+    run_cli(installed, "models", "set", "m", "--tpm", "9000")
+    close(installed, "m", "1 hour")
+    with psycopg.connect(installed) as conn:
+        conn.execute("update llmqueue.model_state set rpm_ceiling = 48, rpm_cut_at = clock_timestamp()")
+    full = run_cli(installed, "models", "list").out
+
+    for title in ("rpm now", "tokens in 60 s", "opens", "model m is closed until"):
+        assert title not in plain
+        assert title in full
+    for title in ("output in 60 s", "calls today", "tokens today", "max. now"):
+        assert title not in full
+    for value in ("48", "0 of 9,000", "because of 429: too many"):
+        assert value in full

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import psycopg
 import pytest
@@ -51,6 +52,86 @@ def test_default_pool_without_a_model_is_shown(installed: str) -> None:
     notes = json.loads(run_cli(installed, "status", "--json").out)["notes"]
 
     assert notes[0] == "1 task waiting, and no model may take them. Run: llmqueue models set NAME --rpm N"
+
+
+def notes(dsn: str) -> list[str]:
+    return list(json.loads(run_cli(dsn, "status", "--json").out)["notes"])
+
+
+def test_models_without_weight_leave_the_default_pool_empty(installed: str) -> None:
+    with psycopg.connect(installed, autocommit=True) as conn:
+        conn.execute("insert into llmqueue.model_config (model, rpm, weight) values ('m', 60, 0)")
+        conn.execute("insert into tasks (prompt) values ('a')")
+
+    assert notes(installed)[0] == (
+        "1 task waiting that name no model, and no model that may take them has a weight. "
+        "Run: llmqueue models set m --weight 1"
+    )
+
+
+def test_a_pool_is_fine_while_one_of_its_models_is(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("insert into llmqueue.pool_member (pool, model) values ('my model', 'm'), ('my model', 'off')")
+    assert not any("my model" in note for note in notes(dsn))
+
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("update llmqueue.pool_member set model = 'gone' where model = 'm'")
+    assert notes(dsn)[0] == (
+        '1 task waiting for the pool "my model", none of whose models may take them: '
+        "gone is not configured, off is paused"
+    )
+
+
+def test_the_limit_that_is_0_is_named(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("update llmqueue.model_config set tpm = 0, rpd = 0 where model = 'm'")
+
+    assert '2 tasks waiting for "m", whose tpm and rpd are 0' in notes(dsn)
+
+
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [
+        ("1 hour", r"is closed until .* \(in .*\) because of 429: slow down: it reopens by itself"),
+        ("-1 s", r"was closed until .* ago\) because of 429: slow down: its next call is a probe, which opens it .*"),
+    ],
+)
+def test_a_closed_model_is_named_and_how_it_opens(dsn: str, until: str, said: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because) values"
+            " ('m', clock_timestamp(), clock_timestamp() + %s::interval, '429: slow down')",
+            [until],
+        )
+
+    assert any(re.fullmatch(f"model m {said}; llmqueue models resume m opens it now", note) for note in notes(dsn))
+
+
+def test_tokens_and_closings_have_columns_only_where_they_are_used(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "220")
+    plain = run_cli(dsn, "status").out
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("update llmqueue.model_config set tpm = 77000 where model = 'm'")
+        conn.execute(
+            "insert into llmqueue.model_state (model, closed_at, closed_until) values ('m', now(), now() + '1 hour')"
+        )
+    full = run_cli(dsn, "status").out
+
+    for title in ("tokens in 60 s", "opens"):
+        assert (title in plain, title in full) == (False, True)
+    assert "0 of 77,000" in full
+    assert "calls today" not in full
+
+
+def test_lines_keep_their_order(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("update llmqueue.model_config set tpm = 77000, max_concurrency = 3 where model = 'm'")
+
+    (line,) = (row for row in run_cli(dsn, "status").rows if row[:2] == ["model", "m"])
+
+    assert line[:8] == ["model", "m", "0", "60", "0", "0", "3", "true"]
+    assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", ""]
 
 
 def test_set_aside_rows_are_shown(dsn: str) -> None:

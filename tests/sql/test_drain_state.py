@@ -85,3 +85,41 @@ def test_tasks_set_aside_do_not_hold_a_drain(queue: Queue) -> None:
     queue.rows("select llmqueue.put_aside(%s, 'claim', 'theirs')", key)
 
     assert drain(queue) == {("", "set aside"): 1}
+
+
+def pool(queue: Queue, name: str, *models: str) -> None:
+    for model in models:
+        queue.rows("insert into llmqueue.pool_member (pool, model) values (%s, %s)", name, model)
+
+
+def test_it_waits_for_a_pool_with_a_model_that_can_take_it(queue: Queue) -> None:
+    queue.model("m")
+    queue.model("off", enabled=False)
+    pool(queue, "fast", "m", "off")
+    queue.add(model="fast")
+
+    assert drain(queue) == {None: "waits"}
+    assert drain(queue, ["m"]) == {None: "waits"}
+    assert drain(queue, ["off"]) == {("fast", "no model of its pool can take it"): 1}
+
+
+def test_a_model_without_weight_is_no_part_of_the_default_pool(queue: Queue) -> None:
+    queue.model("m", weight=0)
+    queue.add()
+    assert drain(queue) == {("", "no model can take it"): 1}
+
+    queue.add(model="m")
+    assert drain(queue) == {None: "waits"}
+
+
+def test_a_closed_model_will_open_and_a_limit_of_0_will_not_rise(queue: Queue) -> None:
+    queue.model("closed")
+    queue.rows(
+        "insert into llmqueue.model_state (model, closed_at, closed_until) values ('closed', now(), now() + '1 day')"
+    )
+    queue.add(model="closed")
+    assert drain(queue) == {None: "waits"}
+
+    for column in ("tpm", "rpd", "tpd"):
+        queue.model("closed", **{"tpm": None, "rpd": None, "tpd": None, column: 0})
+        assert drain(queue) == {("closed", "its model is paused or not served here"): 1}

@@ -34,7 +34,7 @@ def test_view_has_the_columns_in_the_order_that_the_other_sql_expects(installed:
         )
     ]
 
-    computed = ["prompt_text", "lane", "rank", "due_at"]
+    computed = ["prompt_text", "lane", "rank", "user_key", "due_at", "waiting_since"]
     computed += ["is_ready", "is_delayed", "is_running", "is_failed", "is_ended"]
     assert columns == ["id", "prompt", "answer", "status", *OUR_NAMES, *computed]
 

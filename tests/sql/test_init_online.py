@@ -59,7 +59,7 @@ def test_interrupted_in_the_middle_of_an_index_the_rest_is_healed(database: str)
 
     assert lines[0].endswith("drop the index llmqueue_ready, left invalid by an interrupted build")
     assert value(database, "select bool_and(indisvalid) from pg_index where indrelid = 'tasks'::regclass") is True
-    assert len(rows(database, "select from pg_index where indrelid = 'tasks'::regclass")) == 4
+    assert len(rows(database, "select from pg_index where indrelid = 'tasks'::regclass")) == 5
 
 
 def test_a_valid_index_from_other_words_is_built_anew(installed: str) -> None:
@@ -158,7 +158,7 @@ def test_a_statement_that_fails_is_named_and_its_step_leaves_nothing(database: s
         "create event trigger frozen on ddl_command_start execute function no()",
     )
 
-    with pytest.raises(Failure, match=r"^add 16 columns .*: the database says: frozen until Monday\. Nothing of"):
+    with pytest.raises(Failure, match=r"^\w+ .*: the database says: frozen until Monday\. Nothing of"):
         adopt(database)
 
     run(database, "drop event trigger frozen")

@@ -11,7 +11,7 @@ import pytest
 from tests.support.adoption import SIMPLE, adopt, explain, rows, run, settle, task, value
 
 READY = (
-    "select id from llmqueue.task where is_ready and lane = 'x' and rank = 0 and due_at <= now() "
+    "select id from llmqueue.task where is_ready and lane = 'x' and rank = 0 and user_key = '' and due_at <= now() "
     "order by due_at, id limit 10 for no key update skip locked"
 )
 KEYS: dict[str, tuple[str, str, object]] = {

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import psycopg
+import pytest
 
 Conn = psycopg.Connection[tuple[object, ...]]
 
@@ -55,6 +56,28 @@ def test_backlog_knows_the_oldest_whatever_its_priority(conn: Conn) -> None:
     )
 
     assert (oldest, is_estimate) == (2001, True)
+
+
+@pytest.mark.parametrize("analyzed", ["never", "when it was small", "now"])
+def test_the_oldest_of_a_large_lane_is_one_probe(conn: Conn, analyzed: str) -> None:
+    conn.execute("alter table tasks set (autovacuum_enabled = off)")
+    conn.execute("insert into tasks (prompt, model) values ('x', 'm')")
+    if analyzed == "when it was small":
+        conn.execute("analyze tasks")
+    conn.execute(
+        "insert into tasks (prompt, model, priority) select 'x', 'm', i % 300 from generate_series(1, 30000) i"
+    )
+    if analyzed == "now":
+        conn.execute("analyze tasks")
+
+    with conn.transaction():
+        query = "select idx_tup_fetch, coalesce(seq_scan, 0) from pg_stat_xact_user_tables where relname = 'tasks'"
+        ((before, _),) = fetch(conn, query)
+        conn.execute("select llmqueue.count_ready('m')")
+        ((after, sequential),) = fetch(conn, query)
+
+    assert int(str(after)) - int(str(before)) <= 10_001 + 1
+    assert sequential == 0
 
 
 def test_large_lane_is_estimated_within_a_tenth(conn: Conn) -> None:

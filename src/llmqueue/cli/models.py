@@ -1,19 +1,21 @@
-"""`llmqueue models`: the rows of llmqueue.model_config. An UPDATE by plain SQL does the same."""
+"""`llmqueue models`: the rows of llmqueue.model_config and llmqueue.pool_member. Plain SQL does the same."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmqueue.cli.database import open_database
-from llmqueue.cli.output import Column, duration, readable, show
+from llmqueue.cli.limits import LARGEST_INTEGER, TokenMode, read_columns, refused
+from llmqueue.cli.model_status import LINE_END, doubts, opens, read_models, summary
+from llmqueue.cli.output import Column, clean, console, readable, show
+from llmqueue.cli.pools import MEMBERS, drop_pool, names_of_pools, read_members, read_pools, set_pool
 from llmqueue.errors import Failure, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import psycopg
     from psycopg.rows import TupleRow
 
@@ -21,81 +23,59 @@ models = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List models, set their limits, pause and resume them.",
+    help="List models and pools, set their limits, pause and resume them.",
 )
 
-LARGEST_INTEGER = 2**31 - 1
-
+CREATE = "insert into llmqueue.model_config (model, rpm) values (%(model)s, %(rpm)s) on conflict (model) do nothing"
+# What is not in `columns` stays as it is.
 SET = """
     update llmqueue.model_config c
-       set rpm = coalesce(%(rpm)s, c.rpm),
-           max_concurrency = case when %(no_max_concurrency)s then null
-                                  else coalesce(%(max_concurrency)s, c.max_concurrency) end,
-           timeout = coalesce(make_interval(secs => %(timeout)s), c.timeout),
-           enabled = coalesce(%(enabled)s, c.enabled)
+       set (rpm, max_concurrency, enabled, timeout, tpm, output_tpm, token_mode, max_output, rpd, tpd, quota_timezone,
+            burst_windows, weight, hot_share)
+         = (select n.rpm, n.max_concurrency, n.enabled, n.timeout, n.tpm, n.output_tpm, n.token_mode, n.max_output,
+                   n.rpd, n.tpd, n.quota_timezone, n.burst_windows, n.weight, n.hot_share
+              from jsonb_populate_record(c, %(columns)s) n)
      where c.model = %(model)s
-"""
-CREATE = """
-    insert into llmqueue.model_config (model, rpm, max_concurrency, enabled, timeout)
-    values (%(model)s, %(rpm)s, %(max_concurrency)s, coalesce(%(enabled)s, true),
-            coalesce(make_interval(secs => %(timeout)s), interval '10 minutes'))
-    on conflict (model) do nothing
 """
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.")]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """A row of llmqueue.model_status."""
-
-    model: str
-    enabled: bool
-    rpm: int
-    max_concurrency: int | None
-    timeout: timedelta
-    calls_60s: int
-    use_pct: Decimal | None
-    running: int
-    ready: int
-    ready_is_estimate: bool
-    oldest_ready_at: datetime | None
-
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 COLUMNS = (
     Column("model", "model"),
     Column("enabled", "enabled"),
     Column("rpm", "rpm", is_right=True),
+    Column("lowered_rpm", "rpm now", is_right=True, is_optional=True),
     Column("calls_60s", "calls in 60 s", is_right=True),
     Column("use_pct", "% used", is_right=True),
+    Column("tokens_of_tpm", "tokens in 60 s", is_right=True, is_optional=True),
+    Column("output_of_tpm", "output in 60 s", is_right=True, is_optional=True),
+    Column("calls_of_rpd", "calls today", is_right=True, is_optional=True),
+    Column("tokens_of_tpd", "tokens today", is_right=True, is_optional=True),
     Column("running", "running", is_right=True),
     Column("max_concurrency", "max. running", lambda n: "no limit" if n is None else readable(n), is_right=True),
+    Column("lowered_concurrency", "max. now", is_right=True, is_optional=True),
     Column("timeout", "timeout", readable, is_right=True),
+    Column("weight", "weight", lambda weight: f"{weight:g}", is_right=True),
+    Column("closed_until", "opens", opens, is_optional=True),
+)
+# Fields of a line for a program, in an order that stays.
+LINE = (
+    *("model", "enabled", "rpm", "calls_60s", "use_pct", "running", "max_concurrency", "timeout", "weight"),
+    *LINE_END,
 )
 
 
-def read_models(conn: psycopg.Connection[TupleRow]) -> list[ModelStatus]:
-    """Every configured model, by name."""
-    from psycopg.rows import class_row
-
-    with conn.cursor(row_factory=class_row(ModelStatus)) as cursor:
-        return cursor.execute(
-            """
-            select model, enabled, rpm, max_concurrency, timeout, calls_60s, use_pct, running, ready, ready_is_estimate,
-                   oldest_ready_at
-              from llmqueue.model_status order by model
-            """
-        ).fetchall()
-
-
 @models.command("list")
-def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
-) -> None:
-    """List the models with their limits and what they used in the last 60 s."""
+def list_models(as_json: AsJson = False) -> None:
+    """List the models with their limits, what is in force now, and what they used in the last 60 s."""
     with open_database("models list") as conn:
         rows = read_models(conn)
-    show(rows, COLUMNS, as_json=as_json, none="no models yet. Add one: llmqueue models set NAME --rpm N")
+    none = "no models yet. Add one: llmqueue models set NAME --rpm N"
+    show(rows, COLUMNS, as_json=as_json, none=none, line=LINE)
+    if not as_json and console().is_terminal:
+        for closed in filter(None, (model.closed for model in rows)):
+            typer.echo(clean(closed))
 
 
 @models.command("set")
@@ -105,8 +85,47 @@ def set_model(
         int | None,
         typer.Option(min=0, max=LARGEST_INTEGER, help="Calls per sliding 60 s over all workers; 0 pauses it."),
     ] = None,
+    tpm: Annotated[
+        str | None,
+        typer.Option(metavar="N|none", help="Tokens charged per sliding 60 s; 0 pauses it, none: no limit."),
+    ] = None,
+    output_tpm: Annotated[
+        str | None,
+        typer.Option(metavar="N|none", help="With --token-mode split: output tokens per sliding 60 s."),
+    ] = None,
+    token_mode: Annotated[
+        TokenMode | None,
+        typer.Option(
+            help="What counts against tpm: input, sum (input + max_output), max (the larger), split (input, output by "
+            "itself), actual (what was used) [new: sum]."
+        ),
+    ] = None,
+    max_output: Annotated[
+        str | None,
+        typer.Option(metavar="N|none", help="Output tokens of a call whose params name no maximum, as charged."),
+    ] = None,
     max_concurrency: Annotated[
         str | None, typer.Option(metavar="N|none", help="Calls in flight over all workers; none: no limit.")
+    ] = None,
+    rpd: Annotated[str | None, typer.Option(metavar="N|none", help="Calls per day; none: no limit.")] = None,
+    tpd: Annotated[str | None, typer.Option(metavar="N|none", help="Tokens charged per day; none: no limit.")] = None,
+    quota_timezone: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="Where the day begins at midnight [new: UTC].")
+    ] = None,
+    burst_window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECONDS=SHARE|none",
+            help="A shorter window: 10=1/6 is at most a sixth of rpm in any 10 s. Repeatable; together they replace "
+            "those set before.",
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(metavar="W", help="Share of the default pool; 0 keeps it out [new: 1].")
+    ] = None,
+    hot_share: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Part of calls and slots kept for tasks of priority 100 and more [new: 0.1]."),
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The longest that one attempt may take [new: 600].")
@@ -118,60 +137,102 @@ def set_model(
     """Set limits of a model, and create it if it is not there; holds from the next grant."""
     if not name.strip():
         raise UsageError("NAME must not be empty")
-    if timeout is not None and not 0 < timeout <= 31_536_000:
-        raise UsageError(f"--timeout must be a number of seconds above 0 and at most a year (got {timeout})")
-    values = {
-        "model": name,
-        "rpm": rpm,
-        "max_concurrency": _max_concurrency(max_concurrency),
-        "no_max_concurrency": max_concurrency == "none",
-        "timeout": timeout,
-        "enabled": enabled,
-    }
-    if rpm is None and max_concurrency is None and timeout is None and enabled is None:
-        raise UsageError("nothing to set: give --rpm, --max-concurrency, --timeout, --enabled or --disabled")
+    counts = {"max_concurrency": max_concurrency, "tpm": tpm, "output_tpm": output_tpm, "max_output": max_output}
+    counts |= {"rpd": rpd, "tpd": tpd}
+    columns = read_columns({"weight": weight, "hot_share": hot_share, "timeout": timeout}, counts, burst_window)
+    plain = {"rpm": rpm, "token_mode": token_mode, "quota_timezone": quota_timezone, "enabled": enabled}
+    columns |= {column: value for column, value in plain.items() if value is not None}
+    if not columns:
+        raise UsageError("nothing to set: give a limit, such as --rpm N (llmqueue models set --help names them all)")
     with open_database("models set") as conn:
-        if conn.execute(SET, values).rowcount == 0:
-            if rpm is None:
-                raise UsageError(f'model "{name}" is not configured yet: give its limit, --rpm N')
-            # Somebody else may have created it just now: then theirs is updated.
-            if conn.execute(CREATE, values).rowcount == 0:
-                conn.execute(SET, values)
+        _write(conn, name, columns)
         now = next(model for model in read_models(conn) if model.model == name)
-    limit = "no limit on" if now.max_concurrency is None else f"at most {now.max_concurrency:,}"
-    state = "" if now.enabled else ", paused"
-    typer.echo(
-        f"{name}: {now.rpm:,} calls per minute, {limit} calls in flight, "
-        f"timeout {duration(now.timeout.total_seconds())}{state}"
-    )
+        pools = names_of_pools(conn)
+    typer.echo(summary(now))
+    for doubt in doubts(now, is_pool=name in pools):
+        typer.echo(f"llmqueue: warning: {doubt}", err=True)
+
+
+def _write(conn: psycopg.Connection[TupleRow], name: str, columns: Mapping[str, object]) -> None:
+    import psycopg
+    from psycopg.types.json import Jsonb
+
+    values = {"model": name, "rpm": columns.get("rpm"), "columns": Jsonb(columns)}
+    try:
+        with conn.transaction():
+            if conn.execute(SET, values).rowcount:
+                return
+            if "rpm" not in columns:
+                raise UsageError(f'model "{name}" is not configured yet: give its limit, --rpm N')
+            # Somebody else may have created it just now: then theirs is changed.
+            conn.execute(CREATE, values)
+            conn.execute(SET, values)
+    except (psycopg.IntegrityError, psycopg.DataError) as error:
+        raise refused(error, columns) from None
 
 
 @models.command()
 def pause(name: Name) -> None:
     """Send nothing more to a model; calls in flight go on."""
-    _set_enabled(name, enabled=False)
+    with open_database("models pause") as conn:
+        _set_enabled(conn, name, enabled=False)
     typer.echo(f"{name} is paused. Resume it: llmqueue models resume {name}")
 
 
 @models.command()
 def resume(name: Name) -> None:
-    """Send tasks to a paused model again."""
-    _set_enabled(name, enabled=True)
-    typer.echo(f"{name} is enabled")
+    """Send tasks to a paused model again; a model that is closed after refusals is opened at once."""
+    with open_database("models resume") as conn, conn.transaction():
+        _set_enabled(conn, name, enabled=True)
+        was_closed = conn.execute("select llmqueue.open_model(%s)", [name]).fetchone() == (True,)
+    typer.echo(f"{name} is enabled{', and open again' if was_closed else ''}")
 
 
-def _set_enabled(name: str, *, enabled: bool) -> None:
-    with open_database("models") as conn:
-        if conn.execute("update llmqueue.model_config set enabled = %s where model = %s", [enabled, name]).rowcount:
-            return
-        known = [row[0] for row in conn.execute("select model from llmqueue.model_config order by model limit 100")]
+@models.command()
+def pools(as_json: AsJson = False) -> None:
+    """List the named pools: which models take the tasks of each, and by what weight."""
+    with open_database("models pools") as conn:
+        rows = read_pools(conn)
+    show(rows, MEMBERS, as_json=as_json, none="no pools yet. Add one: llmqueue models pool NAME MODEL=WEIGHT …")
+
+
+@models.command()
+def pool(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The pool.")],
+    members: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL=WEIGHT...", help="All its models; a model without a weight has weight 1."),
+    ] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove the pool.")] = False,
+) -> None:
+    """Set the models of a pool, in place of those it had; a task whose model is the pool's name goes to any of them."""
+    if not name.strip():
+        raise UsageError("NAME must not be empty")
+    if drop == bool(members):
+        raise UsageError("give the pool's models, MODEL=WEIGHT …, or --drop to remove it")
+    weights = read_members(members or [])
+    with open_database("models pool") as conn:
+        known = {model.model for model in read_models(conn)}
+        if drop:
+            drop_pool(conn, name)
+        elif unknown := next((model for model in weights if model not in known), None):
+            raise _unknown(conn, unknown)
+        else:
+            set_pool(conn, name, weights)
+    if drop:
+        typer.echo(f"pool {name} is gone. Tasks that name it wait until there is a pool or a model of that name")
+        return
+    typer.echo(f"{name}: {', '.join(f'{model} {weight:g}' for model, weight in weights.items())}")
+    if name in known:
+        typer.echo(f'llmqueue: warning: "{name}" is also a model: its own tasks go to the pool\'s models too', err=True)
+
+
+def _set_enabled(conn: psycopg.Connection[TupleRow], name: str, *, enabled: bool) -> None:
+    if not conn.execute("update llmqueue.model_config set enabled = %s where model = %s", [enabled, name]).rowcount:
+        raise _unknown(conn, name)
+
+
+def _unknown(conn: psycopg.Connection[TupleRow], name: str) -> Failure:
+    known = [row[0] for row in conn.execute("select model from llmqueue.model_config order by model limit 100")]
     names = f"Configured: {', '.join(known)}" if known else "None is configured: llmqueue models set NAME --rpm N"
-    raise Failure(f'there is no model "{name}". {names}')
-
-
-def _max_concurrency(text: str | None) -> int | None:
-    if text is None or text == "none":
-        return None
-    if not text.isdecimal() or int(text) > LARGEST_INTEGER:
-        raise UsageError(f"--max-concurrency must be a whole number of at least 0, or none (got '{text}')")
-    return int(text)
+    return Failure(f'there is no model "{name}". {names}')

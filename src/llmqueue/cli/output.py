@@ -24,12 +24,16 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a listing: the field it shows, its title, and how a person reads its value."""
+    """A column of a listing: the field it shows, its title, and how a person reads its value.
+
+    An optional one is left out when it is None in every row.
+    """
 
     field: str
     title: str
     text: Callable[[object], str] | None = None
     is_right: bool = False
+    is_optional: bool = False
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -38,15 +42,26 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
-def show(rows: Sequence[DataclassInstance], columns: Sequence[Column], *, as_json: bool, none: str) -> None:
-    """Writes a listing to stdout; `none` is what a person reads when there is nothing to list."""
+def show(
+    rows: Sequence[DataclassInstance],
+    columns: Sequence[Column],
+    *,
+    as_json: bool,
+    none: str,
+    line: Sequence[str] | None = None,
+) -> None:
+    """Writes a listing to stdout; `none` is what a person reads when there is nothing to list.
+
+    `line` names the fields of a line for a program; without it they are those of the columns.
+    """
     if as_json:
         write_json([asdict(row) for row in rows])
         return
     screen = console()
     if not screen.is_terminal:
+        fields = line or [column.field for column in columns]
         for row in rows:
-            write_line(*(getattr(row, column.field) for column in columns))
+            write_line(*(getattr(row, field) for field in fields))
     elif rows:
         screen.print(table(rows, columns))
     else:
@@ -58,11 +73,12 @@ def table(rows: Sequence[DataclassInstance], columns: Sequence[Column], title: s
     from rich.table import Table
     from rich.text import Text
 
+    used = [c for c in columns if not c.is_optional or any(getattr(row, c.field) is not None for row in rows)]
     grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column in columns:
+    for column in used:
         grid.add_column(column.title, justify="right" if column.is_right else "left", overflow="fold")
     for row in rows:
-        cells = ((column.text or readable)(getattr(row, column.field)) for column in columns)
+        cells = ((column.text or readable)(getattr(row, column.field)) for column in used)
         grid.add_row(*(Text(clean(cell)) for cell in cells))
     return grid
 
@@ -120,6 +136,15 @@ def age(value: object) -> str:
         return "-"
     seconds = (datetime.now(UTC) - value).total_seconds()
     return f"{duration(seconds)} ago" if seconds >= 0 else f"in {duration(-seconds)}"
+
+
+def moment(value: object) -> str:
+    """A time as the reader's clock shows it, and how far off it is: `12:00:03 (in 40 s)`; `-` for None."""
+    if not isinstance(value, datetime):
+        return "-"
+    here = value.astimezone()
+    is_today = here.date() == datetime.now(UTC).astimezone().date()
+    return f"{here.strftime('%H:%M:%S' if is_today else '%Y-%m-%d %H:%M:%S')} ({age(value)})"
 
 
 def _json_value(value: object) -> object:

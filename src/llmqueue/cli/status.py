@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmqueue.cli.database import open_database
-from llmqueue.cli.models import ModelStatus, read_models
+from llmqueue.cli.model_status import LINE_END, ModelStatus, opens, read_models
+from llmqueue.cli.notes import notes
 from llmqueue.cli.output import Column, age, clean, console, duration, readable, table, write_json, write_line
+from llmqueue.cli.pools import read_pools
 from llmqueue.errors import LlmqueueError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import psycopg
     from psycopg.rows import TupleRow
@@ -87,10 +88,22 @@ MODELS = (
     Column("model", "model"),
     Column("calls_60s", "calls in 60 s", is_right=True),
     Column("rpm", "limit", is_right=True),
+    Column("lowered_rpm", "now", is_right=True, is_optional=True),
     Column("use_pct", "% used", is_right=True),
+    Column("tokens_of_tpm", "tokens in 60 s", is_right=True, is_optional=True),
+    Column("output_of_tpm", "output in 60 s", is_right=True, is_optional=True),
+    Column("calls_of_rpd", "calls today", is_right=True, is_optional=True),
+    Column("tokens_of_tpd", "tokens today", is_right=True, is_optional=True),
     Column("running", "running", is_right=True),
     Column("max_concurrency", "max.", is_right=True),
+    Column("lowered_concurrency", "now", is_right=True, is_optional=True),
     Column("enabled", "enabled"),
+    Column("closed_until", "opens", opens, is_optional=True),
+)
+# Fields of a line for a program, in an order that stays.
+MODEL_LINE = (
+    *("model", "calls_60s", "rpm", "use_pct", "running", "max_concurrency", "enabled"),
+    *LINE_END,
 )
 WORKERS = (
     Column("name", "worker"),
@@ -164,40 +177,8 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
         ).fetchone()
     models = read_models(conn)
     set_aside = set_aside or SetAside(0, None, None)
-    notes = list(_notes(backlog, models, workers, set_aside))
-    return Snapshot(_database(conn, settings), backlog, models, workers, set_aside, notes)
-
-
-def _notes(
-    backlog: Sequence[Waiting], models: Sequence[ModelStatus], workers: Sequence[Worker], aside: SetAside
-) -> Iterator[str]:
-    """What needs somebody's hand, each with its remedy."""
-    by_name = {model.model: model for model in models}
-    able = [model for model in models if model.enabled and model.rpm > 0 and model.max_concurrency != 0]
-    for lane in (lane for lane in backlog if lane.status == "unsolved"):
-        model = by_name.get(lane.model)
-        if lane.model == "":
-            if not able:
-                yield f"{_tasks(lane)} waiting, and no model may take them. Run: llmqueue models set NAME --rpm N"
-        elif model is None:
-            yield (
-                f'{_tasks(lane)} for the model "{lane.model}", which nobody has configured. '
-                f"Run: llmqueue models set {shlex.quote(lane.model)} --rpm N"
-            )
-        elif not model.enabled:
-            yield (
-                f'{_tasks(lane)} waiting for "{lane.model}", which is paused. '
-                f"Run: llmqueue models resume {shlex.quote(lane.model)}"
-            )
-        elif model not in able:
-            yield f'{_tasks(lane)} waiting for "{lane.model}", whose limit is 0'
-    if aside.tasks:
-        yield (
-            f"{aside.tasks:,} set aside, since the row cannot be written "
-            f"({aside.example}: {aside.reason}). See: llmqueue dead list; once that is cured: llmqueue dead retry"
-        )
-    if backlog and not any(worker.state != "dead" for worker in workers):
-        yield "no worker is running. Start one: llmqueue worker"
+    said = list(notes(backlog, models, read_pools(conn), workers, set_aside))
+    return Snapshot(_database(conn, settings), backlog, models, workers, set_aside, said)
 
 
 def _database(conn: psycopg.Connection[TupleRow], settings: Settings) -> str:
@@ -252,7 +233,7 @@ def _write_lines(snapshot: Snapshot) -> None:
     for b in snapshot.backlog:
         write_line("backlog", b.model or "(any)", b.status, b.tasks, b.is_estimate, b.oldest_at, b.seconds_left)
     for m in snapshot.models:
-        write_line("model", m.model, m.calls_60s, m.rpm, m.use_pct, m.running, m.max_concurrency, m.enabled)
+        write_line("model", *(getattr(m, field) for field in MODEL_LINE))
     for w in snapshot.workers:
         write_line("worker", w.name, w.state, w.running, w.heartbeat_age_s, w.started_at, w.version)
     for note in snapshot.notes:
@@ -277,7 +258,3 @@ def _page(snapshot: Snapshot) -> RenderableType:
     if left:
         parts.append(Text(f"time left at the limits: at least {readable(duration(max(left)))}"))
     return Group(*parts)
-
-
-def _tasks(lane: Waiting) -> str:
-    return "1 task" if lane.tasks == 1 else f"{lane.count} tasks"

@@ -1,0 +1,82 @@
+"""What `llmqueue status` says below its tables: what needs somebody's hand, with its remedy, and what is closed."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from llmqueue.cli.model_status import ModelStatus
+    from llmqueue.cli.pools import Member
+    from llmqueue.cli.status import SetAside, Waiting, Worker
+
+
+def notes(
+    backlog: Sequence[Waiting],
+    models: Sequence[ModelStatus],
+    pools: Sequence[Member],
+    workers: Sequence[Worker],
+    aside: SetAside,
+) -> Iterator[str]:
+    """The notes, in the order of the tables."""
+    by_name = {model.model: model for model in models}
+    members: dict[str, list[str]] = {}
+    for member in pools:
+        members.setdefault(member.pool, []).append(member.model)
+    for lane in backlog:
+        if lane.status == "unsolved":
+            yield from _stuck(lane, by_name, members.get(lane.model))
+    yield from filter(None, (model.closed for model in models))
+    if aside.tasks:
+        yield (
+            f"{aside.tasks:,} set aside, since the row cannot be written "
+            f"({aside.example}: {aside.reason}). See: llmqueue dead list; once that is cured: llmqueue dead retry"
+        )
+    if backlog and not any(worker.state != "dead" for worker in workers):
+        yield "no worker is running. Start one: llmqueue worker"
+
+
+def _stuck(lane: Waiting, models: Mapping[str, ModelStatus], members: Sequence[str] | None) -> Iterator[str]:
+    """Why nobody may take the tasks of a lane; nothing if somebody may."""
+    if lane.model == "":
+        able = [model for model in models.values() if model.is_able]
+        if not able:
+            yield f"{_tasks(lane)} waiting, and no model may take them. Run: llmqueue models set NAME --rpm N"
+        elif not any(model.weight > 0 for model in able):
+            yield (
+                f"{_tasks(lane)} waiting that name no model, and no model that may take them has a weight. "
+                f"Run: llmqueue models set {shlex.quote(able[0].model)} --weight 1"
+            )
+        return
+    names = dict.fromkeys([lane.model, *(members or [])])
+    if any(models[name].is_able for name in names if name in models):
+        return
+    quoted, model = shlex.quote(lane.model), models.get(lane.model)
+    if members is not None:
+        why = ", ".join(f"{name} {_paused(models.get(name))}" for name in names if name in models or name in members)
+        yield f'{_tasks(lane)} waiting for the pool "{lane.model}", none of whose models may take them: {why}'
+    elif model is None:
+        yield (
+            f'{_tasks(lane)} for the model "{lane.model}", which nobody has configured. '
+            f"Run: llmqueue models set {quoted} --rpm N"
+        )
+    elif not model.enabled:
+        yield f'{_tasks(lane)} waiting for "{lane.model}", which is paused. Run: llmqueue models resume {quoted}'
+    else:
+        yield f'{_tasks(lane)} waiting for "{lane.model}", whose {_zeros(model)}'
+
+
+def _paused(model: ModelStatus | None) -> str:
+    if model is None:
+        return "is not configured"
+    return "is paused" if not model.enabled else f"has no room, its {_zeros(model)}"
+
+
+def _zeros(model: ModelStatus) -> str:
+    return f"{' and '.join(model.zeros)} {'is' if len(model.zeros) == 1 else 'are'} 0"
+
+
+def _tasks(lane: Waiting) -> str:
+    return "1 task" if lane.tasks == 1 else f"{lane.count} tasks"
