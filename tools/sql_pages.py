@@ -15,15 +15,16 @@ LABELS: Final = ("What it does", "Returns", "Locks", "Why")
 
 # Who calls what; a function that is named nowhere is called by the others.
 CALLERS: Final = {
-    "For people": ("cancel", "restart"),
+    "For people": ("cancel", "restart", "open_model"),
     "Called by the worker": (
         "register", "claim", "settle", "heartbeat", "do_chores", "disown", "clock_stepped", "drain_state",
-        "prune_attempts", "leave",
+        "prune_attempts", "leave", "top_up",
     ),
     "How an attempt ends (through settle)": ("complete", "retry", "bury", "release"),
-    "Chores (through do_chores)": ("promote", "sweep", "prune_ledger"),
+    "Chores (through do_chores)": ("promote", "sweep", "prune_ledger", "calibrate"),
     "The limiter (through claim, under the model's lock)": (
-        "lock_model", "hold_clock", "room", "allowance", "charge", "fill_ledger", "lock_space",
+        "lock_model", "hold_clock", "closing", "allowance", "room", "lease", "charge", "verdict", "when_free",
+        "fill_ledger", "lock_space",
     ),
     "Triggers": ("config_changed",),
 }  # fmt: skip
@@ -51,8 +52,8 @@ These speak of your table, so `llmqueue init` writes them from the mapping
 | `llmqueue.answer_value(text)` | text → the type of the answer column; raises where the answer does not fit |
 | `llmqueue.mark_done(task_id[])` | with `--own-status`: writes the done value into your status column |
 | `llmqueue.user_key(anyelement)` | user_id → text, '' without one |
-| `llmqueue.wake_up()` | the trigger's function: NOTIFY when a worker waits, or when a hot task came; writes nothing, never raises |
-| `llmqueue_ready`, `llmqueue_oldest`, `llmqueue_delayed`, `llmqueue_failed` | partial indexes on your table, in its schema |
+| `llmqueue.wake_up()` | the trigger's function: NOTIFY when a worker waits or a hot task came; it never raises |
+| `llmqueue_ready`, `_oldest`, `_delayed`, `_failed` | partial indexes on your table, in its schema |
 | `llmqueue_wake_up` | the one trigger on your table: AFTER INSERT, once per statement |
 """
 

@@ -159,8 +159,9 @@ def _findings(conn: Connection) -> list[str]:
           join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
           left join lateral (select t.tgrelid, t.tgnewtable from pg_trigger t where t.tgfoid = p.oid limit 1) t on true
          cross join lateral plpgsql_check_function_tb(
-                   p.oid, coalesce(t.tgrelid, 0), newtable => t.tgnewtable, fatal_errors => false, other_warnings => true,
-                   performance_warnings => true, extra_warnings => true, security_warnings => true) c
+                   p.oid, coalesce(t.tgrelid, 0), newtable => t.tgnewtable, fatal_errors => false,
+                   other_warnings => true, performance_warnings => true, extra_warnings => true,
+                   security_warnings => true) c
          where p.pronamespace = 'llmqueue'::regnamespace
          order by 1
     """

@@ -56,7 +56,8 @@ def test_a_running_task_is_not_claimed_again(queue: Queue) -> None:
 def test_higher_priority_first_then_due_then_key_in_a_lane(queue: Queue) -> None:
     queue.model("m", 6000)
     early, late = LONG_AGO, LONG_AGO + timedelta(days=1)
-    plain = [queue.add(priority=priority, run_at=run_at)[0] for priority in (5, 0, -3) for run_at in (early, early, late)]
+    times = (early, early, late)
+    plain = [queue.add(priority=priority, run_at=run_at)[0] for priority in (5, 0, -3) for run_at in times]
 
     order = [queue.claim(1).only.id for _ in range(9)]
 
