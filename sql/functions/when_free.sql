@@ -23,7 +23,9 @@ begin
         union all
         select 'tpm',
                llmqueue.ledger_frees_at(p_budget.model, p_budget.span_s, 0,
-                   p_tokens - p_budget.tpm_free + case when p_is_hot then 0 else p_budget.token_reserve end,
+                   -- a task that needs more than the reserve leaves is let into it, see fit()
+                   greatest(p_tokens, least(p_tokens + case when p_is_hot then 0 else p_budget.token_reserve end, v_config.tpm))
+                   - p_budget.tpm_free,
                    p_output_tokens - p_budget.output_free, v_now)
          where p_tokens > 0
         union all
