@@ -23,12 +23,13 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench prove wheel pin clean
+.PHONY: help setup demo test check docs format bench bench-limits prove wheel pin clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS=... goes to demo, test, bench and prove;  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
+	@echo "  ARGS=... goes to demo, test, bench, bench-limits and prove"
+	@echo "  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
 
 setup: $(READY) ## make .venv with everything pinned; done once, again when pyproject.toml or constraints.txt change
 
@@ -67,6 +68,9 @@ format: setup ## rewrite files the way `make check` wants them
 
 bench: setup ## measure against peers and the machine's limits; ARGS names the parts
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-limits: setup ## is the limiter exact and full, and how do other algorithms do; ARGS=--quick for a look
+	@$(BIN)/python -m bench.limits $(ARGS)
 
 prove: setup ## the long system tests: kills, lost databases, live quota changes
 	$(BIN)/pytest -m slow tests/system $(ARGS)

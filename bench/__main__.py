@@ -50,7 +50,8 @@ Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}: llmqueue {version("llmq
 Python {platform.python_version()}, {versions};
 embedded PostgreSQL 18 with its default durability (fsync on), {os.cpu_count()} cores; client, server and simulated
 backend on the same machine. Medians, with minimum and maximum in brackets. Compare columns of one table with each
-other; a lone number belongs to this machine. Comparisons with peers come with a later release."""
+other; a lone number belongs to this machine. [Limits](benchmarks-limits.md), by `make bench-limits`, has a page of its
+own: whether they hold, how full they are, and what other algorithms do with the same load."""
 
 
 if __name__ == "__main__":

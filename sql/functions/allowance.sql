@@ -54,7 +54,9 @@ begin
     v_even := least(1, v_age_s / (v_budget.span_s + v_cell_s));
     v_budget.pace := v_rate * case when v_used.calls < v_budget.rpm * v_even then 1.1 else 1 end;
     v_age_s := extract(epoch from v_budget.granted_at - v_last.granted_at)::double precision;
-    v_budget.level := least(v_budget.capacity, coalesce(v_last.level + v_budget.pace * v_age_s, v_budget.capacity));
+    v_budget.level := least(v_budget.capacity, coalesce(
+        -- a debt from before a limit was lowered is no larger than what the window holds
+        greatest(v_last.level + v_budget.pace * v_age_s, v_budget.capacity - v_used.calls), v_budget.capacity));
 
     v_budget.rpm_free := v_budget.rpm - v_used.calls;
     v_budget.day_calls := llmqueue.day_allowance(p_config, 'calls', p_now);
@@ -62,23 +64,24 @@ begin
     -- lent to cold tasks until a hot one comes; then kept for ten minutes, as much as came of late (I13)
     v_budget.reserve := case when p_config.hot_share > 0 and v_budget.hot_at > v_budget.granted_at - interval '10 minutes'
                              then least(greatest(1, floor(p_config.hot_share * v_budget.rpm)),
-                                        case when v_budget.rpm < 300 then 1 else 2 end + v_used.hot_calls / 10, v_budget.rpm - 1)
+                                        2 + v_used.hot_calls / 10, v_budget.rpm - 1)
                              else 0 end::integer;
-    v_budget.calls := least(v_budget.rpm_free - v_budget.reserve, v_burst, v_budget.day_calls, floor(v_budget.level)::bigint)::integer;
-    v_budget.hot_calls := least(v_budget.rpm_free, v_burst, v_budget.day_calls, floor(v_budget.level + v_budget.capacity)::bigint)::integer;
+    v_budget.calls := greatest(-1, least(v_budget.rpm_free - v_budget.reserve, v_burst, v_budget.day_calls, floor(v_budget.level)::bigint))::integer;
+    v_budget.hot_calls := greatest(-1, least(v_budget.rpm_free, v_burst, v_budget.day_calls, floor(v_budget.level + v_budget.capacity)::bigint))::integer;
 
     v_budget.tpm_free := p_config.tpm - v_used.tokens;
     v_budget.output_free := p_config.output_tpm - v_used.output_tokens;
     v_budget.day_tokens := llmqueue.day_allowance(p_config, 'tokens', p_now);
-    v_budget.token_reserve := coalesce(least(p_config.hot_share * p_config.tpm, v_budget.reserve * v_used.tokens / greatest(1, v_used.calls)), 0)::bigint;
-    v_budget.hot_tokens := least(v_budget.tpm_free, v_budget.day_tokens);
-    v_budget.tokens := least(v_budget.tpm_free - v_budget.token_reserve, v_budget.day_tokens);
+    v_budget.token_reserve := coalesce(least(p_config.hot_share * p_config.tpm, v_budget.reserve * (v_used.tokens::double precision / greatest(1, v_used.calls))), 0)::bigint;
+    v_budget.hot_tokens := v_budget.tpm_free;
+    v_budget.tokens := v_budget.tpm_free - v_budget.token_reserve;
     v_capacity := p_config.tpm / 60.0::double precision;
     v_budget.token_level := least(v_capacity, coalesce(
-        v_last.token_level + p_config.tpm / v_budget.window_s * v_age_s * case when v_used.tokens < p_config.tpm * v_even then 1.1 else 1 end,
+        greatest(v_last.token_level + p_config.tpm / v_budget.window_s * v_age_s * case when v_used.tokens < p_config.tpm * v_even then 3 else 1 end,
+                 v_capacity - v_used.tokens),
         v_capacity));
     if p_config.tpm is not null or p_config.tpd is not null or p_config.output_tpm is not null then
-        select * into v_budget.bytes_ratio, v_budget.output_expected from llmqueue.expected_tokens(p_config);
+        select * into v_budget.bytes_ratio, v_budget.input_overhead, v_budget.output_expected from llmqueue.expected_tokens(p_config);
     end if;
     return v_budget;
 end

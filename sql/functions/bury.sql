@@ -9,7 +9,7 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_applied integer;
     v_unsent bigint[];
-    v_probed text[];   -- models that answered a probe, if only with an error of its own: they are back
+    v_probed bigint[];   -- probes that were not refused: their models are back
 begin
     with given as materialized (
         select i.fence, i.task_id, i.answer, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s,
@@ -38,12 +38,12 @@ begin
                answer = g.answer
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
-        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true then a.model end as probed
+        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true then a.fence end as probed
     )
-    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(distinct ended.probed)
+    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(ended.probed) filter (where ended.probed is not null)
       into v_applied, v_unsent, v_probed from ended;
     perform llmqueue.refund(v_unsent);
-    perform llmqueue.open_model(p.model, v_now) from unnest(v_probed) p(model) where p.model is not null;
+    perform llmqueue.probe_answered(p.fence, v_now) from unnest(v_probed) p(fence);
     return v_applied;
 end
 $$;

@@ -13,9 +13,10 @@ declare
     v_charge llmqueue.candidate;
 begin
     v_charge.bytes_estimate := (p_bytes + 3) / 4 + 8;
-    v_charge.input_charge := greatest(ceil(v_charge.bytes_estimate * p_budget.bytes_ratio)::integer, p_known_input);
+    v_charge.input_charge := greatest(least(2000000000, ceil(v_charge.bytes_estimate * p_budget.bytes_ratio + p_budget.input_overhead))::integer, p_known_input);
     v_charge.output_charge := coalesce(
-        least(case when v_config.token_mode in ('actual', 'split') then ceil(p_budget.output_expected)::integer end,
+        least(case when v_config.token_mode in ('actual', 'split') and p_budget.output_expected is not null
+                   then least(2000000000, ceil(p_budget.output_expected))::integer end,
               coalesce(p_max_output, v_config.max_output)),
         least(1024, greatest(1, coalesce(v_config.output_tpm, v_config.tpm, v_config.tpd) / 4)))::integer;
     v_charge.tokens := case v_config.token_mode
@@ -24,6 +25,12 @@ begin
                            when 'max' then greatest(v_charge.input_charge, v_charge.output_charge)
                            else v_charge.input_charge::bigint + v_charge.output_charge end;
     v_charge.output_tokens := case v_config.token_mode when 'split' then v_charge.output_charge else 0 end::bigint;
+    -- what is only expected cannot be too much
+    if v_config.token_mode = 'actual' then
+        v_charge.tokens := greatest(v_charge.input_charge, least(v_charge.tokens, v_config.tpm, v_config.tpd));
+    elsif v_config.token_mode = 'split' then
+        v_charge.output_tokens := least(v_charge.output_tokens, v_config.output_tpm);
+    end if;
     return v_charge;
 end
 $$;

@@ -14,8 +14,9 @@ create or replace function llmqueue.claim(
 returns setof llmqueue.claimed language plpgsql volatile as $$
 declare
     v_models text[] := coalesce(p_models, array(select c.model from llmqueue.model_config c where c.enabled order by random()));
-    v_turns jsonb := coalesce(p_turns, '{}');
-    v_users jsonb := coalesce(p_turns -> 'users', '{}');
+    v_turns jsonb;
+    v_users jsonb;
+    v_served jsonb;
     v_shares jsonb;
     v_left jsonb;      -- shares that were not taken yet
     v_verdicts llmqueue.claimed[] := array[]::llmqueue.claimed[];
@@ -38,14 +39,22 @@ begin
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
 
-    v_shares := llmqueue.share_out(v_models, p_slots, v_turns);
+    select t.users, t.served into v_users, v_served from llmqueue.read_turns(p_turns) t;
+    v_shares := llmqueue.share_out(v_models, p_slots, jsonb_build_object('served', v_served));
     v_left := v_shares;
     for v_round in 1..2 loop
+        if v_round = 2 then
+            -- what some had no room for, by weight among the others
+            v_shares := llmqueue.share_out(array(select m.model from unnest(v_models) with ordinality m(model, no)
+                                                  where coalesce((v_verdicts[m.no]).reason, 'empty') = 'empty'),
+                                           v_cold, jsonb_build_object('served', v_served));
+            v_left := v_shares;
+        end if;
         for v_no in 1..coalesce(cardinality(v_models), 0) loop
             exit when v_cold + v_hot <= 0;
             continue when v_round = 2 and coalesce((v_verdicts[v_no]).reason, 'empty') <> 'empty';
             v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
-                                              case v_round when 1 then v_left end, v_users, v_cold, v_hot, p_now);
+                                              v_left, v_users, v_cold, v_hot, p_now);
             v_claimed := v_granted.verdict;
             if v_cold <= 0 and p_slots > 0 and v_claimed.reason = 'empty' then
                 v_claimed.reason := null;   -- only hot tasks were looked for, which says nothing about the others
@@ -66,10 +75,11 @@ begin
                 end if;
             end loop;
         end loop;
+        v_served := llmqueue.turns_after(v_served, v_shares, v_left, v_verdicts);
         exit when v_cold <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
     end loop;
 
-    v_turns := jsonb_build_object('users', v_users, 'served', llmqueue.turns_after(v_turns -> 'served', v_shares, v_left, v_verdicts));
+    v_turns := jsonb_build_object('users', v_users, 'served', v_served);
     foreach v_claimed in array v_verdicts loop
         continue when v_claimed.model is null;
         v_claimed.turns := v_turns;

@@ -22,7 +22,7 @@ begin
     v_granted.tasks := array[]::llmqueue.leased[];
     v_granted.users := p_users;
     v_verdict.model := p_model;
-    v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users);
+    v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users, p_now);
     if cardinality(v_taking.lanes) = 0 then
         v_verdict.reason := case when not exists (select from llmqueue.model_config c where c.model = p_model) then 'unknown'
                                  when not jsonb_path_exists(coalesce(p_shares, '{}'), '$.* ? (@.is_more == true && exists (@.models.keyvalue() ? (@.key == $model)))',

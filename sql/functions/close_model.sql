@@ -28,7 +28,8 @@ begin
        set closed_at = case when v_is_news then p_now else coalesce(v_state.closed_at, p_now) end,
            closed_until = v_until,
            closed_because = left(p_because, 500),
-           closings = v_state.closings + v_is_news::integer
+           closings = v_state.closings + v_is_news::integer,
+           probe_fence = null
      where s.model = p_model;
     if p_refusal = 'quota' and coalesce(p_granted_at > v_state.rpm_cut_at, true) then
         perform llmqueue.cut_rpm(p_model, p_now);

@@ -12,10 +12,10 @@ declare
     v_reopens jsonb := '{}'::jsonb;
 begin
     for v_item in
-        select i.fence, i.task_id, i.refusal, i.pause_s, i.error_class, i.error, a.model, a.granted_at
+        select i.fence, i.task_id, i.refusal, i.pause_s, i.error_class, i.error, a.model, a.granted_at, a.lane, a.is_probe
           from jsonb_to_recordset(p_items) as i(
                    fence bigint, task_id llmqueue.task_id, refusal text, pause_s double precision, error_class text, error text)
-         cross join lateral (select a.model, a.granted_at from llmqueue.attempt a
+         cross join lateral (select a.model, a.granted_at, a.lane, a.is_probe from llmqueue.attempt a
                               where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
                                 and a.outcome is null limit 1) a
          where i.refusal is not null
@@ -24,8 +24,12 @@ begin
         if llmqueue.is_suspect(v_item.task_id, v_item.model) then
             v_until := p_now + make_interval(secs => least(greatest(coalesce(v_item.pause_s, 5), 0), 86400));
         else
-            v_until := llmqueue.close_model(v_item.model, v_item.refusal, v_item.pause_s,
+            -- a refused probe says that it is still so, not that the ceiling is still too high
+            v_until := llmqueue.close_model(v_item.model, case when not v_item.is_probe then v_item.refusal end, v_item.pause_s,
                                             v_item.error_class || ': ' || v_item.error, v_item.granted_at, p_now);
+            if v_item.lane <> v_item.model and llmqueue.has_open_member(v_item.lane, v_item.model) then
+                v_until := p_now;   -- another model of the pool takes it at once
+            end if;
         end if;
         v_reopens := v_reopens || jsonb_build_object(v_item.fence::text, extract(epoch from v_until - p_now));
     end loop;

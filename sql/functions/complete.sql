@@ -54,7 +54,7 @@ begin
          where a.fence = v_item.fence;
         perform llmqueue.reconcile(v_attempt, v_item.input_tokens, v_item.output_tokens);
         if v_attempt.is_probe then
-            perform llmqueue.open_model(v_attempt.model, v_now);
+            perform llmqueue.probe_answered(v_attempt.fence, v_now);
         end if;
         if v_is_applied then
             v_ids := v_ids || v_item.task_id;

@@ -5,6 +5,10 @@
 create or replace function llmqueue.config_changed()
 returns trigger language plpgsql volatile as $$
 begin
+    if tg_op in ('DELETE', 'TRUNCATE') and tg_table_name = 'model_config' then
+        -- who creates it again does not mean what the machine had learned of it
+        delete from llmqueue.model_state s where not exists (select from llmqueue.model_config c where c.model = s.model);
+    end if;
     perform pg_notify('llmqueue', 'config');
     return null;
 end

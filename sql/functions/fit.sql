@@ -1,6 +1,7 @@
 -- What it does: goes through locked tasks in their order and says which of them fit into a budget.
 -- Returns: one row: candidates with their charge; unfit: those this model can never take but another of the pool can;
---   is_blocked and what is next if one does not fit now; users: lane -> the last user served.
+--   is_blocked and what is next if one does not fit now; users: lane -> the last user served in it; ended:
+--   how many were dead letters.
 -- Locks: none; what is past its deadline, or too large for every model that could take it, is ended here.
 -- Why: a charge above the limit would wait for ever: dead letter at once, with the numbers (I5). The bucket of tokens may run
 --   into debt, so that a prompt larger than it is admitted while its level is above 0. A task that needs more than what
@@ -8,7 +9,7 @@
 create or replace function llmqueue.fit(
     p_budget llmqueue.budget, p_taking llmqueue.taking, p_picked llmqueue.picked[], p_now timestamptz,
     out candidates llmqueue.candidate[], out unfit llmqueue.task_id[], out users jsonb, out is_blocked boolean,
-    out next_tokens bigint, out next_output_tokens bigint, out next_is_hot boolean)
+    out next_tokens bigint, out next_output_tokens bigint, out next_is_hot boolean, out ended integer)
 language plpgsql volatile set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
@@ -16,15 +17,16 @@ declare
     v_charge llmqueue.candidate;
     v_tokens bigint := p_taking.tokens;
     v_output bigint := p_taking.output_tokens;
-    v_second double precision := v_config.tpm / 60.0::double precision;
 begin
     candidates := '{}';
     unfit := '{}';
-    users := p_taking.users;
+    ended := 0;
+    users := '{}';
     is_blocked := false;
     foreach v_picked in array p_picked loop
         if v_picked.is_expired then
             perform llmqueue.fail_unsent(array[v_picked.task_id], 'expired: deadline_at has passed', p_now);
+            ended := ended + 1;
             continue;
         end if;
         if p_budget.bytes_ratio is null then
@@ -32,11 +34,12 @@ begin
         else
             v_charge := llmqueue.charge_of(p_budget, v_picked.bytes, v_picked.max_output,
                 (select a.input_charge from llmqueue.attempt a where a.fence = v_picked.last_fence and a.model = p_budget.model));
-            if v_charge.tokens > least(v_config.tpm, v_config.tpd) or v_charge.output_tokens > v_config.output_tpm then
-                if llmqueue.fits_elsewhere(v_picked.lane, p_budget.model, v_charge.tokens) then
+            if llmqueue.is_oversize(v_config, v_charge) then
+                if llmqueue.fits_elsewhere(v_picked, p_budget.model) then
                     unfit := unfit || v_picked.task_id;
                 else
                     perform llmqueue.fail_unsent(array[v_picked.task_id], llmqueue.oversize_error(p_budget, v_charge), p_now);
+                    ended := ended + 1;
                 end if;
                 continue;
             end if;
@@ -46,7 +49,9 @@ begin
             is_blocked := v_output + v_charge.output_tokens > p_budget.output_free
                 or v_tokens + v_charge.tokens > case when v_picked.is_hot or v_charge.tokens > v_config.tpm - p_budget.token_reserve
                                                      then p_budget.hot_tokens else p_budget.tokens end
-                or p_budget.token_level - v_tokens + case when v_picked.is_hot then v_second else 0 end <= 0;
+                or v_tokens + v_output + v_charge.tokens + v_charge.output_tokens > p_budget.day_tokens
+                -- hot tasks do not wait for the pace: windows and reserve are enough
+                or (p_budget.token_level - v_tokens <= 0 and not v_picked.is_hot);
             exit when is_blocked;
             v_tokens := v_tokens + v_charge.tokens;
             v_output := v_output + v_charge.output_tokens;
@@ -55,9 +60,7 @@ begin
         v_charge.lane := v_picked.lane;
         v_charge.is_hot := v_picked.is_hot;
         candidates := candidates || v_charge;
-        if v_picked.user_key <> '' then
-            users := jsonb_set(users, array[v_picked.lane], to_jsonb(v_picked.user_key));
-        end if;
+        users := jsonb_set(users, array[v_picked.lane], to_jsonb(v_picked.user_key));
     end loop;
     is_blocked := coalesce(is_blocked, false);
 end

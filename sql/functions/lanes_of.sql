@@ -5,7 +5,8 @@
 --   for each claim, so neither a pool starves the tasks of one model nor they the pool. p_shares bounds what is taken from
 --   a pool while other models may take of it too; null: no bound.
 create or replace function llmqueue.lanes_of(
-    p_model text, p_shares jsonb, p_slots integer, p_hot_slots integer, p_users jsonb)
+    p_model text, p_shares jsonb, p_slots integer, p_hot_slots integer, p_users jsonb,
+    p_now timestamptz)
 returns llmqueue.taking language plpgsql volatile as $$
 declare
     v_taking llmqueue.taking;
@@ -19,7 +20,7 @@ begin
                     select m.pool from llmqueue.pool_member m where m.model = p_model and m.pool <> p_model
                     union all
                     select '' from llmqueue.model_config c where c.model = p_model and c.weight > 0) served) x
-     where x.most > 0 and llmqueue.has_ready(x.lane, p_slots <= 0);
+     where x.most > 0 and llmqueue.has_ready(x.lane, p_slots <= 0, p_now);
     v_taking.users := p_users;
     v_taking.slots := p_slots;
     v_taking.hot_slots := p_hot_slots;
@@ -30,6 +31,7 @@ begin
     v_taking.tokens := 0;
     v_taking.output_tokens := 0;
     v_taking.is_blocked := false;
+    v_taking.is_cut := false;
     return v_taking;
 end
 $$;

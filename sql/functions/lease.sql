@@ -17,21 +17,27 @@ declare
     v_for_oldest integer;
     v_calls integer;
     v_before integer;
+    v_waits llmqueue.taking;   -- when the oldest does not fit now
     v_is_more boolean := false;   -- the lanes may have more than was taken
 begin
-    if p_budget.turn >= 9 and v_cold > 0 then
+    -- the reserve for hot tasks is no reason to pass the oldest over: a flood of them would hold it up for ever
+    if p_budget.turn >= 9 and p_taking.slots > 0 and llmqueue.calls_left(p_budget, v_taking, true) > 0 then
         v_taking := llmqueue.lease_some(p_worker, p_budget, v_taking, null, 1, p_now);
+    end if;
+    if v_taking.is_blocked then   -- the oldest waits for its tokens, and all after it; hot tasks need not
+        v_waits := v_taking;
+        v_taking.is_blocked := false;
     end if;
     v_for_oldest := greatest(0, (p_budget.turn + v_cold) / 10 - v_taking.aged);
     loop
-        exit when v_taking.is_blocked;
+        exit when v_taking.is_blocked or v_taking.is_cut;
         select next.rank::bigint into v_rank
           from unnest(v_taking.lanes, v_taking.most) lanes(lane, most)
          cross join lateral (select t.rank from llmqueue.task t
                               where t.is_ready and t.lane = lanes.lane and t.rank <= v_most order by t.rank desc limit 1) next
          where lanes.most > 0
          order by next.rank desc limit 1;
-        exit when v_rank is null;
+        exit when v_rank is null or (v_rank < 100 and v_waits.is_blocked);
         v_calls := llmqueue.calls_left(p_budget, v_taking, v_rank >= 100) - case when v_rank >= 100 then 0 else v_for_oldest end;
         if v_calls <= 0 then
             v_taking.next_is_hot := v_rank >= 100;
@@ -44,7 +50,12 @@ begin
         exit when v_rank = -9223372036854775808;
         v_most := v_rank - 1;
     end loop;
-    if v_is_more and v_for_oldest > 0 and not v_taking.is_blocked then
+    if v_waits.is_blocked and not v_taking.is_blocked then
+        v_taking.is_blocked := true;
+        v_taking.next_tokens := v_waits.next_tokens;
+        v_taking.next_output_tokens := v_waits.next_output_tokens;
+        v_taking.next_is_hot := v_waits.next_is_hot;
+    elsif v_is_more and v_for_oldest > 0 and not v_taking.is_blocked and not v_taking.is_cut then
         v_calls := least(v_for_oldest, llmqueue.calls_left(p_budget, v_taking, false));
         v_taking := llmqueue.lease_some(p_worker, p_budget, v_taking, null, v_calls, p_now);
     end if;

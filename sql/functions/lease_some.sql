@@ -18,17 +18,19 @@ declare
     v_rows llmqueue.leased[];
     v_skip llmqueue.task_id[] := array[]::llmqueue.task_id[];
     v_is_all boolean;
+    v_ended integer := 0;   -- dead letters on the way: each is an UPDATE under the model's lock
+    v_tries integer := 0;
 begin
     for v_pass in 1..100 loop
         exit when v_left <= 0 or v_taking.is_blocked;
         if p_rank is null then
-            select f.picked, f.seen, false as is_cut into v_found
+            select f.picked, f.seen, false as is_cut, null::jsonb as looked into v_found
               from llmqueue.pick_by_age(
                        case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
                        case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
                        v_left, v_skip, v_with_size, p_now) f;
         else
-            select f.picked, f.seen, f.is_cut into v_found
+            select f.picked, f.seen, f.is_cut, f.looked into v_found
               from llmqueue.pick_by_rank(
                        case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
                        case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
@@ -39,16 +41,25 @@ begin
         v_skip := v_skip || v_fitting.unfit;
         v_rows := llmqueue.lease_each(p_worker, p_budget, v_fitting.candidates, p_now);
         v_taking := llmqueue.note_taken(v_taking, v_rows, p_rank is null);
-        v_taking.users := v_fitting.users;
+        if p_rank is not null then   -- age sets no turns back
+            v_taking.users := llmqueue.users_after(v_taking.users, p_rank, v_found.looked, v_fitting.users);
+        end if;
         v_taking.is_blocked := v_fitting.is_blocked;
         v_taking.next_tokens := v_fitting.next_tokens;
         v_taking.next_output_tokens := v_fitting.next_output_tokens;
         v_taking.next_is_hot := v_fitting.next_is_hot;
         v_left := v_left - cardinality(v_rows);
-        exit when v_is_all or cardinality(v_skip) > 50;
+        v_ended := v_ended + v_fitting.ended;
+        v_taking.is_cut := v_taking.is_cut or v_ended >= 200 or cardinality(v_skip) > 300;
+        exit when v_is_all or v_taking.is_cut;
         if cardinality(v_found.picked) = 0 then
-            v_only := v_only + 1;
-            exit when v_only > cardinality(v_taking.lanes);
+            -- past users whose rows somebody holds; then the lanes one by one
+            v_tries := v_tries + 1;
+            if v_tries > 3 or not v_found.is_cut then
+                v_tries := 0;
+                v_only := v_only + 1;
+                exit when v_only > cardinality(v_taking.lanes);
+            end if;
         end if;
     end loop;
     return v_taking;

@@ -1,39 +1,52 @@
 -- What it does: locks up to p_wanted ready tasks of one priority, from several lanes in turn, in each from its users in turn.
--- Returns: one row: them in order; seen: how many there were to lock; is_cut: whether a user may have more than were seen.
+-- Returns: one row: them in order; seen: how many there were to lock; is_cut: whether there may be more than were seen;
+--   looked: lane -> the last user who was looked at.
 -- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
--- Why: users are stepped through one by one (a loose index scan) from the one after p_users ->> lane, so the cost is that of
---   the batch, not of all users (I13). Only as many rows are locked as are taken, so each user's share is found first: a row
+-- Why: users are stepped through one by one (a loose index scan) from the one after the last that was served (p_users: 'rank
+--   lane' -> user), so the cost is that of the batch, not of all users (I13); who has nothing due is passed over. Only as many rows are locked as are taken, so each user's share is found first: a row
 --   locked and not taken would look like an empty lane to another model.
 create or replace function llmqueue.pick_by_rank(
     p_lanes text[], p_most integer[], p_users jsonb, p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
-    p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean)
+    p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean, out looked jsonb)
 language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 begin
     with recursive member as (
-        select given.lane, given.most, given.no, first.user_key as start, first.user_key, 1 as n
+        select given.lane, given.most, given.no, first.user_key as start, first.user_key, 1 as n, (first.due_at <= p_now)::integer as found,
+               first.due_at <= p_now as is_due
           from unnest(p_lanes, p_most) with ordinality given(lane, most, no)
-         cross join lateral (select coalesce(
-                   (select t.user_key from llmqueue.task t
-                     where t.is_ready and t.lane = given.lane and t.rank = p_rank and t.user_key > (p_users ->> given.lane)
-                     order by t.user_key limit 1),
-                   (select t.user_key from llmqueue.task t
-                     where t.is_ready and t.lane = given.lane and t.rank = p_rank order by t.user_key limit 1)) as user_key) first
-         where given.most > 0 and first.user_key is not null
+         cross join lateral (select next.user_key, next.due_at
+                               from (select 1 as turn, behind.* from (
+                                         select t.user_key, t.due_at from llmqueue.task t
+                                          where t.is_ready and t.lane = given.lane and t.rank = p_rank
+                                            and t.user_key > (p_users ->> (p_rank || ' ' || given.lane))
+                                          order by t.user_key, t.due_at limit 1) behind
+                                     union all
+                                     select 2, least.* from (
+                                         select t.user_key, t.due_at from llmqueue.task t
+                                          where t.is_ready and t.lane = given.lane and t.rank = p_rank
+                                          order by t.user_key, t.due_at limit 1) least) next
+                              order by next.turn limit 1) first
+         where given.most > 0
         union all
-        select m.lane, m.most, m.no, m.start, next.user_key, m.n + 1
+        select m.lane, m.most, m.no, m.start, next.user_key, m.n + 1, m.found + (next.due_at <= p_now)::integer, next.due_at <= p_now
           from member m
-         cross join lateral (select coalesce(
-                   (select t.user_key from llmqueue.task t
-                     where t.is_ready and t.lane = m.lane and t.rank = p_rank and t.user_key > m.user_key
-                     order by t.user_key limit 1),
-                   (select t.user_key from llmqueue.task t
-                     where t.is_ready and t.lane = m.lane and t.rank = p_rank order by t.user_key limit 1)) as user_key) next
-         where m.n < p_wanted and next.user_key <> m.start
+         cross join lateral (select next.user_key, next.due_at
+                               from (select 1 as turn, behind.* from (
+                                         select t.user_key, t.due_at from llmqueue.task t
+                                          where t.is_ready and t.lane = m.lane and t.rank = p_rank and t.user_key > m.user_key
+                                          order by t.user_key, t.due_at limit 1) behind
+                                     union all
+                                     select 2, least.* from (
+                                         select t.user_key, t.due_at from llmqueue.task t
+                                          where t.is_ready and t.lane = m.lane and t.rank = p_rank
+                                          order by t.user_key, t.due_at limit 1) least) next
+                              order by next.turn limit 1) next
+         where m.found < p_wanted and m.n < 4 * p_wanted + 100 and next.user_key <> m.start
     ), flow as materialized (
         select m.*, case when count(*) over (partition by m.no) = 1 then least(p_wanted, m.most)
                          else 2 * p_wanted / count(*) over (partition by m.no) + 1 end as deep
-          from member m
+          from member m where m.is_due
     ), head as materialized (
         select flow.lane, flow.most, flow.no, flow.user_key, flow.n, flow.deep,
                row_number() over (partition by flow.no, flow.n order by task.due_at, task.id) as round
@@ -64,7 +77,10 @@ begin
     select coalesce(array_agg((o.id, o.lane, o.user_key, p_rank >= 100, o.is_expired is true, o.bytes, o.max_output, o.fence)::llmqueue.picked
                               order by o.place, o.no), '{}'),
            (select count(*) from head), (select coalesce(bool_or(head.round = head.deep), false) from head)
-      into picked, seen, is_cut
+           or exists (select from member where member.n = 4 * p_wanted + 100),
+           (select jsonb_object_agg(last.lane, last.user_key)
+              from (select distinct on (member.no) member.lane, member.user_key from member order by member.no, member.n desc) last)
+      into picked, seen, is_cut, looked
       from (select r.*, row_number() over (partition by r.no order by r.round, r.n) as place
               from (select locked.*, row_number() over (partition by locked.no, locked.n order by locked.due_at, locked.id) as round
                       from locked) r) o;

@@ -18,7 +18,8 @@ begin
            select o.model, o.cell, o.grant_no
              from (select distinct c.model from llmqueue.model_config c) m
             cross join lateral (select x.model, x.cell, x.grant_no from llmqueue.ledger_grant x
-                                 where x.model = m.model and x.cell < v_cell - 1200
+                                 where x.model = m.model and x.cell < v_cell - 2880   -- late reconciliations look for them
+                                  
                                    -- the last grant carries the bucket's level and the open cell
                                    and x.cell < (select max(l.cell) from llmqueue.ledger_grant l where l.model = m.model)
                                  order by x.cell limit 2000 for update skip locked) o);

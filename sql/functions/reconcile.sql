@@ -10,7 +10,7 @@ declare
     v_tokens bigint;
     v_output bigint := coalesce(p_attempt.output_tokens_charged, 0);
 begin
-    if p_attempt.tokens is null or p_input is null or p_attempt.tokens_final is not null
+    if p_attempt.tokens is null or coalesce(p_input, 0) <= 0 or p_attempt.tokens_final is not null
        or (p_output is null and p_attempt.token_mode in ('actual', 'split')) then
         return;
     end if;

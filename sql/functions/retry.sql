@@ -14,7 +14,7 @@ declare
     v_applied integer;
     v_unsent bigint[];
     v_reopens jsonb;     -- fence -> seconds until its model reopens, for those that were refused
-    v_probed text[];     -- models that took a probe and did not refuse it
+    v_probed bigint[];   -- probes that were not refused: their models are back
 begin
     v_reopens := llmqueue.close_refusing(p_worker, p_items, v_now);
     with given as materialized (
@@ -54,12 +54,12 @@ begin
                kinds_estimate = g.kinds_estimate
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
-        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true and not v_reopens ? g.fence::text then a.model end as probed
+        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true and not v_reopens ? g.fence::text then a.fence end as probed
     )
-    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(distinct ended.probed)
+    select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(ended.probed) filter (where ended.probed is not null)
       into v_applied, v_unsent, v_probed from ended;
     perform llmqueue.refund(v_unsent);
-    perform llmqueue.open_model(p.model, v_now) from unnest(v_probed) p(model) where p.model is not null;
+    perform llmqueue.probe_answered(p.fence, v_now) from unnest(v_probed) p(fence);
     return v_applied;
 end
 $$;

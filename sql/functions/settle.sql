@@ -24,6 +24,9 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;
+    -- before anything else, and in one order: closing and opening models must not deadlock with another settle
+    perform from llmqueue.model_state s
+      where s.closed_until is not null or jsonb_path_exists(p_items, '$[*].refusal') order by s.model for update;
     with free as materialized (
         select t.id from llmqueue.task t
          where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))

@@ -17,11 +17,12 @@ begin
     for v_pool in
         select member.lane, array_agg(member.model) as models, array_agg(member.weight) as weights
           from (select '' as lane, c.model, c.weight from llmqueue.model_config c
-                 where c.model = any (p_models) and c.enabled and c.rpm > 0 and c.weight > 0
+                 where c.model = any (p_models) and llmqueue.is_able(c) and c.weight > 0
                 union all
                 select m.pool, m.model, m.weight from llmqueue.pool_member m
                  where m.model = any (p_models) and m.pool <> m.model
-                   and exists (select from llmqueue.model_config c where c.model = m.model and c.enabled and c.rpm > 0)) member
+                   and exists (select from llmqueue.model_config c where c.model = m.model and llmqueue.is_able(c))) member
+         where not exists (select from llmqueue.model_state s where s.model = member.model and s.closed_until is not null)
          group by member.lane having count(*) > 1
     loop
         select count(*)::integer into v_waiting

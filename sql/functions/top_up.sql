@@ -12,6 +12,9 @@ declare
     v_budget llmqueue.budget;
     v_more bigint;
 begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'top_up needs READ COMMITTED, this transaction is %', current_setting('transaction_isolation') using errcode = 'LQ001';
+    end if;
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;

@@ -16,6 +16,8 @@ begin
     if p_is_probe then
         reason := 'closed';
         return;
+    elsif p_taking.is_cut then
+        return;
     elsif not p_taking.is_blocked then
         -- had the lanes been told to give as many as there are slots
         v_unbounded.most := array_fill(v_slots + p_taking.hot_slots, array[cardinality(p_taking.lanes)]);

@@ -27,20 +27,20 @@ begin
                    greatest(p_tokens, least(p_tokens + case when p_is_hot then 0 else p_budget.token_reserve end, v_config.tpm))
                    - p_budget.tpm_free,
                    p_output_tokens - p_budget.output_free, v_now)
-         where p_tokens > 0
+         where p_tokens > 0 or p_output_tokens > 0
         union all
         select 'burst', llmqueue.ledger_frees_at(p_budget.model, b.seconds + p_budget.span_s - p_budget.window_s, 1 - b.free, 0, 0, v_now)
           from llmqueue.burst_allowance(p_budget) b
         union all
         select 'day', llmqueue.day_start(v_config.quota_timezone, llmqueue.day_start(v_config.quota_timezone, v_now) + interval '36 hours')
-         where p_budget.day_calls < 1 or p_budget.day_tokens < p_tokens
+         where p_budget.day_calls < 1 or p_budget.day_tokens < p_tokens + p_output_tokens
         union all
         select 'pace', v_now + v_tick + make_interval(secs =>
                    (greatest(1, least(p_calls, p_budget.capacity / 4)) - p_budget.level - v_debt * p_budget.capacity) * p_budget.window_s / p_budget.rpm)
          where floor(p_budget.level + v_debt * p_budget.capacity) < 1
         union all
-        select 'pace', v_now + v_tick + make_interval(secs => -(p_budget.token_level + v_debt * v_config.tpm / 60) / v_token_rate)
-         where p_tokens > 0 and p_budget.token_level + v_debt * v_config.tpm / 60 <= 0
+        select 'pace', v_now + v_tick + make_interval(secs => -p_budget.token_level / v_token_rate)
+         where p_tokens > 0 and p_budget.token_level <= 0 and not p_is_hot
     loop
         v_wait.retry_at := coalesce(v_wait.retry_at, v_now + make_interval(secs => p_budget.span_s));
         if v_wait.retry_at > retry_at then

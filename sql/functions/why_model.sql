@@ -11,6 +11,7 @@ declare
     v_closing record;
     v_state record;
     v_charge llmqueue.candidate;
+    v_picked llmqueue.picked;
     v_workers record;
     v_room record;
     v_is_hot boolean;
@@ -32,10 +33,11 @@ begin
 
     v_charge := llmqueue.charge_of_task(llmqueue.allowance(v_config, p_now), p_task_id);
     detail := detail || jsonb_build_object('tokens', v_charge.tokens, 'output_tokens', v_charge.output_tokens);
-    if v_charge.tokens > least(v_config.tpm, v_config.tpd) or v_charge.output_tokens > v_config.output_tpm then
+    if llmqueue.is_oversize(v_config, v_charge) then
         reason := 'never_fits';
-        detail := detail || jsonb_build_object('fits_elsewhere', llmqueue.fits_elsewhere(
-            (select t.lane from llmqueue.task t where t.id = p_task_id), p_model, v_charge.tokens));
+        select t.lane, octet_length(t.prompt_text), llmqueue.max_output_of(t.params::text)
+          into strict v_picked.lane, v_picked.bytes, v_picked.max_output from llmqueue.task t where t.id = p_task_id;
+        detail := detail || jsonb_build_object('fits_elsewhere', llmqueue.fits_elsewhere(v_picked, p_model));
         return;
     end if;
 

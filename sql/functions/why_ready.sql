@@ -29,7 +29,9 @@ begin
     end if;
     v_models := llmqueue.lane_models(v_task.lane);
     if cardinality(v_models) = 0 then
-        return query select 'no_model', null::timestamptz, null::text, jsonb_build_object('lane', v_task.lane);
+        return query select 'no_model', null::timestamptz, null::text, jsonb_strip_nulls(jsonb_build_object(
+            'lane', v_task.lane,
+            'weightless', (select min(c.model) from llmqueue.model_config c where llmqueue.is_able(c) and c.weight = 0)));
         return;
     end if;
 

@@ -21,9 +21,9 @@ alter table llmqueue.model_config
     add constraint quota_timezone_is_known check (timestamptz '2000-01-01 00:00:00+00' at time zone quota_timezone is not null),
     add constraint burst_windows_are_shares_by_seconds check (
         jsonb_typeof(burst_windows) = 'object' and not jsonb_path_exists(burst_windows,
-            '$.keyvalue() ? (!(@.key like_regex "^[0-9]{1,2}([.][0-9]{1,3})?$") || !(@.value.type() == "number")
+            '$.keyvalue() ? (!(@.key like_regex "^[0-5]?[0-9]([.][0-9]{1,3})?$") || !(@.value.type() == "number")
                              || @.value <= 0 || @.value > 1 || @.key like_regex "^0*([.]0*)?$")')),
-    add constraint weight_is_not_negative check (weight >= 0 and weight < 'infinity'),
+    add constraint weight_is_not_negative check (weight = 0 or weight between 0.001 and 1000000),
     add constraint hot_share_is_a_share check (hot_share >= 0 and hot_share <= 0.9);
 comment on column llmqueue.model_config.tpm is 'tokens charged per sliding 60 s; with token_mode split, of the input; null: no limit';
 comment on column llmqueue.model_config.output_tpm is 'with token_mode split: output tokens per sliding 60 s; null: no limit';
@@ -42,7 +42,7 @@ create table llmqueue.pool_member (
     weight double precision not null default 1,
     primary key (pool, model),
     constraint pool_has_a_name check (pool <> ''),
-    constraint weight_is_positive check (weight > 0 and weight < 'infinity')
+    constraint weight_is_positive check (weight between 0.001 and 1000000)
 );
 create index pool_member_of_model on llmqueue.pool_member (model, pool);
 comment on table llmqueue.pool_member is 'Named pools: a task whose model is a pool''s name goes to whichever member has room.';
@@ -64,6 +64,7 @@ create table llmqueue.model_state (
     concurrency_ceiling double precision,
     concurrency_cut_at timestamptz,
     -- calibration of estimates: actual tokens / estimate, in SQL by bytes and in the worker by kinds of characters
+    input_overhead double precision,          -- tokens that every prompt has besides its own, such as a system prompt
     bytes_ratio_mean double precision,
     bytes_ratio_p95 double precision,
     kinds_ratio_mean double precision,
@@ -173,6 +174,7 @@ create type llmqueue.budget as (
     open_tokens bigint,
     open_output_tokens bigint,
     bytes_ratio double precision,   -- calibration of the estimate of input tokens
+    input_overhead double precision,
     output_expected double precision
 );
 -- A ready task that was locked, with what it would be charged.
@@ -199,6 +201,7 @@ create type llmqueue.taking as (
     aged integer,
     tokens bigint,
     output_tokens bigint,
+    is_cut boolean,                 -- stopped early, there is more to go through
     is_blocked boolean,             -- the next in order does not fit now and keeps its place
     next_tokens bigint,             -- what it needs
     next_output_tokens bigint,

@@ -50,10 +50,11 @@ class WorkerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a worker ended. `stranded` are tasks that a drain had to leave."""
+    """How a worker ended. `stranded` are tasks that a drain had to leave; None: it was not drained."""
 
     unsettled: int
-    stranded: Sequence[Stranded]
+    stranded: Sequence[Stranded] | None
+    is_outgrown: bool
 
 
 class Daemon:
@@ -88,7 +89,7 @@ class Daemon:
             models=options.models,
         )
         self._attempts: TaskGroup
-        self._stranded: Sequence[Stranded] = ()
+        self._stranded: Sequence[Stranded] | None = None
         self._idle = anyio.Event()
 
     async def serve(self) -> Report:
@@ -108,6 +109,7 @@ class Daemon:
                 loops.start_soon(self._gate.run)
                 loops.start_soon(self._completer.run)
                 loops.start_soon(self._leases.run, lambda: len(self._dispatcher.running))
+                loops.start_soon(self._watch_schema)
                 loops.start_soon(housekeeper.run, self._store, self._options.keep_attempts)
                 if self._options.drain_wait_s is not None:
                     loops.start_soon(self._drain, self._options.drain_wait_s)
@@ -155,10 +157,20 @@ class Daemon:
             # The others find out by the lease.
             self._store.outage.began(error)
         logger().info(Event.WORKER_STOPPED, unsettled=unsettled)
-        return Report(unsettled, self._stranded)
+        return Report(unsettled, self._stranded, self._store.outgrown.is_set())
 
     async def _drain(self, wait_s: float) -> None:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)
+        self._dispatcher.stop()
+
+    async def _watch_schema(self) -> None:
+        await self._store.outgrown.wait()
+        logger().error(
+            Event.SCHEMA_OUTGROWN,
+            error="a newer llmqueue has upgraded the schema",
+            effect="claims no more, finishes what runs, then ends",
+            remedy="install the new release here too",
+        )
         self._dispatcher.stop()
 
     async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:

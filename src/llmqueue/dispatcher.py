@@ -17,6 +17,7 @@ import anyio
 from llmqueue.clock import ClockWatch
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
+from llmqueue.lateness import Lateness
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
 from llmqueue.models import LATE, Claim, Grant, Release, Settlement
@@ -63,6 +64,7 @@ class Dispatcher:
         self._turns: str | None = None
         self._claim_size = MAX_CLAIM
         self._late_grants = 0
+        self._lateness = Lateness()
         self._has_said_idle = False
         self._disown_until = 0.0
         self._must_register = True
@@ -78,6 +80,7 @@ class Dispatcher:
         before = self._slots.room()
         self._slots.free(grant)
         self._schedule.slot_freed(grant.model, time.monotonic())
+        self._lateness.settled(settlement)
         if settlement.decision == LATE:
             self._late_grants += 1
         # the loop may be waiting for no more than it could have started before
@@ -130,6 +133,7 @@ class Dispatcher:
             await self._only_chores()
             return
         await self._disown()
+        asked_at = time.monotonic()
         chores = [*self._leases.due_chores(), *(self._idle_chore() if room.for_any else [])]
         with anyio.CancelScope(shield=True):
             claim = await self._store.claim(_shuffled(models), room, chores, len(self.running), self._turns)
@@ -138,6 +142,7 @@ class Dispatcher:
         if claim.clock_offset_s is not None and await self._clock.has_stepped(claim.clock_offset_s):
             self._give_back(claim)
         else:
+            self._lateness.claimed(claim.grants, time.monotonic(), time.monotonic() - asked_at)
             self._take(claim, room)
 
     def _models_to_ask(self, room: Room, now: float) -> Sequence[str] | None:
@@ -145,7 +150,7 @@ class Dispatcher:
 
         A poll for hot tasks alone does not count as one for the others: they have theirs with the first free slot.
         """
-        if not room.total or not self._gate.is_open:
+        if not room.total or not self._gate.is_open or self._lateness.is_paused(now):
             return []
         if now >= (self._poll_at if room.for_any else self._hot_poll_at):
             self._hot_poll_at = now + POLL_S
@@ -206,7 +211,8 @@ class Dispatcher:
             next_at = min(self._schedule.next_at(), self._poll_at)
         else:
             next_at = min(self._schedule.next_hot_at(), self._hot_poll_at)
-        return max(0.0, next_at - time.monotonic())
+        now = time.monotonic()
+        return max(0.0, next_at - now, min(POLL_S, self._lateness.paused_until - now))
 
     async def _disown(self) -> None:
         if self._disown_until:

@@ -9,6 +9,7 @@ LlmqueueError                     message says what, where and what to do; exit_
      ├─ SchemaTooNew                 a newer llmqueue has upgraded the schema
      ├─ AdoptionRefused              the table cannot be adopted as it is
      └─ SqlError                     a statement failed; by SQLSTATE when our own SQL raised it (LQ001 …)
+         └─ SchemaOutgrown           … because a newer llmqueue has upgraded the schema under a running worker
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class UnknownWorker(SqlError):
     """The worker is not registered, or was swept; it registers anew."""
 
     sqlstate = "LQ002"
+
+
+class SchemaOutgrown(SqlError):
+    """A statement of a running worker failed, and a newer llmqueue has upgraded the schema: it has to end, in order."""
 
 
 BY_SQLSTATE: dict[str, type[SqlError]] = {c.sqlstate: c for c in (WrongIsolation, UnknownWorker)}

@@ -39,6 +39,9 @@ class Event(StrEnum):
     """Its last line; `unsettled` ends of attempts could not be written."""
     WORKER_SWEPT = "worker_swept"
     """The fleet took this worker for dead (it slept, or its heartbeats did not get through); it registers again."""
+    SCHEMA_OUTGROWN = "schema_outgrown"
+    """A newer llmqueue has upgraded the schema under this worker: it claims no more, finishes what runs, ends with 1.
+    Install the new release here too."""
     WORKER_KILLED = "worker_killed"
     """A second Ctrl-C: it ends at once; its tasks run again after the lease."""
 
@@ -46,6 +49,10 @@ class Event(StrEnum):
     """The one line per attempt: task, model, outcome, latency, input and output tokens."""
     ADAPTER_RAISED = "adapter_raised"
     """The adapter raised something it should have returned: its bug, or an HTTP library's. The attempt is retried."""
+    GRANTS_LATE = "grants_late"
+    """Every grant of the last ten claims ran out before it could be sent: a claim takes `claim_s` seconds. The worker
+    claims ever more rarely, down to once in 10 s, until one is in time; said once a minute. Is the index llmqueue_ready
+    there (llmqueue init), is the database slow? Else raise LLMQUEUE_GUARD_S."""
     CLAIM_ANSWER_LOST = "claim_answer_lost"
     """The connection broke between a claim and its answer; the tasks, which nobody ran, were given back."""
     SETTLE_FAILED = "settle_failed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from llmqueue.errors import DatabaseUnreachable
+from llmqueue.errors import DatabaseUnreachable, SchemaOutgrown
 from llmqueue.logs import Event, logger
 
 REMIND_S = 60.0
@@ -18,6 +18,8 @@ class Outage:
         self._said_at = 0.0
 
     def began(self, error: Exception) -> None:
+        if isinstance(error, SchemaOutgrown):
+            return  # no outage: the daemon says it once and ends
         now = time.monotonic()
         if self._began_at is None:
             self._began_at = now

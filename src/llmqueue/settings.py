@@ -198,7 +198,8 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         default=1000,
         ge=1,
-        description="calls that one worker holds in flight at most",
+        description="calls that one worker holds in flight at most; a tenth of them (from 2 on at least one) is "
+        "kept for hot tasks (priority 100 and more)",
         json_schema_extra={"must": "be a whole number of at least 1"},
     )
     lease_s: float = Field(

@@ -25,6 +25,7 @@ from llmqueue.errors import (
     DatabaseUnreachable,
     LlmqueueError,
     NotInitialised,
+    SchemaOutgrown,
     SchemaTooNew,
     SqlError,
 )
@@ -76,12 +77,14 @@ class Store:
     """Calls the SQL functions for one worker.
 
     Raises DatabaseUnreachable when the database cannot be reached or does not answer in time; then it is not known
-    whether the call took effect. Raises SqlError for errors of our own SQL.
+    whether the call took effect. Raises SqlError for errors of our own SQL. `outgrown` is set once a statement has
+    failed because a newer llmqueue has upgraded the schema.
     """
 
     def __init__(self, dsn: str, worker: UUID, *, prompt_is_json: bool, answer_is_json: bool, is_pooled: bool) -> None:
         self.worker = worker
         self.outage = Outage()
+        self.outgrown = anyio.Event()
         self._dsn = dsn
         self._prompt_is_json = prompt_is_json
         self._answer_is_json = answer_is_json
@@ -117,6 +120,9 @@ class Store:
         except PoolTimeout as error:
             raise await self._why_unreachable() from error
         except psycopg.Error as error:
+            if error.sqlstate is not None and _may_be_outgrown(error.sqlstate) and await self._is_outgrown():
+                self.outgrown.set()
+                raise SchemaOutgrown(f"a newer llmqueue has upgraded the schema: {error}", error.sqlstate) from error
             raise self._translate(error) from error
         except TimeoutError as error:
             message = f"the database has not answered for {STATEMENT_TIMEOUT_S:.0f} s"
@@ -129,6 +135,18 @@ class Store:
         return (
             own if is_final or isinstance(own, DatabaseUnreachable | SqlError) else SqlError(str(own), error.sqlstate)
         )
+
+    async def _is_outgrown(self) -> bool:
+        """Whether a newer llmqueue has upgraded the schema; no, when that cannot be found out now."""
+        try:
+            with anyio.fail_after(CONNECT_WAIT_S):
+                async with self._pool.connection() as connection:
+                    row = await (
+                        await connection.execute("select max(version) from llmqueue.schema_version")
+                    ).fetchone()
+        except (psycopg.Error, TimeoutError):
+            return False
+        return row is not None and row[0] is not None and row[0] > connect.newest_version()
 
     async def _why_unreachable(self) -> LlmqueueError:
         """The pool only knows that it has no connection; one of our own says why."""
@@ -260,3 +278,8 @@ class Store:
                 return {"verb": "bury", "answer": answer, **cause}
             case Release(error_class):
                 return {"verb": "release", "error_class": storable(error_class)}
+
+
+def _may_be_outgrown(sqlstate: str) -> bool:
+    """Tells the errors of a statement that the schema no longer fits: undefined this or that, a changed result."""
+    return sqlstate.startswith("42") or sqlstate in {"0A000", "3F000"}

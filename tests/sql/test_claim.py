@@ -235,7 +235,7 @@ def test_a_lowered_max_concurrency_waits_for_the_running(queue: Queue) -> None:
     queue.complete(running[2])
     assert len(queue.claim(5).grants) == 1
     queue.model("m", 6000, max_concurrency=0)
-    assert queue.claim(5).reasons == {"m": "concurrency"}
+    assert queue.claim(5).reasons == {"m": "paused"}
 
 
 def test_a_grant_without_a_task_is_not_charged(queue: Queue) -> None:

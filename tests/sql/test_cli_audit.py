@@ -349,3 +349,42 @@ def test_without_matplotlib_the_remedy_is_named(installed: str, monkeypatch: pyt
 
     message = "llmqueue: --plot needs matplotlib. Install it: pip install 'llmqueue[plot]'\n"
     assert (refused.code, refused.err) == (2, message)
+
+
+def test_an_overcharge_of_a_short_attempt_fails(conn: Connection, installed: str) -> None:
+    ended_at = START + timedelta(milliseconds=60)
+    attempt(conn, 0, tpm=20_000, tokens=50_000, tokens_final=40, ended_at=ended_at)
+
+    done = run_cli(installed, "audit", "--json")
+
+    assert (done.code, limit_of(done, "tokens")["worst"]["used"]) == (1, 50_000)
+
+
+def test_a_call_sent_before_its_grant_fails(conn: Connection, installed: str) -> None:
+    attempt(conn, 0, sent_at=START - timedelta(seconds=1))
+
+    done = run_cli(installed, "audit")
+
+    assert (done.code, done.rows[-1]) == (1, ["impossible", "m", "1"])
+
+
+def test_windows_that_a_step_of_the_clock_hides_are_named(
+    conn: Connection, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at_s in (100, 0, 1):
+        attempt(conn, at_s)
+
+    done, as_json = run_cli(installed, "audit"), run_cli(installed, "audit", "--json")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    page = run_cli(installed, "audit").out
+
+    assert (done.code, done.rows[-1]) == (0, ["not_judged", "m", "2", "1"])
+    assert (json.loads(as_json.out)["not_judged"], model_of(as_json)["not_judged"]) == (2, 2)
+    assert "m: 2 windows not judged: the clock stepped back" in page
+    assert "no window was over its limit; 2 windows not judged" in page
+
+
+def test_since_in_the_future_is_wrong_usage(installed: str) -> None:
+    done = run_cli(installed, "audit", "--since", "2999-01-01T00:00")
+
+    assert (done.code, done.err[:46]) == (2, "llmqueue: --since must not be in the future (g")

@@ -107,6 +107,18 @@ def test_a_closed_model_is_named_and_how_it_opens(dsn: str, until: str, said: st
     assert any(re.fullmatch(f"model m {said}; llmqueue models resume m opens it now", note) for note in notes(dsn))
 
 
+def test_a_model_that_has_used_its_day_is_named(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("update llmqueue.model_config set rpd = 1 where model = 'm'")
+        assert not any("has used" in note for note in notes(dsn))
+        conn.execute(
+            "insert into llmqueue.ledger_minute (model, minute, calls, tokens, output_tokens)"
+            " values ('m', extract(epoch from clock_timestamp())::bigint / 60, 1, 0, 0)"
+        )
+
+    assert any(re.fullmatch(r"model m has used its rpd of 1; its day ends at .* \(in .*\)", n) for n in notes(dsn))
+
+
 def test_tokens_and_closings_have_columns_only_where_they_are_used(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "220")

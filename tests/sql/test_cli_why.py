@@ -15,7 +15,7 @@ from llmqueue.cli.model_reasons import sentences
 from llmqueue.cli.reasons import Why
 from tests.support.cli import run_cli
 from tests.support.sql import T0, Queue
-from tests.support.why import EARLIER, add
+from tests.support.why import EARLIER, add, close
 
 WHY = """
     select %(key)s::text as key, w.state, w.reason, to_jsonb(w.until_at) #>> '{}' as until_at, w.model, w.detail,
@@ -206,14 +206,14 @@ def test_models_that_somebody_must_look_after(one: Queue) -> None:
     )
     one.model("m", rpm=0, max_concurrency=0)
     assert said(one, key) == ["task K waits: model m is paused: its rpm is 0 and its max_concurrency is 0"]
-    one.model("m", rpm=60, max_concurrency=None, tpm=100, token_mode="split", output_tpm=9, max_output=10)
+    one.model("m", rpm=60, max_concurrency=None, tpm=8, token_mode="split", output_tpm=9, max_output=10)
     assert said(one, key) == [
         (
-            "task K waits: model m can never take it: it is charged 9 tokens and 10 of output (tpm 100, output_tpm 9); "
+            "task K waits: model m can never take it: it is charged 9 tokens and 9 of output (tpm 8, output_tpm 9); "
             "when its turn comes it ends as a dead letter"
         )
     ]
-    one.model("m", token_mode="sum", output_tpm=None)
+    one.model("m", tpm=100, token_mode="sum", output_tpm=None)
     one.rows("update llmqueue.worker set models = array['n']")
     assert said(one, key) == [
         "task K waits: model m has no live worker (1 for other models). Start one: llmqueue worker"
@@ -275,6 +275,35 @@ def test_a_pool(one: Queue) -> None:
     ]
 
 
+def test_models_without_weight(one: Queue) -> None:
+    one.model("m", weight=0)
+
+    assert said(one, add(one, model=None)) == [
+        "task K waits: it names no model, and no enabled model has a weight. Run: llmqueue models set m --weight 1"
+    ]
+
+
+def test_many_models_that_wait_for_the_same_are_one_line(one: Queue) -> None:
+    for n in range(20):
+        one.model(f"n{n:02}", rpm=60)
+    one.rows("update llmqueue.worker set models = array['m']")
+
+    assert said(one, add(one, model=None)) == [
+        "task K could be claimed now (default pool, 21 models):",
+        "  model m has room and 1 live worker",
+        "  20 models have no live worker: n00, n01, n02 and 17 more. Start one: llmqueue worker",
+    ]
+
+
+def test_a_time_that_has_come_is_now() -> None:
+    now = "2040-01-01T12:00:00+00:00"
+    detail = {"effective_rpm": 60, "ahead": 0}
+
+    assert sentences([Why("1", "ready", "pace", now, "m", detail, now)]) == [
+        "task 1 waits: model m has no quota until now: its calls are spread over the minute (60 a minute)"
+    ]
+
+
 # --- what it says of its place --------------------------------------------------------------------------------------
 
 
@@ -308,3 +337,27 @@ def test_bounded_counts(one: Queue) -> None:
         "more than 10,000 tasks of its lane go first: more than 10,000 due before it",
         "they take 2 h 46 min at least, at 60 calls a minute",
     ]
+
+
+def test_tokens_pace_what_goes_first(one: Queue) -> None:
+    one.model("m", rpm=600, tpm=2_000, token_mode="input")
+    one.add(20, model="m", run_at=EARLIER, prompt="p" * 3_968)
+
+    assert said(one, add(one, prompt="p" * 3_968))[2:] == [
+        "they take about 10 min, at 2 calls a minute: tpm paces, if each is charged as it is",
+        "its turn comes within about 105 min while tpm is used in full, since one grant in ten goes to the oldest task",
+    ]
+
+
+def test_no_time_is_named_while_a_model_is_closed_or_its_day_is_used(one: Queue) -> None:
+    one.model("m", rpm=60, rpd=1)
+    one.add(70, model="m", run_at=EARLIER)
+    key = add(one)
+    one.claim()
+    day = said(one, key)
+    close(one, 60)
+    closed = said(one, key)
+
+    assert "used up for today" in day[0]
+    assert "is closed until" in closed[0]
+    assert [len(day), len(closed)] == [2, 2]

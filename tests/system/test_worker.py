@@ -254,8 +254,8 @@ def test_drain_names_what_cannot_run(installed: str, conn: psycopg.Connection, t
 
     assert drained.returncode == 1
     last = drained.stdout.strip().splitlines()[-1]
-    assert re.search(r"1 its model is not configured \(model nobody\): 1", last), last
-    assert re.search(r"1 its model is paused or not served here \(model paused\): 2", last), last
+    assert re.search(r"1 its model is not configured \(lane nobody\): 1", last), last
+    assert re.search(r"1 its model is paused or not served here \(lane paused\): 2", last), last
     assert re.search(r"1 due later: 3", last), last
     assert states(conn) == {"unsolved": 3, "solved": 1}
 

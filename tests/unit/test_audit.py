@@ -103,6 +103,14 @@ def test_what_a_settlement_gave_back_leaves_room_only_after_it() -> None:
     assert judged(audit([first, sent(4, tpm=100, tokens=90)], MINUTE), "tokens").over == 1
 
 
+def test_a_charge_above_the_limit_is_seen_though_the_attempt_ended_at_once() -> None:
+    soon = START + 60_000
+    report = audit([sent(0, tpm=20_000, tokens=50_000, tokens_final=40, ended_us=soon), sent(1, tpm=20_000)], MINUTE)
+
+    tokens = judged(report, "tokens")
+    assert (tokens.over, tokens.worst.used, tokens.worst.limit) == (1, 50_000, 20_000)
+
+
 def test_output_is_judged_by_its_own_limit() -> None:
     calls = [sent(n, tpm=100, tokens=10, output_tpm=20, output_tokens=15, output_tokens_final=25) for n in range(2)]
 
@@ -161,6 +169,19 @@ def test_windows_are_not_judged_across_a_step_of_the_clock_back() -> None:
     report = audit([sent(n, rpm=5) for n in (0, 1, 2, 3, 4, -10, -9)], MINUTE)
 
     assert (judged(report).worst.used, report.clock_steps, report.attempts) == (5, 1, 7)
+    assert report.not_judged == 2
+
+
+def test_windows_that_end_a_window_after_a_step_of_the_clock_are_judged_again() -> None:
+    report = audit([sent(n, rpm=5) for n in (100, 0, 59, 60, 61)], MINUTE)
+
+    assert (report.clock_steps, report.not_judged, report.is_violated) == (1, 2, False)
+
+
+def test_a_call_sent_before_its_grant_is_a_violation() -> None:
+    report = audit([sent(1)._replace(sent_us=START)], MINUTE)
+
+    assert (report.sent_early, report.is_violated) == (1, True)
 
 
 def test_a_grant_a_little_out_of_order_is_counted_in_its_place() -> None:

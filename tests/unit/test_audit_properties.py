@@ -54,6 +54,8 @@ def charge(call: Call, at: int, scope: Scope = SHORT) -> int:
     charged = call.tokens or 0
     if call.ended_us is None or call.tokens_final is None or call.ended_us - scope.send_within_us > at:
         return charged
+    if at == (call.granted_us if call.sent_us is None else call.sent_us):
+        return charged  # nobody had seen it settled
     return min(charged, call.tokens_final)
 
 

@@ -10,10 +10,12 @@ from typing import cast
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from llmqueue import dispatcher
 from llmqueue.dispatcher import MAX_CLAIM, Dispatcher
 from llmqueue.gate import Gate
+from llmqueue.lateness import CLAIMS
 from llmqueue.leases import Leases
 from llmqueue.models import LATE, Claim, Complete, Grant, Settlement, Task, Usage, Verdict
 from llmqueue.outage import Outage
@@ -265,3 +267,23 @@ async def test_a_worker_that_has_only_hot_slots_left_does_not_say_that_it_is_idl
         await run.until(lambda: len(run.database.asked) == 2)
 
     assert [asked for asked in run.database.asked if "idle" in asked.chores] == []
+
+
+async def test_grants_that_are_all_late_slow_the_claims_down_and_it_is_said(run: Run) -> None:
+    run.database.cold = 100_000
+    with capture_logs() as lines:
+        async with run.running():
+            ended = 0
+            with anyio.fail_after(20):
+                while not any(line["event"] == "grants_late" for line in lines):
+                    for each in run.started[ended:]:
+                        run.end(each, is_late=True)
+                    ended = len(run.started)
+                    await anyio.sleep(0.002)
+            asked = len(run.database.asked)
+            for _ in range(3):
+                run.bell.ring("task")
+                await anyio.sleep(SPIN_S / 10)
+
+    assert asked >= CLAIMS
+    assert len(run.database.asked) == asked, "a pause that a bell does not end"

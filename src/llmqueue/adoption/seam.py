@@ -169,10 +169,11 @@ def _is_done(mapping: Mapping, column: _ColumnOf) -> sql.Composable:
     return _equals(column(theirs), mapping.done_value, mapping.owner_status_type)
 
 
-# Whatever type user_id has (an enum's cast to text is not immutable by the catalog, though it is by nature).
+# Whatever type user_id has (an enum's cast to text is immutable by nature, not by the catalog), and however long it is:
+# it goes into an index.
 _USER_KEY: Final = (
     "create or replace function llmqueue.user_key(p_user_id anyelement) returns text\n"
-    "language sql immutable parallel safe as $$ select coalesce(p_user_id::text, '') $$"
+    "language sql immutable parallel safe as $$ select left(coalesce(p_user_id::text, ''), 200) $$"
 )
 
 

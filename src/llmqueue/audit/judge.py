@@ -137,9 +137,11 @@ class _Model:
                 "unsent",
                 "forfeited",
                 "sent_late",
+                "sent_early",
                 "refused",
                 "rate_limited",
                 "clock_steps",
+                "not_judged",
             ),
             0,
         )
@@ -147,6 +149,7 @@ class _Model:
         self._first_us: int | None = None
         self._last_us = 0
         self._granted_us: int | None = None
+        self._blind_until_us = -(2**62)  # windows that end before it also hold what was sent before the clock stepped
         self._restart()
 
     def _restart(self) -> None:
@@ -163,6 +166,7 @@ class _Model:
             self._counts["clock_steps"] += call.granted_us >= self._since_us
             self._restart()
             self._granted_us = None
+            self._blind_until_us = call.granted_us + self._window_us
         self._granted_us = max(call.granted_us, self._granted_us or call.granted_us)
         self._count(call)
         if call.is_unsent:
@@ -206,6 +210,7 @@ class _Model:
             counts["sent"] += 1
             taken_us = call.sent_us - call.granted_us
             counts["sent_late"] += taken_us > self._send_within_us + ROUNDING_US
+            counts["sent_early"] += taken_us < -ROUNDING_US
             self._slowest_us = max(taken_us, self._slowest_us or 0)
         if call.is_refusal:
             counts["refused"] += 1
@@ -221,7 +226,7 @@ class _Model:
             self._pass_time(at_us)
             while waiting and waiting[0][0] == at_us:
                 member = heappop(waiting)[2]
-                self._window.enter(member, at_us)
+                self._window.enter(member)
                 self._use(member)
             self._judge(at_us)
 
@@ -236,6 +241,7 @@ class _Model:
             self._chart.note(at_us, used, self._limits)
         if at_us < self._since_us:
             return
+        self._counts["not_judged"] += at_us < self._blind_until_us
         from_us = at_us - self._window_us
         for kind, held, limit in zip(self._kinds, used, self._limits, strict=True):
             if limit is not None:

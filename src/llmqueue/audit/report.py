@@ -64,8 +64,10 @@ class ModelReport:
 
     `attempts` = `sent` (at a known moment) + `unknown` + `unsent`; `forfeited` are the unsent whose grant had run out.
     `sent_late` counts calls sent later than half a guard after their grant, `slowest_s` is the longest such time of all
-    calls. `refused` counts refusals of the backend, `rate_limited` those by status 429. `clock_steps` counts steps of
-    the database's clock back by over a second; no window is judged across one.
+    calls. `sent_early` counts calls sent before their grant, which cannot be: such a record is a violation. `refused`
+    counts refusals of the backend, `rate_limited` those by status 429. `clock_steps` counts steps of the database's
+    clock back by over a second; no window is judged across one: of those that end within 60 s of it, `not_judged` in
+    all, only what was sent after it is known.
     """
 
     model: str
@@ -77,12 +79,14 @@ class ModelReport:
     unsent: int
     forfeited: int
     sent_late: int
+    sent_early: int
     slowest_s: float | None
     refused: int
     rate_limited: int
     clock_steps: int
+    not_judged: int
     limits: tuple[Judged, ...]
 
     @property
     def is_violated(self) -> bool:
-        return self.sent_late > 0 or any(judged.over for judged in self.limits)
+        return self.sent_late > 0 or self.sent_early > 0 or any(judged.over for judged in self.limits)

@@ -88,17 +88,17 @@ class SlidingWindow:
                 _settle(member)
                 self._add(member, 1)
 
-    def enter(self, member: Member, now_us: int) -> None:
+    def enter(self, member: Member) -> None:
+        """Takes a call in at its full charge, at its `lo`."""
         heappush(self._exits, (member.hi_us, member.no, member))
         self._note_newest(member)
         if not member.has_charge:
             return
         ended_us = member.call.ended_us
         if ended_us is not None and member.final != member.charged:
-            if ended_us - self._slack_us <= now_us:
-                _settle(member)
-            else:
-                heappush(self._settlements, (ended_us - self._slack_us, member.no, member))
+            # no grant had seen it settled when it was sent itself
+            settled_us = max(ended_us - self._slack_us, member.lo_us + 1)
+            heappush(self._settlements, (settled_us, member.no, member))
         self._add(member, 1)
 
     def _note_newest(self, member: Member) -> None:

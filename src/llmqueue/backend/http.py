@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 import httpx
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -39,11 +40,27 @@ class PunctualConnector(aiohttp.TCPConnector):
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:  # noqa: ASYNC109 - aiohttp's signature
         connection = await super().connect(req, traces, timeout)
         try:
-            sending.send_now()
+            sending.check()
         except sending.LateGrant:
             connection.release()
             raise
         return connection
+
+
+class PunctualRequest(ClientRequest):
+    """Checks once more in the very step that writes: before Python 3.12 that is a task of its own, begun later."""
+
+    async def write_bytes(
+        self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
+    ) -> None:
+        try:
+            sending.send_now()
+        except sending.LateGrant as late:
+            if conn.protocol is not None:
+                conn.protocol.set_exception(late)  # what waits for the reply raises it; nothing was written
+            conn.close()
+            return
+        await super().write_bytes(writer, conn, content_length)
 
 
 def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
@@ -51,7 +68,9 @@ def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
 
     def session() -> aiohttp.ClientSession:
         connector = PunctualConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=httpx.create_ssl_context())
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), request_class=PunctualRequest
+        )
 
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
     transport = AiohttpTransport(client=session)

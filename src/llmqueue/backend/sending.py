@@ -26,6 +26,13 @@ class Sending:
 current: ContextVar[Sending | None] = ContextVar("llmqueue_sending", default=None)
 
 
+def check() -> None:
+    """Raises LateGrant if the call must not be sent any more; notes nothing yet."""
+    sending = current.get()
+    if sending is not None and time.monotonic() > sending.send_before:
+        raise LateGrant
+
+
 def send_now() -> None:
     """Notes that the first byte goes out now; raises LateGrant if it must not any more."""
     sending = current.get()

@@ -30,9 +30,13 @@ NOUNS = {"calls": "calls", "tokens": "tokens", "output_tokens": "output tokens"}
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What `audit` has found. `reaches_to` is the first grant of the whole log, `since` what was asked for."""
+    """What `audit` has found. `reaches_to` is the first grant of the whole log, `since` what was asked for.
+
+    `not_judged` counts the windows that are not known in full, since the clock stepped back.
+    """
 
     is_violated: bool
+    not_judged: int
     reaches_to: datetime
     since: datetime | None
     read_at: datetime
@@ -159,11 +163,14 @@ def _since(text: str | None, now: datetime) -> datetime | None:
         if isinstance(age, timedelta):
             return max(now - age, EPOCH)
     try:
-        return max(datetime.fromisoformat(text).astimezone(), EPOCH)
+        since = max(datetime.fromisoformat(text).astimezone(), EPOCH)
     except (ValueError, OverflowError):
         raise UsageError(
             f"--since must be a duration such as 90m, 12h or 30d, or a time such as 2026-01-31T08:00 (got '{text}')"
         ) from None
+    if since > now:
+        raise UsageError(f"--since must not be in the future (got '{text}'; the database has {now.isoformat()})")
+    return since
 
 
 def _read(
@@ -198,8 +205,9 @@ def _read(
     _check_models(models, reports, log.models)
     attempts = sum(report.attempts for report in reports)
     is_violated = any(report.is_violated for report in reports)
-    result = Result(is_violated, reaches_to, since, frame.now, frame.window_s, frame.guard_s, attempts, reports)
-    return result, charts
+    not_judged = sum(report.not_judged for report in reports)
+    frame_of = (reaches_to, since, frame.now, frame.window_s, frame.guard_s)
+    return Result(is_violated, not_judged, *frame_of, attempts, reports), charts
 
 
 def _check_models(wanted: list[str] | None, reports: list[ModelReport], known: set[str]) -> None:
@@ -227,7 +235,7 @@ def _progress() -> Iterator[Callable[[float], None]]:
 
 def _write_none(*, as_json: bool) -> None:
     if as_json:
-        write_json({"is_violated": False, "reaches_to": None, "attempts": 0, "models": []})
+        write_json({"is_violated": False, "not_judged": 0, "reaches_to": None, "attempts": 0, "models": []})
     else:
         typer.echo("no attempts in the log")
 
@@ -236,7 +244,7 @@ def _write_lines(result: Result) -> None:
     write_line("log", result.reaches_to, result.since, result.read_at, result.attempts, result.window_s, result.guard_s)
     for m in result.models:
         counts = (m.attempts, m.sent, m.unknown, m.unsent, m.forfeited, m.sent_late, m.refused, m.rate_limited)
-        write_line("model", m.model, *counts, m.clock_steps)
+        write_line("model", m.model, *counts, m.clock_steps, m.not_judged, m.sent_early)
         for limit in m.limits:
             worst, final = limit.worst, None if limit.final is None else limit.final.used
             held = (worst.used, worst.limit, worst.from_at, worst.to_at)
@@ -246,6 +254,10 @@ def _write_lines(result: Result) -> None:
                 write_line("violation", m.model, limit.what, window.used, window.limit, window.from_at, window.to_at)
         if m.sent_late:
             write_line("late", m.model, m.sent_late, m.slowest_s)
+        if m.sent_early:
+            write_line("impossible", m.model, m.sent_early)
+        if m.not_judged:
+            write_line("not_judged", m.model, m.not_judged, m.clock_steps)
 
 
 def _write_page(result: Result) -> None:
@@ -262,15 +274,23 @@ def _write_page(result: Result) -> None:
     for model in result.models:
         for line in _violations(model, result.guard_s):
             screen.print(clean(line), style="red", soft_wrap=True)
-        if model.clock_steps:
-            steps = "once" if model.clock_steps == 1 else f"{model.clock_steps:,} times"
-            screen.print(
-                clean(f"! {model.model}: the database's clock stepped back {steps}; no window is judged across that"),
-                style="yellow",
-                soft_wrap=True,
-            )
+        if model.not_judged:
+            screen.print(clean(_unjudged(model)), style="bold yellow", soft_wrap=True)
     if not result.is_violated:
-        screen.print("no window was over its limit" if rows else "nothing to judge")
+        left = f"; {_windows(result.not_judged)} not judged" if result.not_judged else ""
+        screen.print(f"no window was over its limit{left}" if rows else "nothing to judge", soft_wrap=True)
+
+
+def _unjudged(model: ModelReport) -> str:
+    steps = "" if model.clock_steps <= 1 else f" {model.clock_steps:,} times"
+    return (
+        f"! {model.model}: {_windows(model.not_judged)} not judged: the clock stepped back{steps}, and of these only "
+        "what was sent after it is counted"
+    )
+
+
+def _windows(count: int) -> str:
+    return f"{count:,} window{'' if count == 1 else 's'}"
 
 
 def _rows(model: ModelReport) -> Iterator[LimitRow]:
@@ -303,6 +323,8 @@ def _violations(model: ModelReport, guard_s: float) -> Iterator[str]:
             f"late: {model.model}: calls sent later than {guard_s / 2:g} s after their grant: {model.sent_late:,}, "
             f"the slowest after {model.slowest_s:g} s"
         )
+    if model.sent_early:
+        yield f"impossible: {model.model}: calls sent before their grant, says the log: {model.sent_early:,}"
 
 
 def _local(at: datetime) -> str:

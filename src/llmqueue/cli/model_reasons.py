@@ -15,6 +15,23 @@ if TYPE_CHECKING:
 PASSING: Final = frozenset(
     {None, "behind", "closed", "probe", "concurrency", "rpm", "tpm", "burst", "day", "pace", "clock"}
 )
+# Of these it is not known how fast they go on.
+SHUT: Final = frozenset({"closed", "probe", "day"})
+# More models than this that wait for the same are one line, which names the first few.
+MOST_LINES: Final = 5
+NAMED: Final = 3
+# What is said of many models, and what to do.
+OF_MANY: Final[dict[str | None, tuple[str, str]]] = {
+    "unknown": ("are not configured by anybody", ". Run: llmqueue models set NAME --rpm N"),
+    "paused": ("are paused", ". Run: llmqueue models resume NAME"),
+    "never_fits": ("can never take it, its charge is above their limits", ""),
+    "no_worker": ("have no live worker", f". {NO_WORKER}"),
+    "closed": ("are closed", ""),
+    "probe": ("are closed, each with a probe under way", ""),
+    "concurrency": ("have their concurrency full", ""),
+    "behind": ("have room, but better tasks go first", ""),
+    None: ("have room", ""),
+}
 LIMITS: Final = ("rpm", "tpm", "output_tpm", "rpd", "tpd", "max_concurrency")
 
 
@@ -28,8 +45,34 @@ def sentences(rows: Sequence[Why]) -> list[str]:
     if len(rows) == 1:
         return [f"task {first.key} {said}: {_of_model(first)}", *_place(rows)]
     pool = f'pool "{first.detail["lane"]}"' if first.has("lane") else "default pool"
-    models = [f"  {_of_model(row)}" for row in rows]
+    models = [f"  {line}" for line in _of_models(rows)]
     return [f"task {first.key} {said} ({pool}, {plural(len(rows), 'model')}):", *models, *_place(rows)]
+
+
+def _of_models(rows: Sequence[Why]) -> Iterator[str]:
+    """A line per model; one for many that wait for the same."""
+    alike: dict[tuple[str | None, object], list[Why]] = {}
+    for row in rows:
+        alike.setdefault((row.reason, row.detail.get("enabled")), []).append(row)
+    for group in alike.values():
+        if len(group) > MOST_LINES:
+            yield _of_many(group)
+        else:
+            yield from map(_of_model, group)
+
+
+def _of_many(rows: Sequence[Why]) -> str:
+    first = min(rows, key=lambda row: row.until_at or "")
+    said, remedy = OF_MANY.get(first.reason, (f"have no quota ({first.reason}), the first until {first.until}", ""))
+    if first.reason == "closed":
+        said = f"are closed, the first until {first.until}"
+    elif first.reason == "paused" and first.detail["enabled"]:
+        said, remedy = "are paused, since a limit of theirs is 0", ""
+    return f"{len(rows):,} models {said}: {_named(rows)}{remedy}"
+
+
+def _named(rows: Sequence[Why]) -> str:
+    return f"{', '.join(str(row.model) for row in rows[:NAMED])} and {len(rows) - NAMED:,} more"
 
 
 def _of_model(row: Why) -> str:
@@ -47,7 +90,7 @@ def _of_model(row: Why) -> str:
         case "no_worker":
             said = _no_worker(row)
         case "closed":
-            said = f"is closed until {row.at(row.until_at)} because of {because}"
+            said = f"is closed until {row.until} because of {because}"
         case "probe":
             said = f"is closed because of {because}; a probe is under way, and opens it if it ends well"
         case "concurrency":
@@ -58,7 +101,7 @@ def _of_model(row: Why) -> str:
         case None:
             said = f"has room{_workers(row)}"
         case reason:
-            said = f"has no quota until {row.at(row.until_at)}: {_quota(reason, row)}"
+            said = f"has no quota until {row.until}: {_quota(reason, row)}"
     return f"model {row.model} {said}"
 
 
@@ -118,8 +161,12 @@ def _place(rows: Sequence[Why]) -> Iterator[str]:
         up_to = "up to " if first.has("users") and first.detail["ahead_is_exact"] else ""
         go = "goes" if first.detail["ahead"] == 1 else "go"
         yield f"{up_to}{_bounded(first, 'ahead')} of its lane {go} first: {', '.join(_kinds(first.detail))}"
-    for row in rows:
-        if row.has("other_lanes"):
+    others = [row for row in rows if row.has("other_lanes")]
+    if len(others) > MOST_LINES:
+        most = max(others, key=lambda row: row.detail["other_lanes"])
+        yield f"up to {_bounded(most, 'other_lanes')} of higher priority in other lanes of models {_named(others)}"
+    else:
+        for row in others:
             yield f"{_bounded(row, 'other_lanes')} of higher priority in other lanes of model {row.model}"
     able = [row for row in rows if row.reason in PASSING]
     if able and any(row.has("ahead") or row.has("other_lanes") for row in able):
@@ -139,17 +186,44 @@ def _kinds(detail: dict[str, Any]) -> Iterator[str]:
 
 
 def _wait(rows: Sequence[Why]) -> Iterator[str]:
-    """The least time from the tasks ahead, and the most from the older ones: one grant in ten goes to the oldest."""
-    rpm = sum(row.detail["effective_rpm"] for row in rows)
-    least_s = 60 * (rows[0].detail["ahead"] - rows[0].detail["users"]) / rpm  # whose turn is next is not known
+    """The least time from the tasks ahead, and the most from the older ones: one grant in ten goes to the oldest.
+
+    Where tokens pace, the other tasks are taken to be charged as this one.
+    """
+    paces = [(row, *_pace(row)) for row in rows if row.reason not in SHUT]
+    if not paces:
+        return
+    rate = sum(pace for _, pace, _ in paces)
+    by_tokens = sorted({what for _, _, what in paces} - {"rpm"})
+    least_s = 60 * (rows[0].detail["ahead"] - rows[0].detail["users"]) / rate  # whose turn is next is not known
     bounds = [
-        600 * (row.detail["older"] + 1) / row.detail["effective_rpm"] for row in rows if row.detail["older_is_exact"]
+        (600 * (row.detail["older"] + 1) / pace, what) for row, pace, what in paces if row.detail["older_is_exact"]
     ]
-    if least_s > 0 and (not bounds or least_s < min(bounds)):
-        yield f"they take {duration(least_s)} at least, at {rpm:,} calls a minute"
+    if least_s > 0 and (not bounds or least_s < min(bounds)[0]):
+        time = f"about {duration(least_s)}" if by_tokens else f"{duration(least_s)} at least"
+        why = f": {' and '.join(by_tokens)} paces, if each is charged as it is" if by_tokens else ""
+        opens = ", unless another model opens first" if len(paces) < len(rows) else ""
+        yield f"they take {time}, at {_calls(rate)} a minute{why}{opens}"
     if bounds:
-        most = duration(min(bounds))
-        yield f"its turn comes within {most} while rpm is used in full, since one grant in ten goes to the oldest task"
+        most_s, what = min(bounds)
+        most = duration(most_s) if what == "rpm" else f"about {duration(most_s)}"
+        yield (
+            f"its turn comes within {most} while {what} is used in full, since one grant in ten goes to the oldest task"
+        )
+
+
+def _pace(row: Why) -> tuple[float, str]:
+    """Calls a minute, and the limit that they come from."""
+    detail, rates = row.detail, [(float(row.detail["effective_rpm"]), "rpm")]
+    for limit, charge in (("tpm", "tokens"), ("output_tpm", "output_tokens")):
+        if row.has(limit) and row.has(charge):
+            rates.append((detail[limit] / detail[charge], limit))
+    return min(rates, key=lambda rate: rate[0])
+
+
+def _calls(rate: float) -> str:
+    said = f"{rate:,.0f}" if rate >= 10 or rate == int(rate) else f"{rate:.2g}"
+    return f"{said} call{'' if said == '1' else 's'}"
 
 
 def _bounded(row: Why, name: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from llmqueue.cli.output import moment
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from llmqueue.cli.model_status import ModelStatus
     from llmqueue.cli.pools import Member
@@ -19,8 +22,9 @@ def notes(
     pools: Sequence[Member],
     workers: Sequence[Worker],
     aside: SetAside,
+    day_ends: Mapping[str, datetime],
 ) -> Iterator[str]:
-    """The notes, in the order of the tables."""
+    """The notes, in the order of the tables. `day_ends` has the models that have used up their day."""
     by_name = {model.model: model for model in models}
     members: dict[str, list[str]] = {}
     for member in pools:
@@ -29,6 +33,9 @@ def notes(
         if lane.status == "unsolved":
             yield from _stuck(lane, by_name, members.get(lane.model))
     yield from filter(None, (model.closed for model in models))
+    for model in models:
+        if model.model in day_ends and (used := used_up(model)):
+            yield f"model {model.model} has used {' and '.join(used)}; its day ends at {moment(day_ends[model.model])}"
     if aside.tasks:
         yield (
             f"{aside.tasks:,} set aside, since the row cannot be written "
@@ -36,6 +43,17 @@ def notes(
         )
     if backlog and not any(worker.state != "dead" for worker in workers):
         yield "no worker is running. Start one: llmqueue worker"
+
+
+def used_up(model: ModelStatus) -> list[str]:
+    """The limits of the day that leave no room for a call like the others of today."""
+    used = []
+    if model.rpd and model.calls_today >= model.rpd:
+        used.append(f"its rpd of {model.rpd:,}")
+    if model.tpd and model.tokens_today + model.tokens_today // max(1, model.calls_today) > model.tpd:
+        part = "" if model.tokens_today >= model.tpd else f"{model.tokens_today:,} of "
+        used.append(f"{part}its tpd of {model.tpd:,}")
+    return used
 
 
 def _stuck(lane: Waiting, models: Mapping[str, ModelStatus], members: Sequence[str] | None) -> Iterator[str]:

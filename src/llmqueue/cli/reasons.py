@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NO_WORKER: Final = "Start one: llmqueue worker"
+NOW_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,15 @@ class Why:
         here, seconds = time.astimezone(), (time - now).total_seconds()
         clock = here.strftime("%H:%M:%S" if here.date() == now.astimezone().date() else "%Y-%m-%d %H:%M:%S")
         return f"{clock} (in {duration(seconds)})" if seconds > 0 else f"{clock} ({duration(-seconds)} ago)"
+
+    @property
+    def until(self) -> str:
+        """until_at as at() has it, or `now`."""
+        with suppress(ValueError):
+            left = datetime.fromisoformat(self.until_at or "") - datetime.fromisoformat(self.now)
+            if left.total_seconds() < NOW_S:
+                return "now"
+        return self.at(self.until_at)
 
     @property
     def is_past(self) -> bool:
@@ -149,7 +160,11 @@ def _expired(row: Why) -> Iterator[str]:
     )
 
 
-def _no_model(_: Why) -> Iterator[str]:
+def _no_model(row: Why) -> Iterator[str]:
+    if row.has("weightless"):
+        name = shlex.quote(row.detail["weightless"])
+        yield f"waits: it names no model, and no enabled model has a weight. Run: llmqueue models set {name} --weight 1"
+        return
     yield "waits: no enabled model with a weight may take it. Run: llmqueue models set NAME --rpm N"
 
 

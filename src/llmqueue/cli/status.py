@@ -13,7 +13,7 @@ import typer
 
 from llmqueue.cli.database import open_database
 from llmqueue.cli.model_status import LINE_END, ModelStatus, opens, read_models
-from llmqueue.cli.notes import notes
+from llmqueue.cli.notes import notes, used_up
 from llmqueue.cli.output import Column, age, clean, console, duration, readable, table, write_json, write_line
 from llmqueue.cli.pools import read_pools
 from llmqueue.errors import LlmqueueError
@@ -177,8 +177,23 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
         ).fetchone()
     models = read_models(conn)
     set_aside = set_aside or SetAside(0, None, None)
-    said = list(notes(backlog, models, read_pools(conn), workers, set_aside))
+    said = list(notes(backlog, models, read_pools(conn), workers, set_aside, _day_ends(conn, models)))
     return Snapshot(_database(conn, settings), backlog, models, workers, set_aside, said)
+
+
+def _day_ends(conn: psycopg.Connection[TupleRow], models: list[ModelStatus]) -> dict[str, datetime]:
+    """When the day of each model that has used it up ends: 36 hours after it began it is the next day."""
+    used = [model for model in models if used_up(model)]
+    if not used:
+        return {}
+    rows = conn.execute(
+        """
+        select u.model, llmqueue.day_start(u.timezone, llmqueue.day_start(u.timezone) + interval '36 hours')
+          from unnest(%s::text[], %s::text[]) u(model, timezone)
+        """,
+        [[model.model for model in used], [model.quota_timezone for model in used]],
+    ).fetchall()
+    return dict(rows)
 
 
 def _database(conn: psycopg.Connection[TupleRow], settings: Settings) -> str:

@@ -6,7 +6,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from typing import Annotated
 
 import anyio
@@ -16,14 +15,14 @@ from llmqueue import connect, logs
 from llmqueue.backend import load_backend
 from llmqueue.backend.models import Fields
 from llmqueue.daemon import Report, WorkerOptions, serve
-from llmqueue.errors import DatabaseUnreachable, UsageError
+from llmqueue.errors import DatabaseUnreachable, SchemaTooNew, UsageError
 from llmqueue.mapping import Mapping, read_mapping
 from llmqueue.outage import Outage
 from llmqueue.settings import Settings, load_settings
-from llmqueue.store import Stranded
 
 WAIT_S = (0.2, 5.0)
 DRAIN_WAIT_S = 60.0
+STOPPED = "stopped before it was drained: tasks may be left that can run"
 
 
 def worker(
@@ -39,7 +38,7 @@ def worker(
     """Run the daemon that turns tasks into answers.
 
     Ctrl-C or SIGTERM: claims no more, waits up to LLMQUEUE_DRAIN_S for the calls in flight, gives back what was not
-    sent, ends with 0. A second Ctrl-C ends at once.
+    sent, ends with 0 (1 if a --drain was not done). A second Ctrl-C ends at once.
     """
     if drain_wait != DRAIN_WAIT_S and not drain:
         raise UsageError("--drain-wait goes with --drain.")
@@ -47,7 +46,7 @@ def worker(
     logs.configure(settings.log_format, settings.log_level)
     backend_secret = settings.backend_token.get_secret_value() if settings.backend_token else None
     dsn = connect.dsn(settings)
-    mapping = _wait_for_schema(dsn)
+    mapping = _wait_for_schema(dsn, is_drain=drain)
     options = WorkerOptions(
         dsn=dsn,
         listen_dsn=settings.listen_url.get_secret_value() if settings.listen_url else None,
@@ -67,17 +66,21 @@ def worker(
 
     report = anyio.run(run)
     if drain:
-        typer.echo(last_line(report.stranded))
-    if report.stranded or report.unsettled:
+        typer.echo(last_line(report))
+    if report.is_outgrown:
+        raise SchemaTooNew(
+            "a newer llmqueue has upgraded the schema under this worker: install the new release here too."
+        )
+    if report.unsettled or (drain and report.stranded != []):
         raise typer.Exit(1)
 
 
-def _wait_for_schema(dsn: str) -> Mapping:
+def _wait_for_schema(dsn: str, *, is_drain: bool) -> Mapping:
     """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker."""
     outage = Outage()
     pause_s = WAIT_S[0]
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))  # nothing to drain yet
+        signal.signal(number, lambda *_: sys.exit(STOPPED if is_drain else 0))  # nothing runs yet
     while True:
         try:
             with connect.connect(dsn, application_name="llmqueue worker") as connection:
@@ -105,13 +108,15 @@ def _fields(settings: Settings) -> Fields:
     )
 
 
-def last_line(stranded: Sequence[Stranded]) -> str:
+def last_line(report: Report) -> str:
     """Returns what `--drain` says at its end."""
-    if not stranded:
+    if report.stranded is None:
+        return STOPPED
+    if not report.stranded:
         return "drained: nothing is left that can run"
     parts = []
-    for row in stranded:
-        lane = f" (model {row.lane})" if row.lane else ""
+    for row in report.stranded:
+        lane = f" (lane {row.lane})" if row.lane else ""
         examples = ", ".join(row.examples or [])
         more = ", …" if (row.tasks or 0) > len(row.examples or []) else ""
         parts.append(f"{row.tasks} {row.reason}{lane}: {examples}{more}")

@@ -1,0 +1,155 @@
+"""llmqueue's own functions in simulated time: the SQL that is shipped, in a real database, by a clock of ours."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from bench.limits.discrete import AWAKE_S, BEGIN_S, SEND_S, STORE_S, WAY_S, Arrive, Process, processes_of, relative
+from llmqueue import embedded
+from llmqueue.connect import connect
+from llmqueue.dispatcher import MAX_CLAIM, POLL_S
+from llmqueue.leases import PRUNE_S
+from llmqueue.models import LATE, Claim, Complete, Grant, Settlement, Usage
+from llmqueue.schedule import JITTER_S
+from llmqueue.simulate.scheduler import SqlScheduler
+from llmqueue.simulate.stage import APPLICATION, start_server, temporary_database
+from llmqueue.simulate.timeline import Timeline
+from llmqueue.slots import Room
+
+Connection = psycopg.Connection[TupleRow]
+
+MODEL = "m"
+LEASE_S = 60.0  # the frozen process is not taken for dead
+HEARTBEAT_S = LEASE_S / 5
+LINGER_S = 0.1
+CHORES = {"heartbeat": HEARTBEAT_S, "prune": PRUNE_S}
+
+# From a grant that is sent: what it will have used, and how long it takes.
+Answer = Callable[[Grant], tuple[Usage, float]]
+
+
+@contextmanager
+def accelerated_server() -> Iterator[str]:
+    """A server that writes without care for a loss of power: what is simulated may be lost."""
+    home = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
+    home.chmod(0o755)  # as root the server runs as a user of its own, who must get in
+    try:
+        yield start_server(home)
+    finally:
+        embedded.leave(home / "simulate")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def queue(
+    server: str, rpm: int, guard_s: float, columns: Mapping[str, object]
+) -> Iterator[tuple[Connection, SqlScheduler]]:
+    """An installed database with one model."""
+    with temporary_database(server) as dsn, connect(dsn, application_name=APPLICATION) as conn:
+        given = {"model": MODEL, "rpm": rpm, **columns}
+        names = sql.SQL(", ").join(map(sql.Identifier, given))
+        values = [Jsonb(value) if isinstance(value, dict) else value for value in given.values()]
+        places = sql.SQL(", ").join([sql.Placeholder()] * len(given))
+        conn.execute(sql.SQL("insert into llmqueue.model_config ({}) values ({})").format(names, places), values)
+        yield conn, SqlScheduler(conn, guard_s=guard_s, lease_s=LEASE_S, input_tokens=2)
+
+
+class Worker:
+    """Claims, sends what is in time, gives the rest back."""
+
+    def __init__(self, process: Process, scheduler: SqlScheduler, arrive: Arrive, answer: Answer) -> None:
+        self.late_grants = 0
+        self._process = process
+        self._scheduler = scheduler
+        self._arrive = arrive
+        self._answer = answer
+        self._worker = uuid4()
+        self._running = 0
+        self._turns: str | None = None
+        self._done_at: dict[str, float] = {}
+        self._ends: list[Settlement] = []
+        scheduler.register(self._worker, process.now)
+
+    def ask(self) -> None:
+        half_s = self._process.rng.uniform(*STORE_S) / 2
+        self._process.timeline.at(self._process.now + half_s, partial(self._claim, half_s))
+
+    def _claim(self, half_s: float) -> None:
+        now = self._process.now
+        due = [chore for chore, every_s in CHORES.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+        self._done_at |= dict.fromkeys(due, now)
+        room = Room(MAX_CLAIM, 0)
+        claim = self._scheduler.claim(self._worker, [MODEL], room, due, self._running, self._turns, now)
+        self._turns = claim.turns or self._turns
+        self._process.at(now + half_s, partial(self._heard, claim))
+
+    def _heard(self, claim: Claim) -> None:
+        process = self._process
+        for grant in claim.grants:
+            self._running += 1
+            process.after(SEND_S, partial(self._send, grant))
+        [verdict] = claim.verdicts
+        if verdict.reason is None:
+            self.ask()
+            return
+        wait_s = POLL_S if verdict.retry_in_s is None else verdict.retry_in_s + process.rng.uniform(0, JITTER_S)
+        process.at(process.now + min(wait_s, POLL_S) + process.rng.uniform(*AWAKE_S), self.ask)
+
+    def _send(self, grant: Grant) -> None:
+        now = self._process.now
+        if now > grant.send_before:
+            self.late_grants += 1
+            self._settle(Settlement(grant, LATE, None, None))
+            return
+        self._arrive(now + self._process.rng.uniform(*WAY_S))
+        usage, latency_s = self._answer(grant)
+        end = Settlement(grant, Complete("", usage), now - grant.granted_at, latency_s)
+        self._process.at(now + latency_s, partial(self._settle, end))
+
+    def _settle(self, settlement: Settlement) -> None:
+        self._ends.append(settlement)
+        if len(self._ends) == 1:
+            self._process.at(self._process.now + LINGER_S, self._flush)
+
+    def _flush(self) -> None:
+        ends, self._ends = self._ends, []
+        self._running -= len(ends)
+        self._scheduler.settle(self._worker, ends, self._process.now)
+
+
+def run(
+    server: str,
+    rpm: int,
+    seconds: float,
+    seed: int,
+    *,
+    guard_s: float = 0.5,
+    burst_windows: Mapping[str, float] | None = None,
+) -> tuple[list[float], int]:
+    """Returns the arrivals, in seconds since the start, and how many grants were given back late."""
+    columns = {} if burst_windows is None else {"burst_windows": dict(burst_windows)}
+    with queue(server, rpm, guard_s, columns) as (conn, scheduler):
+        scheduler.insert(MODEL, int(rpm * (seconds / 60 + 2)), 0)
+        conn.execute("vacuum analyze")
+        timeline = Timeline()
+        timeline.now = BEGIN_S
+        arrivals: list[float] = []
+        workers = []
+        for process in processes_of(timeline, seconds, seed):
+            worker = Worker(process, scheduler, arrivals.append, lambda _: (Usage(), 5.0))
+            process.after(AWAKE_S, worker.ask)
+            workers.append(worker)
+        while timeline.step(BEGIN_S + seconds):
+            pass
+    return relative(arrivals, seconds), sum(worker.late_grants for worker in workers)

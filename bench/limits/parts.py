@@ -1,0 +1,190 @@
+"""The parts of the report: what is run, and the section of the page that comes of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bench.limits import discrete, fleet, ledger, tables, tokens
+from bench.limits.algorithms import OTHERS
+from bench.limits.fleet import Freeze, Model, Plan, Run
+from bench.limits.judge import Verdict, judge
+from bench.limits.page import PICTURE, Section, Target, prose
+from bench.limits.picture import Curve
+
+# The ten measured models, thousands of calls a minute for those that answer fast.
+RPM = {
+    "groq-llama-2-70b": 3000,
+    "anyscale-llama-2-70b": 3000,
+    "together-llama-2-13b": 600,
+    "fireworks-llama-2-70b": 600,
+    "lepton-llama-2-70b": 600,
+    "kimi-k2.5": 600,
+    "perplexity-llama-2-70b": 60,
+    "bedrock-llama-2-70b": 60,
+    "replicate-llama-2-70b": 60,
+    "deepseek-v3.2": 60,
+}
+FASTEST = next(iter(RPM))
+BURST_WINDOWS: Mapping[str, Mapping[str, float]] = {"10 s": {"10": 0.16667}, "1 s": {"1": 0.016667}}
+LEAST_USE = {"10 s": 0.90, "1 s": 0.54}
+RATES = (60, 600, 3000)
+DRAWN_RPM = 600
+SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured. `--quick` is two minutes in real time, and less of everything."""
+
+    minutes: float
+    is_quick: bool
+    scale: float
+
+    @property
+    def seconds(self) -> float:
+        return self.minutes * 60
+
+    @property
+    def command(self) -> str:
+        given = [f"--minutes {self.minutes:g}"] if self.minutes != 10 else []
+        given += [f"--scale {self.scale:g}"] if self.scale != 1 else []
+        return f'make bench-limits ARGS="{" ".join(given)}"' if given else "make bench-limits"
+
+    def models(self) -> list[Model]:
+        return [Model(name, self.rpm(rpm)) for name, rpm in RPM.items()]
+
+    def rpm(self, rpm: int) -> int:
+        return max(1, round(rpm * self.scale))
+
+
+def real(size: Size) -> Section:
+    """llmqueue itself with its default guard, and beside the ten some models with shorter windows."""
+    ten = size.models()
+    short = {
+        window: [Model(f"judged by {window}, {size.rpm(rpm)}", size.rpm(rpm), shares) for rpm in RATES[:2]]
+        for window, shares in BURST_WINDOWS.items()
+    }
+    freezes = [Freeze(0, FASTEST, 0.3 * size.seconds, 60.0)]
+    if size.minutes >= 5:
+        freezes.append(Freeze(1, FASTEST, 0.6 * size.seconds, 20.0))
+    run = fleet.run(Plan([*ten, *short["10 s"], *short["1 s"]], size.seconds, freezes=freezes))
+    found = _judged(run, ten)
+    found_short = {window: _judged(run, models) for window, models in short.items()}
+    targets = tables.minute_targets("ten models", found, 0.985)
+    targets += [
+        tables.freeze_target(run),
+        Target("`llmqueue audit` of the same run", "no violation", run.audit, run.audit == "no violation"),
+    ]
+    for window, verdicts in found_short.items():
+        targets += tables.short_targets(window, verdicts, LEAST_USE[window])
+    what = f"""{fleet.WORKERS} worker processes, {len(ten)} models for {size.minutes:g} minutes with more backlog than
+        they can take, latencies of measured models. Each request is held back for 0 to 250 ms on its way to the
+        backend, after the worker has sent it. The event loop of each worker stands still for a second every 20 to 40
+        s. {tables.freezes(freezes)}"""
+    what_short = """In the same run, models of providers that judge by less than a minute as well, with
+        `burst_windows` set to `{"10": 0.16667}` and `{"1": 0.016667}`. Of a window of w seconds w / (w + guard + 0.25
+        s) can be used at most: 93 % and 57 %."""
+    text = "\n\n".join(
+        [
+            "## In real time",
+            prose(what),
+            tables.verdicts(found),
+            tables.facts(run),
+            prose(what_short),
+            tables.verdicts({name: v for verdicts in found_short.values() for name, v in verdicts.items()}),
+        ]
+    )
+    drawn = next(model for model in ten if RPM[model.name] == DRAWN_RPM)
+    curve = Curve(f"llmqueue, real processes ({drawn.name})", run.arrivals[drawn.name], found[drawn.name])
+    return Section(text, targets, [curve])
+
+
+def tuned(size: Size) -> Section:
+    """A guard for a short way, for half the time."""
+    minutes = 1.5 if size.is_quick else size.minutes / 2
+    freezes = [Freeze(0, FASTEST, 0.4 * minutes * 60, 60.0)]
+    run = fleet.run(Plan(size.models(), minutes * 60, guard_s=0.25, way_s=0.1, freezes=freezes))
+    found = _judged(run, size.models())
+    what = f"""The same with `LLMQUEUE_GUARD_S=0.25` and 0 to 100 ms on the way, for {minutes:g} minutes. Half of a
+        guard is for the worker, who sends a call within 125 ms or gives it back, and half is for what the ways of two
+        calls differ by: a smaller guard uses more of the quota, and is for a backend that is near."""
+    text = "\n\n".join(["## With a guard of 0.25 s", prose(what), tables.verdicts(found), tables.facts(run)])
+    return Section(text, tables.minute_targets("ten models, guard 0.25 s", found, 0.99))
+
+
+def _judged(run: Run, models: list[Model]) -> dict[str, Verdict]:
+    return {model.name: judge(run.arrivals[model.name], model.rpm, run.end_s) for model in models}
+
+
+def others(size: Size) -> Section:
+    """Other algorithms and llmqueue's SQL functions in simulated time."""
+    seconds = 150.0 if size.is_quick else size.seconds
+    rows: dict[int, list[tuple[str, str, Verdict]]] = defaultdict(list)
+    curves = []
+    with ledger.accelerated_server() as server:
+        for rate in RATES:
+            for name, guard_s, burst_windows in _ours(is_all=rate == DRAWN_RPM or not size.is_quick):
+                rpm = size.rpm(rate)
+                arrivals, late = ledger.run(server, rpm, seconds, SEED, guard_s=guard_s, burst_windows=burst_windows)
+                verdict = judge(arrivals, rpm, seconds)
+                rows[rate].append((f"**{name}**", f"its SQL; {late} grants given back late", verdict))
+                if rate == DRAWN_RPM and name == "llmqueue":
+                    curves.append(Curve("llmqueue, its SQL functions", arrivals, verdict))
+    for rate in RATES:
+        for algorithm in OTHERS:
+            arrivals = discrete.run(algorithm, size.rpm(rate), seconds, SEED)
+            verdict = judge(arrivals, size.rpm(rate), seconds)
+            rows[rate].append((algorithm.name, algorithm.known_from, verdict))
+            if rate == DRAWN_RPM:
+                curves.append(Curve(algorithm.name, arrivals, verdict))
+    what = f"""Real time is dear, so here it is simulated, for all alike: {seconds / 60:g} minutes,
+        {discrete.PROCESSES} processes with work without end, the same mishaps at the same moments
+        (`bench/limits/discrete.py`), each algorithm written down as it is documented (`bench/limits/algorithms.py`),
+        and llmqueue by the SQL functions that are shipped. The processes begin 47 s after a full minute, ask for one
+        call at a time and wait exactly as long as they are told. Products do more than their algorithm: this is about
+        the algorithm."""
+    drawn = f"![Calls of the last 60 s by algorithm, limit {size.rpm(DRAWN_RPM)}]({PICTURE.name})"
+    caption = "In the picture the 429s are those of a sliding minute / a bucket / a minute of the clock."
+    texts = ["## Other algorithms, the same load", prose(what), drawn, caption]
+    for rate, found in rows.items():
+        texts += [f"### R = {size.rpm(rate)}", tables.compared(found)]
+    return Section("\n\n".join(texts), [], curves)
+
+
+def _ours(*, is_all: bool) -> list[tuple[str, float, Mapping[str, float] | None]]:
+    """Name, guard, burst_windows."""
+    default: list[tuple[str, float, Mapping[str, float] | None]] = [("llmqueue", 0.5, None)]
+    more = [
+        ("llmqueue, guard 0.25 s", 0.25, None),
+        *((f"llmqueue, burst_windows {window}", 0.5, shares) for window, shares in BURST_WINDOWS.items()),
+    ]
+    return [*default, *more] if is_all else default
+
+
+def token_modes(size: Size) -> Section:
+    """The Azure trace through each token_mode."""
+    trace = tokens.read_trace()
+    if trace is None:
+        missing = f"Left out: azure_conv.csv.gz is not there; {tokens.TRACE} names another place."
+        return Section(f"## Tokens\n\n{missing}")
+    found = []
+    with ledger.accelerated_server() as server:
+        for tpm, seconds in ((60_000, 240.0),) if size.is_quick else ((60_000, 900.0), (600_000, 300.0)):
+            for mode in tokens.MODES:
+                found += tokens.measure(server, mode, size.rpm(tpm), trace, seconds)
+    over, windows = sum(each.over for each in found), sum(each.windows for each in found)
+    what = f"""The token counts of the Azure LLM inference trace (conversations; {len(trace):,} calls, CC BY 4.0,
+        Patel et al., Splitwise, ISCA 2024) through each `token_mode`, in simulated time. Only the counts are of the
+        trace: a prompt is {tokens.BYTES_PER_TOKEN:g} bytes per token long, give or take {tokens.SPREAD:.0%}, an
+        answer takes {tokens.FIRST_S:g} s and {1000 * tokens.PER_TOKEN_S:g} ms per token, max_output is
+        {tokens.MAX_OUTPUT:,}. The first {tokens.WARM_S / 60:g} minutes, in which the estimates are learned, are left
+        out. *Windows over*: more charged than the limit when they were sent. *Use* and *worst 60 s* are of what the
+        mode counts, once the usage is known. *Overshoot*: what the calls of a window used beyond their charges; it
+        bounds how far a window can be above the limit."""
+    target = Target("tokens charged, every mode", "0 windows over", f"{over} of {windows:,}", over == 0)
+    return Section("\n\n".join(["## Tokens", prose(what), tables.token_modes(found)]), [target])
+
+
+ALL: dict[str, Callable[[Size], Section]] = {"real": real, "tuned": tuned, "others": others, "tokens": token_modes}
