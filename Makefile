@@ -9,7 +9,9 @@ READY  := $(VENV)/.ready
 PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
-# These need no database and run once; the system tests run on the first PostgreSQL, all others on each.
+# These need no database and run once; the system tests and long simulations run on the first PostgreSQL, all others on each.
+FIRST_ONLY := tests/system tests/sql/test_hot.py tests/sql/test_simulate.py tests/sql/test_field_bugs_queueing.py \
+              tests/properties/test_tokens.py
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 
@@ -50,7 +52,7 @@ test: setup ## every test but the long ones: without a database once, the others
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
 	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE)) $$skip $(QUICK) $(ARGS); \
-	  skip=--ignore=tests/system; \
+	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code

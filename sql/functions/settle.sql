@@ -16,6 +16,7 @@ declare
     v_item jsonb;
     v_failures jsonb;
     v_has_succeeded boolean;
+    v_has_refusals boolean;
     v_failure record;
     v_free jsonb;   -- {task_id: true} of those that we could lock
     v_busy bigint[];
@@ -25,8 +26,8 @@ begin
     end if;
     set constraints all immediate;
     -- before anything else, and in one order: closing and opening models must not deadlock with another settle
-    perform from llmqueue.model_state s
-      where s.closed_until is not null or jsonb_path_exists(p_items, '$[*].refusal') order by s.model for update;
+    v_has_refusals := jsonb_path_exists(p_items, '$[*].refusal ? (@ != null)');
+    perform from llmqueue.model_state s where s.closed_until is not null or v_has_refusals order by s.model for update;
     with free as materialized (
         select t.id from llmqueue.task t
          where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))

@@ -39,7 +39,7 @@ begin
         return false;
     end if;
     v_budget := llmqueue.allowance(v_config, coalesce(p_now, clock_timestamp()));
-    if v_more > (case when v_attempt.is_hot then v_budget.hot_tokens else v_budget.tokens end) then
+    if v_more > least(case when v_attempt.is_hot then v_budget.hot_tokens else v_budget.tokens end, v_budget.day_tokens) then
         return false;
     end if;
     perform llmqueue.charge(v_budget, 0, 0, v_more, 0, 0);

@@ -55,6 +55,7 @@ class Fleet:
         self.models: dict[str, Model] = {}
         self.tasks: dict[int, tuple[str, int, int | None, int]] = {}  # model, bytes, max_output, known input
         self.used: set[datetime] = set()  # what the clock said when something was charged
+        self.kept_since = 0  # the cell from which on nothing was pruned
         self.grants = 0
         for name, given in limits.items():
             self.set_limits(name, given)
@@ -81,6 +82,9 @@ class Fleet:
         """Goes to the edge of the cell that is `cells` ahead, `off` microseconds beside it."""
         now_us = (self.queue.now - T0) // TICK
         self.pass_time(max((now_us // 250_000 + cells) * 250_000 + off - now_us, 0) * TICK)
+
+    def cell(self) -> int:
+        return int(self.queue.now.timestamp() / CELL_S)
 
     def midnight(self, name: str, off: int) -> None:
         """Goes to the model's next midnight, `off` microseconds beside it."""
@@ -112,6 +116,7 @@ class Fleet:
 
     def prune(self) -> None:
         self.queue.rows("select llmqueue.prune_ledger(%s)", self.queue.now)
+        self.kept_since = max(self.kept_since, self.cell() - 720)
 
     def claim(self, names: list[str] | None, slots: int, hot_slots: int) -> Claimed:
         self.at_a_moment_of_its_own()
@@ -336,7 +341,7 @@ class Fleet:
             else:
                 held[row["model"]] |= {(row["cell"], column): value for column, value in sums.items() if value}
         for name, model in self.models.items():
-            since = max(model.filled_cell + 1, int(self.queue.now.timestamp() / CELL_S) - 300)
+            since = max(model.filled_cell + 1, self.kept_since, self.cell() - 300)
             assert {key: value for key, value in held[name].items() if key[0] >= since} == model.cells(since), name
 
 
