@@ -31,6 +31,7 @@ FLEET: Final = "tests/concurrency/test_fleet.py"
 TWO: Final = "tests/concurrency/test_interleavings.py"
 FENCE: Final = "tests/properties/test_fence.py"
 WINDOWS: Final = "tests/properties/test_limiter.py"
+LOG: Final = "tests/properties/test_tokens.py"
 LIMITER: Final = "tests/sql/test_limiter.py"
 CLAIM: Final = "tests/sql/test_claim.py"
 OWNERS: Final = "tests/sql/test_claim_owners_table.py"
@@ -39,11 +40,19 @@ HOSTILE: Final = "tests/system/test_hostile.py"
 RELEASE: Final = "tests/sql/test_release.py"
 SWEEP: Final = "tests/sql/test_sweep.py"
 WAKE_UP: Final = "tests/sql/test_wake_up.py"
+TOKENS: Final = "tests/sql/test_tokens.py"
+ENDS: Final = "tests/sql/test_token_ends.py"
+DAYS: Final = "tests/sql/test_days.py"
+CLOSING: Final = "tests/sql/test_closing.py"
+POOLS: Final = "tests/sql/test_pools.py"
+HOT: Final = "tests/sql/test_hot.py"
+USERS: Final = "tests/sql/test_users.py"
 
 ISOLATION: Final = "if current_setting('transaction_isolation') <> 'read committed' then"
 LEASE_AGO: Final = "v_now - make_interval(secs => w.lease_s)"
 SKIP: Final = " skip locked"
 ASIDE: Final = "(select true from llmqueue.set_aside s where s.task_id = t.id) is null"
+TURN: Final = "t.user_key > (p_users ->> (p_rank || ' ' || given.lane))"
 
 
 def _in(function: str, *broken: tuple[str, str, str, str]) -> list[Mutation]:
@@ -52,58 +61,98 @@ def _in(function: str, *broken: tuple[str, str, str, str]) -> list[Mutation]:
     return [Mutation(name, (Edit(file, old, new),), tuple(tests.split())) for name, old, new, tests in broken]
 
 
-# What reads like one careful statement reads the ledger as it was before the lock was got (design I1).
-ONE_STATEMENT: Final = Mutation(
-    "lock and read are one statement",
-    (
-        Edit(
-            "sql/functions/claim.sql",
-            "elsif not llmqueue.lock_model(v_model, coalesce(cardinality(p_models), 0) = 1) then",
-            "elsif false then",
-        ),
-        Edit(
-            "sql/functions/claim.sql",
-            "from llmqueue.allowance(",
-            "from (select llmqueue.lock_model(v_model, true) as got offset 0) locked cross join llmqueue.allowance(",
-        ),
-    ),
-    (FLEET,),
-)
+def _together(name: str, tests: str, *edits: tuple[str, str, str]) -> Mutation:
+    """A mutation that takes several edits: function, old, new."""
+    return Mutation(
+        name, tuple(Edit(f"sql/functions/{f}.sql", old, new) for f, old, new in edits), tuple(tests.split())
+    )
+
 
 # fmt: off
+SEVERAL: Final = (
+    # What reads like one careful statement reads the ledger as it was before the lock was got (design I1).
+    _together("lock and read are one statement", FLEET,
+        ("claim_model", "elsif not llmqueue.lock_model(p_model, p_may_wait) then", "elsif false then"),
+        ("claim_model", "v_budget := llmqueue.allowance(v_config, v_now);",
+         "select x.* into v_budget from (select llmqueue.lock_model(p_model, true) as got offset 0) locked cross join lateral llmqueue.allowance(v_config, v_now) x;")),
+    _together("an answer is reconciled twice", ENDS,
+        ("complete", "and (a.outcome is null or a.outcome = 'lost')", ""),
+        ("reconcile", " or p_attempt.tokens_final is not null", "")),
+    _together("the oldest has no turn", HOT,
+        ("lease", "if p_budget.turn >= 9 and", "if false and"),
+        ("lease", "greatest(0, (p_budget.turn + v_cold) / 10 - v_taking.aged)", "0")),
+)
 CLAIMING: Final = chain(
     _in("lock_model",
-        ("the lock is not taken", "if pg_try_advisory_xact_lock(llmqueue.lock_space(), hashtext(p_model)) then", "if true then", FLEET)),
+        ("SKIP LOCKED without the lock", "if pg_try_advisory_xact_lock(llmqueue.lock_space(), hashtext(p_model)) then", "if true then", FLEET)),
     _in("claim",
-        ("the isolation is not asserted", ISOLATION, "if false then", CLAIM),
-        ("now() for clock_timestamp()", "coalesce(p_now, clock_timestamp())", "coalesce(p_now, now())", TWO),
+        ("REPEATABLE READ: the isolation is not asserted", ISOLATION, "if false then", CLAIM),
         ("several models wait for each other", "coalesce(cardinality(p_models), 0) = 1", "true", TWO),
-        ("paused models run", "not v_config.enabled or v_config.rpm = 0", "false", CLAIM),
-        ("a grant without a task is charged", "llmqueue.charge(v_model, v_taken,", "llmqueue.charge(v_model, v_allowed.calls,", CLAIM),
-        ("retry_in_s from the held clock", "v_allowed.retry_at - v_now", "v_allowed.retry_at - v_allowed.granted_at", WINDOWS)),
+        ("what one model cannot take the others do not take", "for v_round in 1..2 loop", "for v_round in 1..1 loop", POOLS),
+        ("a model that was only asked for hot tasks is empty", "if v_cold <= 0 and p_slots > 0 and", "if false and", LOG)),
+    _in("claim_model",
+        ("now() for clock_timestamp()", "coalesce(p_now, clock_timestamp())", "coalesce(p_now, now())", TWO),
+        ("paused models run", "elsif not llmqueue.is_able(v_config) then", "elsif false then", f"{CLAIM} {LOG}"),
+        ("closed models run", "elsif v_closing.is_closed then", "elsif false then", f"{CLOSING} {LOG}"),
+        ("a grant without a task is charged", "llmqueue.charge(v_budget, v_taking.calls,", "llmqueue.charge(v_budget, v_budget.calls,", CLAIM)),
+    _in("verdict", ("retry_in_s from the held clock", "v_wait.retry_at - p_now", "v_wait.retry_at - p_budget.granted_at", WINDOWS)),
     _in("allowance",
-        ("the oldest cell is off by one", "v_span_s) / v_cell_s)::bigint", "v_span_s) / v_cell_s)::bigint + 1", f"{LIMITER} {WINDOWS}"),
+        ("the oldest cell is off by one", "v_budget.span_s::numeric) / v_cell_s::numeric)::bigint", "v_budget.span_s::numeric) / v_cell_s::numeric)::bigint + 1", f"{LIMITER} {WINDOWS}"),
         ("the span has no guard", "+ case when p_now", "+ 0 * case when p_now", f"{LIMITER} {WINDOWS}"),
         ("a guard that shrank is forgotten", "case when p_now < l.guard_kept_until", "case when false", f"tests/sql/test_register.py {WINDOWS}"),
-        ("the open cell is not counted", "v_used := v_used + open_calls;", "null;", f"{LIMITER} {WINDOWS}"),
-        ("a step back is not held", "granted_at := greatest(p_now, v_last.granted_at);", "granted_at := p_now;", f"{LIMITER} {WINDOWS}"),
+        ("the open cell is not counted", "v_used.calls := v_used.calls + v_budget.open_calls;", "null;", f"{LIMITER} {WINDOWS}"),
+        ("the open cell's tokens are not counted", "v_used.tokens := v_used.tokens + v_budget.open_tokens;", "null;", f"{TOKENS} {LOG}"),
+        ("a step back is not held", "v_budget.granted_at := greatest(p_now, v_last.granted_at);", "v_budget.granted_at := p_now;", f"{LIMITER} {WINDOWS}"),
+        ("the bucket is bottomless", ", floor(v_budget.level)::bigint)", ")", LIMITER),
+        ("tokens are not counted", "p_config.tpm - v_used.tokens", "p_config.tpm", f"{TOKENS} {LOG}"),
+        ("output tokens are not counted", "p_config.output_tpm - v_used.output_tokens", "p_config.output_tpm", f"{TOKENS} {LOG}"),
+        ("nothing is kept for hot tasks", "least(v_budget.rpm_free - v_budget.reserve,", "least(v_budget.rpm_free,", HOT)),
+    _in("burst_allowance",
+        ("short windows have no guard", "(seconds + p_budget.span_s - p_budget.window_s)::numeric", "seconds::numeric", LOG),
+        ("short windows forget the open cell", "case when p_budget.open_cell >= v_first then p_budget.open_calls else 0 end", "0", LOG)),
+    _in("day_allowance",
+        ("the day forgets its minutes", "m.minute >= v_minute", "false", DAYS),
+        ("the day begins in the wrong zone", "llmqueue.day_start(p_config.quota_timezone, p_now)", "llmqueue.day_start('UTC', p_now)", f"{DAYS} {LOG}")),
+    _in("fill_ledger", ("a step of the clock begins the day anew", "v_open.calls + v_dropped.calls,", "0,", f"{DAYS} {LOG}")),
+    _in("when_free",
         ("retry_at is a moment too early", "interval '1 microsecond'", "interval '-1 millisecond'", f"{LIMITER} {WINDOWS}"),
-        ("the bucket is bottomless", "p_rpm - v_used, floor(level))", "p_rpm - v_used)", LIMITER)),
-    _in("charge", ("a closed cell is lost", "if p_open_cell < p_cell and p_open_calls <> 0 then", "if false then", f"{LIMITER} {WINDOWS}")),
+        ("a day's end is not told", "p_budget.day_calls < 1 or", "false and", f"{DAYS} {LOG}")),
+    _in("ledger_frees_at",
+        ("what leaves a window is told a cell too early", "(min(freed.cell) + 1)", "min(freed.cell)", f"{WINDOWS} {LOG}"),
+        ("when tokens leave is not asked", "freed.tokens >= coalesce(p_tokens, 0)", "true", f"{TOKENS} {LOG}")),
+    _in("charge",
+        ("a closed cell is lost", "if p_budget.open_cell < p_budget.cell\n", "if false and p_budget.open_cell < p_budget.cell\n", f"{LIMITER} {WINDOWS}"),
+        ("tokens are not charged", "p_hot_calls, p_tokens, p_output_tokens", "p_hot_calls, 0, p_output_tokens", f"{TOKENS} {LOG}")),
+    _in("charge_of", ("output is not reserved", "else v_charge.input_charge::bigint + v_charge.output_charge end", "else v_charge.input_charge::bigint end", f"{TOKENS} {LOG}")),
     _in("hold_clock", ("a step back keeps the ledger", "perform llmqueue.fill_ledger(p_model, p_now);", "null;", f"{LIMITER} {WINDOWS}")),
     _in("clock_stepped", ("a step forward is not answered", "perform llmqueue.fill_ledger(v_model, p_now);", "null;", f"{LIMITER} {WINDOWS}")),
     _in("register", ("only the last guard is remembered", "guard_before_s = v_before_s", "guard_before_s = v_limiter.guard_s", "tests/sql/test_register.py")),
-    _in("room", ("max_concurrency is not read", "if p_max_concurrency is null then", "if true then", CLAIM)),
-    _in("lease_rank",
+    _in("room",
+        ("max_concurrency is not read", "if p_max_concurrency is null then", "if true then", CLAIM),
+        ("no slot of a model is kept for hot tasks", "greatest(1, floor(p_hot_share * p_max_concurrency))::integer end", "0 end", HOT)),
+    _in("calls_left", ("slots for hot tasks are not used", "p_taking.slots + p_taking.hot_slots - p_taking.calls", "p_taking.slots - p_taking.calls", f"{HOT} {CLAIM}")),
+    _in("fit",
+        ("a prompt that never fits waits for ever", "if llmqueue.is_oversize(v_config, v_charge) then", "if false then", f"{TOKENS} {LOG}"),
+        ("the head of a lane is overtaken", "exit when is_blocked;", "continue when is_blocked;", TOKENS),
+        ("the day's tokens are not looked at", "or v_tokens + v_output + v_charge.tokens + v_charge.output_tokens > p_budget.day_tokens", "", f"{DAYS} {LOG}")),
+    _in("top_up",
+        ("a top-up is not charged", "perform llmqueue.charge(v_budget, 0, 0, v_more, 0, 0);", "null;", f"{ENDS} {LOG}"),
+        ("a top-up goes over the day", "end, v_budget.day_tokens) then", "end) then", LOG),
+        ("a top-up is forgotten with its release", "set input_charge = greatest(a.input_charge, p_input)", "set input_charge = a.input_charge", f"{ENDS} {LOG}")),
+    _in("pick_by_rank",
         ("claim waits for rows", SKIP, "", TWO),
         ("claim locks no rows", "for no key update of t skip locked", "", TWO),
         ("tasks set aside are taken", ASIDE, "true", f"{CLAIM} {OWNERS}"),
-        ("held rows hide the lane", "exit when v_lanes = array[''] or (cardinality(v_lanes) = 2 and v_seen < v_left);", "exit;", TWO),
-        ("rows that are not due are taken", " and t.due_at <= p_now", "", CLAIM)),
+        ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", f"{CLAIM} {USERS}"),
+        ("turns of users begin anew with each claim", TURN, "false", USERS),
+        ("users are served one after the other", "order by head.round, head.n", "order by head.n, head.round", USERS)),
+    _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_taking.lanes);", "exit;", TWO)),
     _in("lease_rows",
         ("attempts are not counted", "coalesce(t.attempts, 0) + 1", "coalesce(t.attempts, 0)", SETTLE),
         ("a restart goes on counting", "case when t.finished_at is null then", "case when true then", "tests/sql/test_restart.py"),
         ("a row put back runs over and over", "if v_is_running then", "if v_row.task_id is not null then", OWNERS)),
+    _in("share_out", ("weights are ignored", "task.no / other.weight", "task.no", POOLS)),
+    _in("turns_after", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
 )
 ENDING: Final = chain(
     _in("settle",
@@ -117,28 +166,45 @@ ENDING: Final = chain(
         ("an answer reaches a new row under an old key", " and t.fence >= v_item.fence", "", HOSTILE),
         ("... and between the attempts of a later one", "newer.attempt_no <= v_attempt.attempt_no", "false", f"{SETTLE} {FENCE}"),
         ("a late answer is thrown away", "case when not v_is_applied then v_item.answer end", "null", SETTLE),
-        ("a paid late answer is not accepted", "(a.outcome is null or a.outcome = 'lost')", "a.outcome is null", SETTLE)),
+        ("a paid late answer is not accepted", "(a.outcome is null or a.outcome = 'lost')", "a.outcome is null", SETTLE),
+        ("an answer puts no charge right", "perform llmqueue.reconcile(v_attempt, v_item.input_tokens, v_item.output_tokens);", "null;", f"{ENDS} {LOG}")),
+    _in("reconcile",
+        ("a charge is put right below 0", "greatest(v_tokens - p_attempt.tokens - coalesce(p_attempt.top_up_tokens, 0), -p_attempt.tokens)",
+         "v_tokens - p_attempt.tokens - coalesce(p_attempt.top_up_tokens, 0)", f"{ENDS} {LOG}"),
+        ("a charge is put right in another cell", "select p_attempt.model, p_attempt.cell, 0,", "select p_attempt.model, p_attempt.cell + 1, 0,", f"{ENDS} {LOG}")),
     _in("release",
-        ("a refund at every try", "a.outcome is null", "true", f"{RELEASE} {SETTLE}"),
+        ("a refund twice", "a.outcome is null", "true", f"{RELEASE} {SETTLE}"),
         ("a swept attempt is refunded", "a.outcome is null", "(a.outcome is null or a.outcome = 'lost')", f"{RELEASE} {FENCE}"),
         ("a released attempt counts", "attempts = t.attempts - 1", "attempts = t.attempts", RELEASE)),
     _in("refund",
-        ("a refund into another cell", "select unsent.model, unsent.cell, -", "select unsent.model, unsent.cell + 1, -", RELEASE),
+        ("a refund into the wrong cell", "select unsent.model, unsent.cell, -", "select unsent.model, unsent.cell + 1, -", RELEASE),
         ("a refund without its charge", " and g.cell = unsent.cell and g.granted_at = unsent.granted_at", "", RELEASE),
         ("the charge of a refund is not locked", " for key share", "", TWO),
-        ("no refund", "-count(*)", "0 * count(*)", RELEASE)),
+        ("no refund", "-count(*)", "0 * count(*)", RELEASE),
+        ("no refund of tokens", "-coalesce(sum(unsent.tokens), 0)", "0", f"{ENDS} {LOG}"),
+        ("no refund of a top-up", "0, -unsent.top_up_tokens", "0, 0", f"{ENDS} {LOG}")),
     _in("retry",
-        ("a refused attempt counts", "attempts = t.attempts - (not g.counts)::integer", "attempts = t.attempts", SETTLE),
-        ("refusals never count", "i.counts or v_refusals <=", "i.counts or 1000 <=", SETTLE)),
+        ("a refused attempt counts", "attempts = t.attempts - (not g.counts)::integer", "attempts = t.attempts", f"{SETTLE} {CLOSING}"),
+        ("refusals never count", "i.counts or refused.times >= v_refusals", "i.counts", SETTLE)),
+    _in("close_model",
+        ("the shorter deadline wins", "greatest(v_state.closed_until, p_now + make_interval(secs => v_pause_s))", "p_now + make_interval(secs => v_pause_s)", f"{CLOSING} {LOG}"),
+        ("calls in flight double the pause", "v_is_news := coalesce(p_granted_at > coalesce(v_state.closed_at, v_state.reopened_at), true)", "v_is_news := true", CLOSING)),
+    _in("closing",
+        ("a probe for each worker", "a.fence = v_state.probe_fence and a.ended_at is null", "false", f"{CLOSING} {LOG}"),
+        ("all rush in after a pause", "probes := 1;", "probes := null;", f"{CLOSING} {LOG}")),
+    _in("probe_answered", ("an old probe opens the model", "from llmqueue.model_state s where s.probe_fence = p_fence",
+        "from llmqueue.model_state s, llmqueue.attempt a where a.fence = p_fence and s.model = a.model", f"{CLOSING} {LOG}")),
     _in("sweep",
         ("who has just come sweeps", f"w.beating_since <= {LEASE_AGO}", "true", SWEEP),
         ("who has slept sweeps", "and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s\n", "\n", SWEEP),
         ("the living are swept", "w.worker = a.worker and", "false and", SWEEP),
         ("a server that has just started is swept", f"and pg_postmaster_start_time() <= {LEASE_AGO}", "", SWEEP),
         ("sweep waits for rows", SKIP, "", TWO)),
-    _in("wake_up",
-        ("the wake-up raises", "exception when others then\n    return null;\n", "", WAKE_UP),
-        ("the wake-up rings always", "if exists (select from llmqueue.idle_worker) then", "if true then", WAKE_UP)),
 )
+WAKING: Final = [
+    Mutation(name, (Edit("src/llmqueue/adoption/seam.py", old, new),), (WAKE_UP,)) for name, old, new in (
+        ("the wake-up raises", "exception when others then\n    return null;\n", ""),
+        ("the wake-up rings always", "if exists (select from llmqueue.idle_worker) then", "if true then"))
+]
 # fmt: on
-MUTATIONS: Final = (ONE_STATEMENT, *CLAIMING, *ENDING)
+MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING)

@@ -45,6 +45,9 @@ begin
             v_budget := llmqueue.allowance(v_config, v_now);
             select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share);
             v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0;
+            -- what is kept of max_concurrency is for hot tasks alone, not even for the oldest
+            v_taking.slots := least(p_slots, v_room.cold);
+            v_taking.hot_slots := p_hot_slots + p_slots - v_taking.slots;
             v_budget.calls := least(v_budget.calls, v_room.cold, v_closing.probes);
             v_budget.hot_calls := least(v_budget.hot_calls, v_room.hot, v_closing.probes);
             if v_budget.hot_calls > 0 then

@@ -27,10 +27,10 @@ begin
                 reason := 'empty';
             end if;
             return;
-        elsif v_slots <= 0 and not v_is_hot then
-            return;
         elsif p_is_full then
             reason := 'concurrency';
+            return;
+        elsif v_slots <= 0 and not v_is_hot then
             return;
         end if;
     end if;

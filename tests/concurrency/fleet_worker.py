@@ -20,14 +20,15 @@ from psycopg.types.json import Jsonb
 
 CLAIM = """
     select model, (task).task_id, (task).fence, reason, retry_in_s
-      from llmqueue.claim(%s, %s::text[], %s, %s::text[])"""
+      from llmqueue.claim(%s, %s::text[], %s, %s::text[], 0, %s)"""
 
 
 def item(rng: random.Random, task_id: int, fence: int) -> dict[str, object]:
     common = {"fence": fence, "task_id": str(task_id), "sent_after_s": 0.0, "latency_s": 0.0}
     match rng.choices(["complete", "retry", "release"], [70, 15, 15])[0]:
         case "complete":
-            return {"verb": "complete", "answer": f"answer {fence}", **common}
+            used = rng.choice([{}, {}, {}, {"input_tokens": rng.randint(1, 200), "output_tokens": 5}])
+            return {"verb": "complete", "answer": f"answer {fence}", **used, **common}
         case "retry":
             return {"verb": "retry", "delay_s": 0.05, "counts": True, "error_class": "x", "error": "y", **common}
         case _:
@@ -46,11 +47,10 @@ def main(dsn: str, seed: int, seconds: float) -> None:
         models = [row[0] for row in conn.execute("select model from llmqueue.model_config")]
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            some = rng.choice([None, rng.sample(models, 1), rng.sample(models, 3)])
+            some = rng.choice([None, rng.sample(models, 1), rng.sample(models, 4)])
             chores = [chore for chore in ("heartbeat", "promote", "sweep", "prune") if rng.random() < 0.1]
-            for _, task_id, fence, reason, _ in conn.execute(
-                CLAIM, (worker, some, rng.randint(1, 30), chores)
-            ).fetchall():
+            args = (worker, some, rng.randint(1, 30), chores, rng.randint(0, 2))
+            for _, task_id, fence, reason, _ in conn.execute(CLAIM, args).fetchall():
                 if task_id is None:
                     seen[f"verdict {reason}"] += 1
                 else:
