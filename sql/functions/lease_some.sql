@@ -50,8 +50,8 @@ begin
         v_taking.next_is_hot := v_fitting.next_is_hot;
         v_left := v_left - cardinality(v_rows);
         v_ended := v_ended + v_fitting.ended;
-        v_taking.is_cut := v_taking.is_cut or v_ended >= 200 or cardinality(v_skip) > 300;
-        exit when v_is_all or v_taking.is_cut;
+        v_taking.is_cut := v_taking.is_cut or v_ended >= 200 or (v_pass = 100 and v_ended > 0);
+        exit when v_is_all or v_taking.is_cut or cardinality(v_skip) > 300;
         if cardinality(v_found.picked) = 0 then
             -- past users whose rows somebody holds; then the lanes one by one
             v_tries := v_tries + 1;

@@ -111,7 +111,13 @@ BY_USE = Limits(rpm=600, tpm=1000, token_mode="actual", max_output=20)
         *[("arrive", name, 40, 30, None, 0) for name in ("a", "b")],
         ("arrive", "b", 40, 3000, 2000, 100),
         *[("claim", None, 120, 2), ("wait", 61.0)] * 4,
+        *[("claim", None, 1, 2), ("wait", 1.0)] * 4,
     ],
+)
+@example(  # a slot for any task and one for hot ones: that no hot task waits says nothing of the others
+    first=Limits(),
+    second=Limits(),
+    steps=[*[("arrive", name, 9, 30, None, 0) for name in ("a", "b")], *[("claim", None, 1, 1), ("wait", 1.0)] * 4],
 )
 @example(  # what was underestimated holds up the next calls, what was overestimated makes room for them
     first=BY_USE,
@@ -193,3 +199,17 @@ def test_a_real_use_above_its_reservation_goes_over_by_just_that_and_is_made_up_
         world.claim(["a"], 10, 0)
         in_window = sum(entry.tokens for entry in world.models["a"].trailing(world.true, 60))
         assert in_window <= 1000
+
+
+def test_a_claim_that_found_nothing_of_use_is_made_again_by_the_poll_and_not_at_once(
+    backlog: psycopg.Connection[Any],
+) -> None:
+    """Else a worker would do nothing else while the head of a pool waits for a larger model."""
+    with fleet(backlog, {"a": BY_TPM}) as world:
+        world.queue.rows("insert into llmqueue.pool_member (pool, model) values ('both', 'a'), ('both', 'larger')")
+        world.queue.model("larger", 60, enabled=False)
+        world.queue.add(400, model="both", prompt="x" * 4000)
+
+        for slots in (1, 40):
+            assert world.queue.claim(slots, ["a"]).reasons == {"a": "empty"}
+        assert world.queue.values("select distinct status from tasks") == ["unsolved"]

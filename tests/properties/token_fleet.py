@@ -137,8 +137,7 @@ class Fleet:
             if closed[name]:
                 self.check_probe(name, [grant for grant in claimed.grants if grant.model == name])
         assert len(claimed.grants) <= slots + hot_slots
-        buried = self.check_buried()
-        self.check_verdicts(claimed, closed, buried)
+        self.check_verdicts(claimed, closed, self.check_buried())
         self.check_ledger()
         return claimed
 
@@ -268,7 +267,7 @@ class Fleet:
             claimed = self.claim([name], 1, 0)
             told = f"{name} said {reason}, back in {retry_in_s}, and then {claimed.reasons[name]}"
             is_over = claimed.reasons[name] != reason or claimed.retry_in_s[name] is None
-            assert claimed.grants or is_over or reason == "pace", told
+            assert claimed.grants or (self.models[name].limits.counts_tokens and (is_over or reason == "pace")), told
         assert claimed.grants, told
 
     # --- what must hold -----------------------------------------------------------------------------------------
@@ -297,7 +296,8 @@ class Fleet:
             retry_in_s, limits = claimed.retry_in_s[name], self.models[name].limits
             match reason:
                 case None:
-                    assert claimed.grants
+                    # A claim holds the model's lock: after a hundred dead letters it stops, to be made again at once.
+                    assert claimed.grants or buried >= 100
                 case "rpm" | "pace" | "burst" | "tpm" | "day":
                     assert retry_in_s is not None
                     assert retry_in_s > 0
@@ -309,13 +309,12 @@ class Fleet:
                     assert self.models[name].is_crowded
                 case "empty":
                     due = "select count(*) from llmqueue.task where is_ready and lane = %s and due_at <= %s"
-                    # A claim holds the model's lock: it looks no further after a hundred that were of no use.
-                    assert self.queue.value(due, name, self.queue.now) == 0 or buried >= 100
+                    assert self.queue.value(due, name, self.queue.now) == 0
                 case other:
                     raise AssertionError(f"{name}: {other}")
 
     def check_buried(self) -> int:
-        """What was buried could never have been sent, and its error says why in numbers."""
+        """What was buried could never have been sent, and its error says why in numbers. Returns how many."""
         buried = self.queue.rows("delete from tasks where status = 'failed' returning id, error")
         for row in buried:
             name, size, max_output, known = self.tasks.pop(row["id"])
