@@ -14,6 +14,7 @@ begin
     end if;
     if 'promote' = any (p_chores) then
         perform llmqueue.promote(500, p_now);
+        perform llmqueue.expire(500, p_now);
     end if;
     if 'sweep' = any (p_chores) then
         perform llmqueue.sweep(p_worker, 500, p_now);

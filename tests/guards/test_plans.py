@@ -161,6 +161,22 @@ def test_a_promotion_reads_what_is_due(large: Connection) -> None:
     assert scans(large)["llmqueue_delayed"] > before["llmqueue_delayed"]
 
 
+def test_the_end_of_what_is_past_its_deadline_reads_those_alone(large: Connection) -> None:
+    large.execute(b"update tasks set deadline_at = now() + interval '1 d' where id % 3 = 0")
+    late = b"update tasks set deadline_at = now() - interval '1 d' where id in "
+    large.execute(late + b"(select id from tasks where status in ('unsolved', 'delayed') order by random() limit 40)")
+    large.execute("vacuum tasks")
+    before = scans(large)
+
+    with touching(large) as touched:
+        touched.rows = large.execute("select llmqueue.expire(500)").fetchall()
+
+    assert touched.rows == [(40,)]
+    assert touched.sequential == 0
+    assert touched.fetched <= MOST_READ
+    assert scans(large)["llmqueue_deadline"] > before["llmqueue_deadline"]
+
+
 def test_a_sweep_reads_the_tasks_of_the_dead(large: Connection) -> None:
     claim(large)
     large.execute("update llmqueue.worker set heartbeat_at = now() - interval '1 h'")

@@ -187,7 +187,7 @@ def test_tasks_that_no_model_waits_for(one: Queue) -> None:
     one.model("m", enabled=False)
 
     assert said(one, late) == [
-        "task K is past its deadline, 12:00:00 (0 s ago): when its turn comes it ends as a dead letter, and is not sent"
+        "task K is past its deadline, 12:00:00 (0 s ago): the next worker that looks ends it as a dead letter, unsent"
     ]
     assert said(one, add(one, model=None)) == [
         "task K waits: no enabled model with a weight may take it. Run: llmqueue models set NAME --rpm N"

@@ -212,7 +212,6 @@ def test_omniroute_495_a_wait_without_end_has_one(queue: Queue) -> None:
     assert queue.task(key)["run_at"] <= queue.now + timedelta(days=366)
 
 
-@pytest.mark.xfail(strict=True, reason="deadline_at is looked at only when the task's turn at an open model comes")
 @pytest.mark.parametrize("state", ["closed", "paused", "delayed"])
 def test_omniroute_495_a_deadline_ends_a_wait_for_a_model_that_takes_nothing(queue: Queue, state: str) -> None:
     """OmniRoute #495: the task's own deadline is what ends a wait of hours."""

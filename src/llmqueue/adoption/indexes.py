@@ -30,7 +30,7 @@ _PROGRESS: Final = """
 
 
 def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Applied]) -> list[Step]:
-    """Return the steps that make the three indexes what they should be; none for one that is.
+    """Return the steps that make the indexes what they should be; none for one that is.
 
     `there` has the indexes of our names on the user's table.
     """

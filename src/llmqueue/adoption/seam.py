@@ -16,7 +16,7 @@ from psycopg import sql
 from llmqueue.adoption.columns import STATUSES, VIEW_COLUMNS
 from llmqueue.mapping import Mapping
 
-INDEXES: Final = ("llmqueue_ready", "llmqueue_oldest", "llmqueue_delayed", "llmqueue_failed")
+INDEXES: Final = ("llmqueue_ready", "llmqueue_oldest", "llmqueue_delayed", "llmqueue_deadline", "llmqueue_failed")
 TRIGGER: Final = "llmqueue_wake_up"
 
 _ColumnOf = Callable[[str], sql.Composable]
@@ -123,6 +123,7 @@ def index(mapping: Mapping, name: str) -> str:
     """Return one of INDEXES, to be built without holding up writers."""
     over = expressions(mapping, None)
     key, finished_at = sql.Identifier(mapping.column("id")), sql.Identifier(mapping.column("finished_at"))
+    deadline_at = sql.Identifier(mapping.column("deadline_at"))
     # desc has nulls first by default; coalesce has none, and the plain form is what `order by rank desc` asks for.
     columns, condition = {
         "llmqueue_ready": (
@@ -131,6 +132,11 @@ def index(mapping: Mapping, name: str) -> str:
         ),
         "llmqueue_oldest": (sql.SQL("({}), ({}), {}").format(over.lane, over.waiting_since, key), over.is_ready),
         "llmqueue_delayed": (sql.SQL("({})").format(over.due_at), over.is_delayed),
+        # Rows without a deadline are not in it: it costs those nothing who use none.
+        "llmqueue_deadline": (
+            deadline_at,
+            sql.SQL("({} or {}) and {} is not null").format(over.is_ready, over.is_delayed, deadline_at),
+        ),
         "llmqueue_failed": (finished_at, over.is_failed),
     }[name]
     return text(

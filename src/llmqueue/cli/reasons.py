@@ -155,8 +155,8 @@ def _not_due(row: Why) -> Iterator[str]:
 
 def _expired(row: Why) -> Iterator[str]:
     yield (
-        f"is past its deadline, {row.at(row.detail['deadline_at'])}: when its turn comes it ends as a dead letter, "
-        "and is not sent"
+        f"is past its deadline, {row.at(row.detail['deadline_at'])}: the next worker that looks ends it as a "
+        "dead letter, unsent"
     )
 
 
