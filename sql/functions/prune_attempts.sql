@@ -7,10 +7,11 @@ returns integer language plpgsql volatile as $$
 declare
     v_count integer;
 begin
-    delete from llmqueue.attempt a
-     where a.fence in (select o.fence from (select x.fence, x.granted_at, x.ended_at from llmqueue.attempt x
-                                             order by x.fence limit p_limit) o
-                        where o.ended_at is not null and o.granted_at < coalesce(p_now, clock_timestamp()) - p_keep);
+    with oldest as materialized (
+        select x.fence, x.granted_at, x.ended_at from llmqueue.attempt x order by x.fence limit p_limit
+    )
+    delete from llmqueue.attempt a using oldest o
+     where a.fence = o.fence and o.ended_at is not null and o.granted_at < coalesce(p_now, clock_timestamp()) - p_keep;
     get diagnostics v_count = row_count;
     return v_count;
 end

@@ -1,7 +1,8 @@
 -- What it does: takes ledger rows that no window can reach any more away; cells are added up by minute first.
 -- Returns: how many rows.
 -- Locks: the rows, SKIP LOCKED: two workers may do this at once; and the minutes they are added to.
--- Why: bounded steps, a few thousand rows at most each time; the range that claims read starts behind them. Minutes are kept
+-- Why: bounded steps, a few thousand rows at most each time; the range that claims read starts behind them. The rows are
+--   chosen in a MATERIALIZED CTE: a plan that asks a subquery again and again takes its LIMIT each time. Minutes are kept
 --   for three days: the day's limits need one, wherever its midnight is.
 create or replace function llmqueue.prune_ledger(p_now timestamptz default null)
 returns integer language plpgsql volatile as $$
@@ -13,24 +14,26 @@ declare
 begin
     select v_cell - greatest(720, ceil((l.window_s + 2 * greatest(l.guard_s, l.guard_before_s) + 2) / 0.25))::bigint into v_before
       from llmqueue.limiter l;
-    delete from llmqueue.ledger_grant g
-     where (g.model, g.cell, g.grant_no) in (
-           select o.model, o.cell, o.grant_no
-             from (select distinct c.model from llmqueue.model_config c) m
-            cross join lateral (select x.model, x.cell, x.grant_no from llmqueue.ledger_grant x
-                                 where x.model = m.model and x.cell < v_cell - 2880   -- late reconciliations look for them
-                                  
-                                   -- the last grant carries the bucket's level and the open cell
-                                   and x.cell < (select max(l.cell) from llmqueue.ledger_grant l where l.model = m.model)
-                                 order by x.cell limit 2000 for update skip locked) o);
+    with old as materialized (
+        select o.model, o.cell, o.grant_no
+          from (select distinct c.model from llmqueue.model_config c) m
+         cross join lateral (select x.model, x.cell, x.grant_no from llmqueue.ledger_grant x
+                              where x.model = m.model and x.cell < v_cell - 2880   -- late reconciliations look for them
+                                -- the last grant carries the bucket's level and the open cell
+                                and x.cell < (select max(l.cell) from llmqueue.ledger_grant l where l.model = m.model)
+                              order by x.cell limit 2000 for update skip locked) o
+    )
+    delete from llmqueue.ledger_grant g using old
+     where g.model = old.model and g.cell = old.cell and g.grant_no = old.grant_no;
     get diagnostics v_grants = row_count;
-    with gone as (
-        delete from llmqueue.ledger_cell c
-         where (c.model, c.cell, c.entry_no) in (
-               select o.model, o.cell, o.entry_no
-                 from (select distinct c.model from llmqueue.model_config c) m
-                cross join lateral (select x.model, x.cell, x.entry_no from llmqueue.ledger_cell x
-                                     where x.model = m.model and x.cell < v_before order by x.cell limit 2000 for update skip locked) o)
+    with old as materialized (
+        select o.model, o.cell, o.entry_no
+          from (select distinct c.model from llmqueue.model_config c) m
+         cross join lateral (select x.model, x.cell, x.entry_no from llmqueue.ledger_cell x
+                              where x.model = m.model and x.cell < v_before order by x.cell limit 2000 for update skip locked) o
+    ), gone as (
+        delete from llmqueue.ledger_cell c using old
+         where c.model = old.model and c.cell = old.cell and c.entry_no = old.entry_no
         returning c.model, c.cell, c.calls, c.tokens, c.output_tokens
     ), added as (
         insert into llmqueue.ledger_minute as m (model, minute, calls, tokens, output_tokens)

@@ -61,7 +61,9 @@ def user(home: Path) -> subprocess.Popen[str]:
 
 def dsn_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    return process.stdout.readline().strip()
+    line = process.stdout.readline().strip()
+    assert line, process.communicate()[1]
+    return line
 
 
 def answers(dsn: str) -> bool:
@@ -89,7 +91,8 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_server(home: Path) -> None:
 
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
 
-    assert process.communicate(timeout=30)[0] == "still there\n"
+    said, complaint = process.communicate(timeout=30)
+    assert said == "still there\n", complaint
 
 
 def test_server_outlives_a_killed_user_and_stops_after_the_last(home: Path) -> None:
