@@ -194,8 +194,8 @@ def _start_keeper(home: Path, psql: Path) -> None:
     with locked_at_once(home / KEEPER_LOCK) as has_none:
         pass
     if has_none:
-        # -P: a psutil.py in the current folder is not for it. It returns once its child is in the background. In a session
-        # of its own from the start: a Ctrl-C between its fork and its setsid() would end it.
+        # -P: a psutil.py in the current folder is not for it. It returns once its child is in the background. In a
+        # session of its own from the start: a Ctrl-C between its fork and its setsid() would end it.
         command = [sys.executable, "-P", "-m", "llmqueue.keeper", str(home), str(psql)]
         subprocess.run(command, check=True, start_new_session=True)
 
