@@ -28,6 +28,7 @@ VERBS = {
     "tasks": "Show, retry or cancel tasks.",
     "dead": "List, retry or purge dead letters.",
     "audit": "Recompute the worst sliding window of each model; fail on a violation.",
+    "doctor": "Check database, schema, backend and settings; name each remedy.",
     "backend": "Run the simulated Models Backend, for demo, tests and sizing.",
     "simulate": "Say when a backlog is done under given limits, without a single call.",
     "demo": "Show everything at work on this machine, with real prompts.",

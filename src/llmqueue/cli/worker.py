@@ -61,7 +61,7 @@ def worker(
     )
 
     async def run() -> Report:
-        backend = load_backend(settings.backend, settings.backend_url, backend_secret, _fields(settings))
+        backend = load_backend(settings.backend, settings.backend_url, backend_secret, adapter_fields(settings))
         return await serve(options, mapping, backend)
 
     report = anyio.run(run)
@@ -95,7 +95,8 @@ def _wait_for_schema(dsn: str, *, is_drain: bool) -> Mapping:
             return mapping
 
 
-def _fields(settings: Settings) -> Fields:
+def adapter_fields(settings: Settings) -> Fields:
+    """Returns the names of fields and paths that the adapter `models` is to use."""
     return Fields(
         single_path=settings.backend_single_path,
         model=settings.backend_model_field,
