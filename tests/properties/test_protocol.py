@@ -204,14 +204,17 @@ def walk(conn: psycopg.Connection[Any], bounds: Bounds) -> None:
     assert replay.steps == sum(map(len, graph.values()))
 
 
-@pytest.mark.parametrize("bounds", [Bounds(lives=1), Bounds(workers=1), Bounds(lives=1, max_attempts=1)], ids=str)
+@pytest.mark.parametrize("bounds", [Bounds(lives=1), Bounds(workers=1, max_attempts=1)], ids=str)
 def test_postgres_does_what_the_model_does_in_every_state(backlog: psycopg.Connection[Any], bounds: Bounds) -> None:
     walk(backlog, bounds)
 
 
 @pytest.mark.slow
-def test_postgres_does_what_the_wide_model_does_in_every_state(backlog: psycopg.Connection[Any]) -> None:
-    walk(backlog, WIDE)
+@pytest.mark.parametrize("bounds", [Bounds(), WIDE], ids=str)
+def test_postgres_does_what_the_wide_model_does_in_every_state(
+    backlog: psycopg.Connection[Any], bounds: Bounds
+) -> None:
+    walk(backlog, bounds)
 
 
 @pytest.mark.parametrize(
