@@ -19,7 +19,7 @@ from tests.support.releases import BEFORE_THE_PROMISE, Release, earlier_release,
 pytestmark = pytest.mark.system
 
 WINDOW_S = 2.0
-RPM = 80  # calls per window: 40 a second and model
+RPM = 160  # calls per window: 80 a second and model
 MODELS = ("a", "b")
 
 # What a release may do to what its predecessor's workers call: new signatures, more columns, a wider result type.
@@ -118,6 +118,7 @@ def test_a_worker_of_the_previous_release_and_one_of_this_through_an_upgrade_und
             assert_nothing_lost_nothing_doubled(conn, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_worker_of_this_release_works_on_when_the_next_one_changes_what_it_calls(
     installed: str, conn: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
