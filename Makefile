@@ -80,7 +80,7 @@ bench-limits: setup ## is the limiter exact and full, and how do other algorithm
 	@$(BIN)/python -m bench.limits $(ARGS)
 
 prove: setup ## the long system tests: kills, lost databases, live quota changes
-	$(BIN)/pytest -m slow tests/system $(ARGS)
+	$(BIN)/pytest -m slow tests/system tests/concurrency/test_orders.py tests/properties/test_protocol.py $(ARGS)
 
 wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	@rm -rf dist

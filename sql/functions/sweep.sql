@@ -51,10 +51,16 @@ begin
              where a.fence = v_lost.fence;
         end;
     end loop;
+    -- another sweep may be at these rows too: it is not waited for
     delete from llmqueue.worker w
-     where abs(extract(epoch from v_now - w.heartbeat_at)) >= w.lease_s
-       and not exists (select from llmqueue.attempt a where a.worker = w.worker and a.ended_at is null);
-    delete from llmqueue.idle_worker i where not exists (select from llmqueue.worker w where w.worker = i.worker);
+     where w.worker in (select gone.worker from llmqueue.worker gone
+                         where abs(extract(epoch from v_now - gone.heartbeat_at)) >= gone.lease_s
+                           and not exists (select from llmqueue.attempt a where a.worker = gone.worker and a.ended_at is null)
+                           for update of gone skip locked);
+    delete from llmqueue.idle_worker i
+     where i.worker in (select idle.worker from llmqueue.idle_worker idle
+                         where not exists (select from llmqueue.worker w where w.worker = idle.worker)
+                           for update of idle skip locked);
     return v_swept;
 end
 $$;

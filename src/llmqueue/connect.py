@@ -110,7 +110,7 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
             f'user "{conn.info.user}" has no rights on schema llmqueue of database "{database}". '
             "Connect as the role that ran llmqueue init, or a member of it"
         ) from None
-    if has is not None and has[0] > (knows := newest_version()):
+    if has is not None and has[0] > (knows := newest_version()) and not _is_still_served(conn, knows):
         raise SchemaTooNew(
             f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue knows {knows}. '
             "Upgrade llmqueue."
@@ -122,6 +122,15 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
             f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue needs {knows}. '
             "Run: llmqueue init"
         )
+
+
+def _is_still_served(conn: psycopg.Connection[TupleRow], knows: int) -> bool:
+    """Whether a newer schema still works with programs that know version `knows` (docs/architecture.md, Upgrades)."""
+    try:
+        oldest = conn.execute("select llmqueue.oldest_program()").fetchone()
+    except psycopg.errors.UndefinedFunction:
+        return False
+    return oldest is not None and oldest[0] <= knows
 
 
 def newest_version() -> int:

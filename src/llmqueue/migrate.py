@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,6 +102,20 @@ def migration_steps(applied: frozenset[int]) -> list[Step]:
         )
         raise SchemaTooNew(msg)
     return [_migration(version, file) for version, file in sorted(files.items()) if version not in applied]
+
+
+def upgrade(mapping: Mapping, migrations: Sequence[Step]) -> Step:
+    """Return one step for migrations of a schema that workers use, with all functions and views.
+
+    A migration drops functions whose signatures change. Workers see the old ones or the new ones, never none.
+    """
+    versions = ", ".join(step.key.removeprefix("migration ") for step in migrations)
+    steps = [*migrations, *(part.step() for part in parts(mapping))]
+    return Step(
+        "upgrade",
+        f"upgrade llmqueue's schema to version {versions}, under the workers",
+        tuple(statement for step in steps for statement in step.statements),
+    )
 
 
 def version_of(file: SqlFile) -> int:

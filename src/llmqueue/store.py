@@ -137,16 +137,25 @@ class Store:
         )
 
     async def _is_outgrown(self) -> bool:
-        """Whether a newer llmqueue has upgraded the schema; no, when that cannot be found out now."""
+        """Whether a newer llmqueue has upgraded the schema to one that this program does not fit any more.
+
+        No, when that cannot be found out now. A statement may fail for a moment while a schema is upgraded that still
+        works with this program: it is sent again like any other.
+        """
         try:
             with anyio.fail_after(CONNECT_WAIT_S):
                 async with self._pool.connection() as connection:
-                    row = await (
+                    has = await (
                         await connection.execute("select max(version) from llmqueue.schema_version")
                     ).fetchone()
+                    if has is None or has[0] is None or has[0] <= connect.newest_version():
+                        return False
+                    oldest = await (await connection.execute("select llmqueue.oldest_program()")).fetchone()
+        except psycopg.errors.UndefinedFunction:
+            return True
         except (psycopg.Error, TimeoutError):
             return False
-        return row is not None and row[0] is not None and row[0] > connect.newest_version()
+        return oldest is None or oldest[0] > connect.newest_version()
 
     async def _why_unreachable(self) -> LlmqueueError:
         """The pool only knows that it has no connection; one of our own says why."""

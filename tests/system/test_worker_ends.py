@@ -52,6 +52,9 @@ def test_an_upgrade_under_a_running_worker_costs_no_answer(
             eventually(lambda: conn.execute("select count(*) from tasks where status = 'running'").fetchone() == (8,))
             with conn.transaction():
                 conn.execute("insert into llmqueue.schema_version (version, name) values (99, 'of_the_future')")
+                conn.execute(
+                    "create or replace function llmqueue.oldest_program() returns integer language sql as 'select 99'"
+                )
                 conn.execute("""
                     do $$ declare f regprocedure; begin
                         for f in select oid from pg_proc

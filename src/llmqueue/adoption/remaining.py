@@ -14,7 +14,7 @@ from llmqueue.adoption.indexes import index_steps
 from llmqueue.adoption.steps import Step
 from llmqueue.adoption.table import Connection, Table, read_indexes
 from llmqueue.mapping import Mapping, find_mapping
-from llmqueue.migrate import Applied, migration_steps, parts, read_applied, read_versions
+from llmqueue.migrate import Applied, migration_steps, parts, read_applied, read_versions, upgrade
 from llmqueue.resources import sql_dir
 
 
@@ -27,12 +27,12 @@ def remaining(conn: Connection, mapping: Mapping, table: Table | None) -> list[S
     applied = read_applied(conn)
     steps = [] if find_mapping(conn) else [_schema_step(mapping, table)]
     steps += _domain_steps(conn, mapping)
-    steps += migration_steps(read_versions(conn))
-    steps += _column_steps(mapping, table)
-    steps += _part_steps(mapping, applied)
-    there = read_indexes(conn, mapping.table_schema, seam.INDEXES)
-    oid = table.relation.oid if table else None
-    steps += index_steps(mapping, {name: index for name, index in there.items() if index.table_oid == oid}, applied)
+    migrations = migration_steps(read_versions(conn))
+    if migrations and "functions" in applied:
+        steps += [*_column_steps(mapping, table), upgrade(mapping, migrations)]
+    else:
+        steps += [*migrations, *_column_steps(mapping, table), *_part_steps(mapping, applied)]
+    steps += _index_steps(conn, mapping, table, applied)
     if table is None or not table.has_trigger:
         steps.append(
             Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (seam.trigger(mapping),))
@@ -88,6 +88,13 @@ def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
     return [
         Step("columns", f"add {len(missing)} columns to {mapping.label}, without a rewrite", (seam.text(statement),))
     ]
+
+
+def _index_steps(conn: Connection, mapping: Mapping, table: Table | None, applied: dict[str, Applied]) -> list[Step]:
+    there = read_indexes(conn, mapping.table_schema, seam.all_index_names())
+    oid = table.relation.oid if table else None
+    left = index_steps(mapping, {name: index for name, index in there.items() if index.table_oid == oid}, applied)
+    return [*left.builds, *left.swaps]
 
 
 def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
