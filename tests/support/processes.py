@@ -40,6 +40,8 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def start(out_path: Path, *arguments: str, env: Mapping[str, str]) -> Process:
+    """Its LLMQUEUE_HOME is the folder `home` beside its output, unless `env` says another."""
+    env = {"LLMQUEUE_HOME": str(out_path.parent / "home")} | dict(env)
     with out_path.open("wb") as out:
         popen = subprocess.Popen(
             [*LLMQUEUE, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=dict(env)
