@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,37 +227,30 @@ def _is_free(fd: int, path: Path) -> bool:
 
 
 def _take_over(fd: int, path: Path, database: Database) -> Inheritance:
-    lines = _lines(fd)
-    first, _ = next(lines)
-    worker, owner = _read_header(first)
-    if owner.id != database.id:
-        raise NotOurs(
-            f"it belongs to another database ({owner.name})",
-            "start a worker of that database with this LLMQUEUE_HOME, or delete the file and its answers",
-        )
     left: list[Left] = []
     damaged = []
-    end = len(first)
-    for line, place in lines:
-        end = place.offset + place.length
-        try:
-            left.append(Left(place, decode(line).without_answer()))
-        except Damaged:
-            damaged.append(end)
+    with os.fdopen(os.dup(fd), "rb") as file:
+        first = file.readline()
+        worker, owner = _read_header(first)
+        if owner.id != database.id:
+            raise NotOurs(
+                f"it belongs to another database ({owner.name})",
+                "start a worker of that database with this LLMQUEUE_HOME, or delete the file and its answers",
+            )
+        end = len(first)
+        for line in file:
+            place = Place(end, len(line))
+            end += len(line)
+            try:
+                left.append(Left(place, decode(line).without_answer()))
+            except Damaged:
+                damaged.append(end)
     # A last line that is cut off was never relied on. Damage before it is no crash: a person should look.
     is_torn = damaged == [end]
     spill = Spill(path.parent, worker, owner)
     spill.path = path
     spill._inherit(fd, end, len(left), keeps=bool(damaged) and not is_torn)
     return Inheritance(spill, left, len(damaged), is_torn)
-
-
-def _lines(fd: int) -> Iterator[tuple[bytes, Place]]:
-    with os.fdopen(os.dup(fd), "rb") as file:
-        offset = 0
-        for line in file:
-            yield line, Place(offset, len(line))
-            offset += len(line)
 
 
 def _read_header(line: bytes) -> tuple[UUID, Database]:
