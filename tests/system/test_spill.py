@@ -161,6 +161,37 @@ def test_what_two_workers_had_spilled_outlives_kill_9_of_one_and_sigterm_of_the_
     assert "secret answer" not in killed.output + stopped.output + heir.output
 
 
+@pytest.mark.slow
+def test_ten_minutes_without_a_database_and_500_calls_in_flight_cost_no_answer_and_no_second_call(
+    own_server: Server, dsn: str, backend: HeldBackend, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    insert(dsn, "prompt ", 500)
+    env = environment(dsn, backend, home, LEASE_S="20", CONCURRENCY="300")
+    with processes.workers(tmp_path, 2, env=env) as started:
+        eventually(lambda: len(backend.calls) == 500, timeout_s=120)
+        control(own_server, "stop", "-m", "immediate")
+        stopped_at = time.monotonic()
+        for batch in range(1, 6):
+            backend.release(100)
+            eventually(lambda batch=batch: spilled(home) == 100 * batch)
+            eventually(lambda batch=batch: time.monotonic() > stopped_at + 120 * batch, timeout_s=240, every_s=1)
+        control(own_server, "start")
+        back_at = time.monotonic()
+        eventually(lambda: not not_solved(dsn))
+        print(f"\nevery answer is in the database {time.monotonic() - back_at:.1f} s after it is back")
+        eventually(lambda: files(home) == [])
+        # A whole lease of beating later the sweep goes on: nothing is left for it.
+        eventually(lambda: time.monotonic() > back_at + 60, timeout_s=240, every_s=1)
+        assert [process.stop() for process in started] == [0, 0]
+
+    assert (len(backend.calls), len(set(backend.calls))) == (500, 500)
+    assert attempts(dsn).keys() <= {"completed", "released"}
+    assert not_solved(dsn) == []
+    for process in started:
+        assert process.output.count('"database_unreachable"') <= 12
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()
