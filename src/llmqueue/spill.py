@@ -201,13 +201,13 @@ def inherit(path: Path, database: Database) -> Inheritance | None:
     Raises NotOurs for a file that must be left alone, OSError for one that cannot be read.
     """
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    inheritance = None
     try:
-        inheritance = _take_over(fd, path, database) if _is_free(fd, path) else None
-    except BaseException:
-        os.close(fd)
-        raise
-    if inheritance is None:
-        os.close(fd)
+        if _is_free(fd, path):
+            inheritance = _take_over(fd, path, database)
+    finally:
+        if inheritance is None:
+            os.close(fd)
     return inheritance
 
 

@@ -192,6 +192,65 @@ def test_ten_minutes_without_a_database_and_500_calls_in_flight_cost_no_answer_a
         assert process.output.count('"database_unreachable"') <= 12
 
 
+@pytest.mark.slow
+def test_a_stop_that_leaves_an_answer_behind_does_not_have_its_task_swept_at_once(
+    own_server: Server, dsn: str, backend: HeldBackend, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    insert(dsn, "prompt ", 1)
+    env = environment(dsn, backend, home, LEASE_S="60")
+    with (
+        psycopg.connect(dsn) as somebody,
+        processes.workers(tmp_path, 1, env=env) as [stopped],
+        processes.workers(make(tmp_path / "other"), 1, env=env) as [other],
+    ):
+        eventually(lambda: len(backend.calls) == 1)
+        somebody.execute("select from tasks for update")
+        backend.release(1)
+        eventually(lambda: spilled(home) == 1)
+        owner = stopped if '"spill_written"' in stopped.output else other
+        assert owner.stop() == 1
+        with psycopg.connect(dsn) as conn:
+            assert conn.execute("select count(*) from llmqueue.worker").fetchone() == (2,)
+        somebody.rollback()
+        # The other worker finds the file by itself: its lock is free.
+        eventually(lambda: not not_solved(dsn))
+        eventually(lambda: files(home) == [])
+
+    assert len(backend.calls) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_database_no_longer_wants_leaves_its_answers(
+    own_server: Server, dsn: str, backend: HeldBackend, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    insert(dsn, "prompt ", 3)
+    env = environment(dsn, backend, home)
+    hba = own_server.data_path / "pg_hba.conf"
+    before = hba.read_text()
+    with processes.workers(tmp_path, 1, env=env) as [refused]:
+        eventually(lambda: len(backend.calls) == 3)
+        control(own_server, "stop", "-m", "immediate")
+        backend.release(3)
+        eventually(lambda: '"database_unreachable"' in refused.output)
+        hba.write_text("local all all reject\n" + before)
+        try:
+            control(own_server, "start")
+            assert refused.wait(60) == 1
+        finally:
+            hba.write_text(before)
+            control(own_server, "reload")
+    assert spilled(home) == 3
+
+    with processes.workers(make(tmp_path / "heir"), 1, env=env) as [heir]:
+        eventually(lambda: not not_solved(dsn))
+        assert heir.stop() == 0
+
+    assert len(backend.calls) == 3
+    assert "Traceback" not in refused.output
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()
