@@ -97,7 +97,7 @@ class Daemon:
             self._store, options.home / FOLDER, options.database, own=self._spill.path, reconnect=self._reconnect
         )
         self._leases.may_sweep = lambda: not self._completer.is_behind and not self._heir.is_behind
-        self._runner = Runner(backend, self._gate, self._completer.put, self._store.top_up, random.Random())
+        self._runner = Runner(backend, self._gate, self._ended, self._store.top_up, random.Random())
         self._dispatcher = Dispatcher(
             self._store,
             self._bell,
@@ -146,14 +146,17 @@ class Daemon:
                 await self._store.aclose()
 
     async def _dispatch(self) -> None:
-        """Runs the dispatcher until it is told to stop, then waits up to drain_s for what is under way."""
+        """Runs the dispatcher until it is told to stop, then waits up to drain_s for the calls that are under way.
+
+        Not for their ends to be settled: that has a time of its own, and the database may be away.
+        """
         async with anyio.create_task_group() as self._attempts:
             await self._dispatcher.run()
             running = len(self._dispatcher.running)
             logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
             await self._say_draining()
             with anyio.move_on_after(self._options.drain_s):
-                while self._dispatcher.running:
+                while len(self._dispatcher.running) > self._completer.unsettled:
                     self._idle = anyio.Event()
                     await self._idle.wait()
             self._attempts.cancel_scope.cancel()
@@ -167,10 +170,13 @@ class Daemon:
     def _start(self, grant: Grant) -> None:
         self._attempts.start_soon(self._runner.run, grant)
 
+    def _ended(self, settlement: Settlement) -> None:
+        self._completer.put(settlement)
+        self._idle.set()
+
     def _settled(self, settlement: Settlement) -> None:
         self._dispatcher.settled(settlement)
-        if not self._dispatcher.running:
-            self._idle.set()
+        self._idle.set()
 
     async def _leave(self) -> Report:
         async with anyio.create_task_group() as spilling:

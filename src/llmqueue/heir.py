@@ -17,13 +17,13 @@ from llmqueue.models import Settlement
 from llmqueue.spill import SUFFIX, Database, Inheritance, NotOurs, inherit
 from llmqueue.store import Store
 
-LOOK_S = 15.0
+LOOK_S = 5.0
 # Somebody's open transaction holds a task's row.
 BUSY_S = 2.0
 
 
 class Heir:
-    """Looks at once and then four times a minute: a neighbour with the same LLMQUEUE_HOME may be killed at any time."""
+    """Looks at once and then every few seconds: a neighbour with the same LLMQUEUE_HOME may be killed at any time."""
 
     def __init__(
         self, store: Store, folder: Path, database: Database, own: Path, reconnect: Callable[[], Awaitable[None]]
