@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import anyio
@@ -22,10 +23,13 @@ from llmqueue.dispatcher import Dispatcher
 from llmqueue.drain import until_drained
 from llmqueue.errors import DatabaseUnreachable, LlmqueueError, SqlError
 from llmqueue.gate import Gate
+from llmqueue.heir import Heir
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
 from llmqueue.mapping import Mapping
 from llmqueue.models import Grant, Settlement
+from llmqueue.spill import FOLDER, Database, Spill
+from llmqueue.spiller import Spiller
 from llmqueue.store import Store, Stranded
 from llmqueue.wakeup import Bell, Listener
 
@@ -34,7 +38,10 @@ SETTLE_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """`models` None serves all; `drain_wait_s` None runs for ever, else ends when nothing can run within that time."""
+    """`models` None serves all; `drain_wait_s` None runs for ever, else ends when nothing can run within that time.
+
+    `home` holds the spill, which is for `database` alone.
+    """
 
     dsn: str
     listen_dsn: str | None
@@ -46,13 +53,20 @@ class WorkerOptions:
     guard_s: float
     keep_attempts: timedelta
     drain_wait_s: float | None
+    home: Path
+    database: Database
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a worker ended. `stranded` are tasks that a drain had to leave; None: it was not drained."""
+    """How a worker ended. `stranded` are tasks that a drain had to leave; None: it was not drained.
+
+    Of the ends that are not settled, `spilled` lie in the file `spill` for the next start; the rest is lost.
+    """
 
     unsettled: int
+    spilled: int
+    spill: Path
     stranded: Sequence[Stranded] | None
     is_outgrown: bool
 
@@ -76,8 +90,14 @@ class Daemon:
         self._gate = Gate(backend, options.backend_url, self._bell)
         self._leases = Leases(self._store, name, options.models, options.lease_s, options.guard_s)
         self._listener = Listener(options.listen_dsn or options.dsn, worker, self._bell, deaf_after_s=options.lease_s)
-        self._completer = Completer(self._store, self._settled)
-        self._runner = Runner(backend, self._gate, self._completer.put, self._store.top_up, random.Random())
+        self._spill = Spill(options.home / FOLDER, worker, options.database)
+        self._completer = Completer(self._store, self._settled, self._spill, self._reconnect)
+        self._spiller = Spiller(self._completer, self._spill)
+        self._heir = Heir(
+            self._store, options.home / FOLDER, options.database, own=self._spill.path, reconnect=self._reconnect
+        )
+        self._leases.may_sweep = lambda: not self._completer.is_behind and not self._heir.is_behind
+        self._runner = Runner(backend, self._gate, self._ended, self._store.top_up, random.Random())
         self._dispatcher = Dispatcher(
             self._store,
             self._bell,
@@ -88,6 +108,7 @@ class Daemon:
             slots=options.slots,
             models=options.models,
         )
+        self._dispatcher.is_full = lambda: self._spiller.is_full
         self._attempts: TaskGroup
         self._stranded: Sequence[Stranded] | None = None
         self._idle = anyio.Event()
@@ -108,6 +129,8 @@ class Daemon:
                 loops.start_soon(self._listener.run)
                 loops.start_soon(self._gate.run)
                 loops.start_soon(self._completer.run)
+                loops.start_soon(self._spiller.run)
+                loops.start_soon(self._heir.run)
                 loops.start_soon(self._leases.run, lambda: len(self._dispatcher.running))
                 loops.start_soon(self._watch_schema)
                 loops.start_soon(housekeeper.run, self._store, self._options.keep_attempts)
@@ -118,18 +141,22 @@ class Daemon:
             return await self._leave()
         finally:
             with anyio.CancelScope(shield=True):
+                await self._spiller.spill()  # also when a wrong password or another schema ends us
                 await self._backend.aclose()
                 await self._store.aclose()
 
     async def _dispatch(self) -> None:
-        """Runs the dispatcher until it is told to stop, then waits up to drain_s for what is under way."""
+        """Runs the dispatcher until it is told to stop, then waits up to drain_s for the calls that are under way.
+
+        Not for their ends to be settled: that has a time of its own, and the database may be away.
+        """
         async with anyio.create_task_group() as self._attempts:
             await self._dispatcher.run()
             running = len(self._dispatcher.running)
             logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
             await self._say_draining()
             with anyio.move_on_after(self._options.drain_s):
-                while self._dispatcher.running:
+                while len(self._dispatcher.running) > self._completer.unsettled:
                     self._idle = anyio.Event()
                     await self._idle.wait()
             self._attempts.cancel_scope.cancel()
@@ -143,21 +170,37 @@ class Daemon:
     def _start(self, grant: Grant) -> None:
         self._attempts.start_soon(self._runner.run, grant)
 
+    def _ended(self, settlement: Settlement) -> None:
+        self._completer.put(settlement)
+        self._idle.set()
+
     def _settled(self, settlement: Settlement) -> None:
         self._dispatcher.settled(settlement)
-        if not self._dispatcher.running:
-            self._idle.set()
+        self._idle.set()
 
     async def _leave(self) -> Report:
-        unsettled = await self._completer.drain(SETTLE_TIMEOUT_S)
+        async with anyio.create_task_group() as spilling:
+            spilling.start_soon(self._spiller.run)  # whoever stops us may not wait for as long as we do
+            unsettled = await self._completer.drain(SETTLE_TIMEOUT_S)
+            spilling.cancel_scope.cancel()
+        in_memory = await self._spiller.spill()
+        if not unsettled:
+            await self._say_left()
+        spilled = unsettled - in_memory
+        logger().info(Event.WORKER_STOPPED, unsettled=unsettled, spilled=spilled)
+        return Report(unsettled, spilled, self._spill.path, self._stranded, self._store.outgrown.is_set())
+
+    async def _say_left(self) -> None:
+        """Not with unsettled ends: what is still ours would be swept and called again at once, not after a lease."""
         try:
             with anyio.fail_after(5):
                 await self._store.leave()
         except (DatabaseUnreachable, SqlError, TimeoutError) as error:
             # The others find out by the lease.
             self._store.outage.began(error)
-        logger().info(Event.WORKER_STOPPED, unsettled=unsettled)
-        return Report(unsettled, self._stranded, self._store.outgrown.is_set())
+
+    async def _reconnect(self) -> None:
+        await self._leases.beat(len(self._dispatcher.running))
 
     async def _drain(self, wait_s: float) -> None:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)

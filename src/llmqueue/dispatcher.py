@@ -35,7 +35,10 @@ DISOWN_FOR_S = 60.0
 
 
 class Dispatcher:
-    """`start(grant)` begins an attempt; `slots` bounds how many run at once in this process."""
+    """`start(grant)` begins an attempt; `slots` bounds how many run at once in this process.
+
+    While `is_full()` nothing is claimed: there would be no place to keep the answers.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Dispatcher:
         self._settle = settle
         self._slots = Slots(slots)
         self._models = models
+        self.is_full: Callable[[], bool] = lambda: False
         self._schedule = Schedule()
         self._clock = ClockWatch(store)
         self._poll_at = 0.0
@@ -150,13 +154,17 @@ class Dispatcher:
 
         A poll for hot tasks alone does not count as one for the others: they have theirs with the first free slot.
         """
-        if not room.total or not self._gate.is_open or self._lateness.is_paused(now):
+        if not room.total or not self._may_claim or self._lateness.is_paused(now):
             return []
         if now >= (self._poll_at if room.for_any else self._hot_poll_at):
             self._hot_poll_at = now + POLL_S
             self._poll_at = now + POLL_S if room.for_any else self._poll_at
             return self._models
         return self._schedule.due(now) if room.for_any else self._schedule.hot_due(now)
+
+    @property
+    def _may_claim(self) -> bool:
+        return self._gate.is_open and not self.is_full()
 
     def _next_claim_size(self) -> int:
         """Halves after late grants, grows by a tenth otherwise: as many as this process can send in time."""
@@ -205,7 +213,7 @@ class Dispatcher:
 
     def _wait_s(self) -> float:
         room = self._slots.room()
-        if not room.total or not self._gate.is_open:
+        if not room.total or not self._may_claim:
             return POLL_S
         if room.for_any:
             next_at = min(self._schedule.next_at(), self._poll_at)

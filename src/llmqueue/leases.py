@@ -31,6 +31,8 @@ class Leases:
         self._lease_s = lease_s
         self._guard_s = guard_s
         self._done_at: dict[str, float] = {}
+        # While answers of attempts that may look lost wait to be settled, nobody's attempts are swept from here (I9).
+        self.may_sweep: Callable[[], bool] = lambda: True
         self._every_s = {
             "heartbeat": lease_s / 5,
             "sweep": lease_s / 5,
@@ -49,7 +51,8 @@ class Leases:
 
     def due_chores(self) -> list[str]:
         now = time.monotonic()
-        return [chore for chore, every_s in self._every_s.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+        due = [chore for chore, every_s in self._every_s.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+        return due if self.may_sweep() else [chore for chore in due if chore != "sweep"]
 
     def done(self, chores: Sequence[str]) -> None:
         """Call after the statement that carried them has succeeded."""
@@ -62,15 +65,14 @@ class Leases:
             if time.monotonic() - self._done_at.get("heartbeat", 0.0) < self._lease_s / 4:
                 continue
             try:
-                await self._store.heartbeat(running())
-                self.done(["heartbeat"])
-            except UnknownWorker:
-                await self._again()
+                await self.beat(running())
             except (DatabaseUnreachable, SqlError) as error:
                 self._store.outage.began(error)
 
-    async def _again(self) -> None:
+    async def beat(self, running: int) -> None:
+        """Says that the worker lives; registers it if it was swept, or has not been yet."""
         try:
+            await self._store.heartbeat(running)
+            self.done(["heartbeat"])
+        except UnknownWorker:
             await self.register()
-        except (DatabaseUnreachable, SqlError) as error:
-            self._store.outage.began(error)

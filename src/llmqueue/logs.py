@@ -77,6 +77,25 @@ class Event(StrEnum):
     LISTENER_BACK = "listener_back"
     """Wake-ups come again."""
 
+    SPILL_WRITTEN = "spill_written"
+    """Finished ends have waited for the database for two seconds and were written to this worker's spill file; said
+    once per file. They are settled when it is back, by this process or the next one with this LLMQUEUE_HOME."""
+    SPILL_FAILED = "spill_failed"
+    """The spill file cannot be written (no space, no right, its bound of 1 GB), or not be removed; said once. Ends wait
+    in memory alone meanwhile and would be lost with the process: make room, or let LLMQUEUE_HOME be writable."""
+    SPILL_FULL = "spill_full"
+    """Nor is there room in memory (64 MB of answers): the worker claims no more; calls in flight are still kept."""
+    SPILL_HAS_ROOM = "spill_has_room"
+    """The spill file can be written again, or is no longer needed."""
+    SPILL_INHERITED = "spill_inherited"
+    """A worker that is gone left `ends` in its spill file; they are settled now, in its name."""
+    SPILL_SETTLED = "spill_settled"
+    """The database has dealt with everything in the spill file; it is removed."""
+    SPILL_DAMAGED = "spill_damaged"
+    """Lines of a spill file were cut off or have changed and are left out; a last one was never relied on."""
+    SPILL_LEFT = "spill_left"
+    """A spill file is left alone (another database, no right to read it, another release); `remedy` says what to do."""
+
     CLOCK_STEP = "clock_step"
     """The clock of the database stepped against our own; the models are closed for a minute."""
     WARNING = "warning"

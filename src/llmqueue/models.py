@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -225,3 +225,9 @@ class Settlement:
     sent_after_s: float | None
     latency_s: float | None
     kinds_estimate: int | None = None
+
+    def without_answer(self) -> Settlement:
+        """The same, light enough to be kept in memory while the answer lies in a file."""
+        if isinstance(self.decision, Complete | Bury):
+            return replace(self, decision=replace(self.decision, answer=None))
+        return self

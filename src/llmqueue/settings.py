@@ -242,7 +242,8 @@ class Settings(BaseSettings):
     )
     home: Annotated[Path, AfterValidator(_folder)] = Field(
         default_factory=default_home,
-        description="folder of the embedded PostgreSQL",
+        description="folder of the spill (answers that a worker has while its database is away), and of the "
+        "embedded PostgreSQL",
         json_schema_extra={"must": "be the path of a folder"},
     )
 

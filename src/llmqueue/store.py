@@ -251,12 +251,12 @@ class Store:
         query: LiteralString = "select llmqueue.top_up(%(worker)s, %(fence)s, %(input_charge)s)"
         return bool(await self._call(query, {"worker": self.worker, "fence": fence, "input_charge": input_charge}))
 
-    async def settle(self, settlements: Sequence[Settlement]) -> dict[int, str]:
-        """Writes ends of attempts. Returns what became of each, by fence (see sql/functions/settle.sql)."""
+    async def settle(self, settlements: Sequence[Settlement], worker: UUID | None = None) -> dict[int, str]:
+        """Writes ends of attempts, ours or that worker's. Returns what became of each, by fence (see settle.sql)."""
         # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
         items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
         async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute("select * from llmqueue.settle(%s, %s::jsonb)", (self.worker, items))
+            await cursor.execute("select * from llmqueue.settle(%s, %s::jsonb)", (worker or self.worker, items))
             return {row["fence"]: row["outcome"] for row in await cursor.fetchall()}
 
     def _item(self, settlement: Settlement) -> dict[str, Json]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
+from uuid import UUID, uuid4
 
 import anyio
 import pytest
@@ -16,6 +18,7 @@ from llmqueue.errors import DatabaseUnreachable, SqlError
 from llmqueue.logs import Event
 from llmqueue.models import Complete, Grant, RefusalKind, Retry, Settlement, Task, Usage
 from llmqueue.outage import Outage
+from llmqueue.spill import Database, Spill
 from llmqueue.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +41,7 @@ class Recorder:
         self.gate = anyio.Event()
         self.gate.set()
 
-    async def settle(self, batch: Sequence[Settlement]) -> dict[int, str]:
+    async def settle(self, batch: Sequence[Settlement], worker: UUID) -> dict[int, str]:
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
@@ -57,8 +60,14 @@ class Run:
         self.store = Recorder()
         self.settled: list[int] = []
         self.completer = Completer(
-            cast(Store, self.store), lambda settlement: self.settled.append(settlement.grant.task.fence)
+            cast(Store, self.store),
+            lambda settlement: self.settled.append(settlement.grant.task.fence),
+            Spill(Path("/nowhere"), uuid4(), Database("1/1", "db")),
+            self.beat,
         )
+
+    async def beat(self) -> None:
+        self.store.flushes.append([])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
