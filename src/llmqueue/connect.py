@@ -16,6 +16,7 @@ from llmqueue import embedded
 from llmqueue.errors import (
     BY_SQLSTATE,
     DatabaseRefused,
+    DatabaseUnable,
     DatabaseUnreachable,
     Failure,
     LlmqueueError,
@@ -38,6 +39,13 @@ STEADFAST = {
     "tcp_user_timeout": 15000,
 }
 SETTING = "LLMQUEUE_DATABASE_URL"
+
+# Answers that a worker waits out, as it waits for a database that is away, besides 53: insufficient resources.
+UNABLE = {
+    "25006": f"it is a standby or set read-only. After a failover {SETTING} must lead to the new primary, for example "
+    "with both hosts and target_session_attrs=read-write",
+    "58030": "an input/output error of the server: see its log",
+}
 
 # libpq reports a failed connection as text only, without SQLSTATE. First match wins.
 UNREACHABLE = (
@@ -155,6 +163,9 @@ def _classify_sqlstate(error: psycopg.Error, sqlstate: str, dsn: str) -> Llmqueu
         return BY_SQLSTATE[sqlstate](message)
     if sqlstate.startswith(("08", "57P")) or sqlstate == "53300":
         return _unreachable(message, dsn)
+    if sqlstate in UNABLE or sqlstate[:2] == "53":
+        remedy = UNABLE.get(sqlstate, "it goes on by itself once there is room")
+        return DatabaseUnable(f"the database {place(dsn)} cannot write now: {message}; {remedy}")
     if sqlstate == "3D000":
         return DatabaseRefused(f"{message}. Create it, or check {SETTING}.")
     if sqlstate.startswith("28"):
