@@ -14,7 +14,7 @@ import anyio
 
 from llmqueue import __version__
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
-from llmqueue.store import Store
+from llmqueue.store import STATEMENT_TIMEOUT_S, Store
 
 PROMOTE_S = 0.5
 PRUNE_S = 30.0
@@ -62,7 +62,8 @@ class Leases:
             if time.monotonic() - self._done_at.get("heartbeat", 0.0) < self._lease_s / 4:
                 continue
             try:
-                await self._store.heartbeat(running())
+                # a half-open connection must leave time for another within the lease
+                await self._store.heartbeat(running(), timeout_s=min(self._lease_s / 5, STATEMENT_TIMEOUT_S))
                 self.done(["heartbeat"])
             except UnknownWorker:
                 await self._again()

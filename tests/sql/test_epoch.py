@@ -102,7 +102,7 @@ def test_a_sequence_that_ran_ahead_hides_no_loss(queue: Queue) -> None:
 
 
 def test_a_loss_is_proven_once(queue: Queue) -> None:
-    """The worker goes on showing the fence that was lost until it is given another: that must not fill the ledger anew."""
+    """The worker goes on showing the lost fence until it is given another: that must not fill the ledger anew."""
     queue.model("m", 6000)
     queue.add(4)
     known = queue.claim(1).only
@@ -196,7 +196,7 @@ def test_a_late_answer_of_a_lost_claim_is_kept_and_overwrites_nothing(queue: Que
 
 
 def test_a_late_answer_under_a_fence_of_somebody_else_changes_nothing(queue: Queue) -> None:
-    """Before the first who knows of the loss has come back a fence may be given a second time: the worker tells them apart."""
+    """Before anybody who knows of the loss is back a fence may be given twice: the worker tells them apart."""
     queue.model("m", 6000)
     queue.add(2)
     known = queue.claim(1).only

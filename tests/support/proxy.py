@@ -48,6 +48,11 @@ class Proxy:
         """Half-open: connections stay, new ones are accepted, and not a byte passes."""
         self._flows.clear()
 
+    def lead_to(self, target: tuple[str, int] | str) -> None:
+        """Another server behind the same address, as after a failover. Connections to the old one are reset."""
+        self._target = target
+        self.reset()
+
     def restore(self) -> None:
         """Serves again. What was held back by silence() goes on its way."""
         self._is_refusing = False
