@@ -21,7 +21,7 @@ begin
       left join llmqueue.model_config c on c.model = i.model
      cross join lateral (select least(e.began_at, p_now - make_interval(secs => coalesce(i.latency_s, 0))) as at) called
      where i.verb = 'complete'
-       and not exists (select from llmqueue.attempt a where a.fence = i.fence)
+       and (select true from llmqueue.attempt a where a.fence = i.fence) is null   -- row by row: a join would read the whole log
         on conflict (fence) do nothing;
     get diagnostics v_kept = row_count;
     return v_kept;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -319,7 +320,7 @@ def test_a_killed_workers_tasks_run_again_soon_after_its_lease(own: Server, tmp_
 def test_a_full_disk_is_waited_for_and_nothing_is_lost(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_disk(tmp_path / "disk", "350m") as disk, monkeypatch.context() as patch:
+    with small_disk("400m") as disk, monkeypatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(disk))
         with start_server(int(request.config.getoption("--pg"))) as server:
             patch.undo()
@@ -339,8 +340,9 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
+def small_disk(size: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-disk-"))
+    folder.chmod(0o755)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=1777", "tmpfs", str(folder)], capture_output=True, check=False
     )
@@ -350,6 +352,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
 
 
 def fill(ballast: Path) -> None:
