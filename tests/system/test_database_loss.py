@@ -249,6 +249,7 @@ def test_a_network_that_is_silent_for_longer_than_every_deadline_costs_no_answer
     assert_each_solved_and_paid_once(own, tmp_path)
 
 
+@pytest.mark.slow
 def test_connections_that_are_reset_again_and_again_cost_no_answer(own: Server, tmp_path: Path) -> None:
     with proxied(socket_of(own)) as proxy, fleet(through(proxy), tmp_path, workers=1) as [worker]:
         eventually(lambda: '"completed"' in worker.output)

@@ -20,7 +20,7 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.system
 Conn = psycopg.Connection[tuple[object, ...]]
-TASKS = 300
+TASKS = 200
 SESSIONS = """
     select application_name, count(*) from pg_stat_activity
      where datname = current_database() and application_name like 'llmqueue%' group by 1
@@ -80,7 +80,7 @@ def test_everything_but_listen_goes_through_it(server: Server, installed: str, b
         assert [said(process, event) for event in ("database_failed", "listener_lost", "settle_failed")] == [[], [], []]
 
 
-@pytest.mark.parametrize("swallows_options", [False, True])
+@pytest.mark.parametrize("swallows_options", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_without_a_way_past_it_a_worker_polls_and_says_so(
     server: Server, installed: str, backlog: Conn, tmp_path: Path, swallows_options: bool
 ) -> None:
