@@ -9,6 +9,9 @@ begin
     if cardinality(p_chores) = 0 then
         return;
     end if;
+    if 'sweep' = any (p_chores) then
+        perform llmqueue.check_epoch(null, p_now);   -- first: it may wait for every model's lock
+    end if;
     if 'heartbeat' = any (p_chores) then
         perform llmqueue.heartbeat(p_worker, p_running, p_now);
     end if;

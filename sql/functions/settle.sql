@@ -28,6 +28,7 @@ begin
     -- before anything else, and in one order: closing and opening models must not deadlock with another settle
     v_has_refusals := jsonb_path_exists(p_items, '$[*].refusal ? (@ != null)');
     perform from llmqueue.model_state s where s.closed_until is not null or v_has_refusals order by s.model for update;
+    perform llmqueue.keep_lost(p_worker, p_items, v_now);
     with free as materialized (
         select t.id from llmqueue.task t
          where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))

@@ -41,10 +41,12 @@ class WorkerOptions:
     """`models` None serves all; `drain_wait_s` None runs for ever, else ends when nothing can run within that time.
 
     `home` holds the spill, which is for `database` alone.
+    `is_pooled`: `dsn` leads to a pooler; there is no listener then unless `listen_dsn` leads past it.
     """
 
     dsn: str
     listen_dsn: str | None
+    is_pooled: bool
     backend_url: str
     slots: int
     models: Sequence[str] | None
@@ -82,11 +84,11 @@ class Daemon:
             worker,
             prompt_is_json=mapping.prompt_is_json,
             answer_is_json=mapping.answer_is_json,
-            is_pooled=options.listen_dsn is not None,
+            is_pooled=options.is_pooled,
         )
         name = f"{socket.gethostname()}:{os.getpid()}"
         self._backend = backend
-        self._bell = Bell()
+        self._bell = Bell(hears=options.listen_dsn is not None or not options.is_pooled)
         self._gate = Gate(backend, options.backend_url, self._bell)
         self._leases = Leases(self._store, name, options.models, options.lease_s, options.guard_s)
         self._listener = Listener(options.listen_dsn or options.dsn, worker, self._bell, deaf_after_s=options.lease_s)
@@ -126,7 +128,9 @@ class Daemon:
                     slots=self._options.slots,
                     backend=self._options.backend_url,
                 )
-                loops.start_soon(self._listener.run)
+                self._say_pooler()
+                if self._bell.hears:
+                    loops.start_soon(self._listener.run)
                 loops.start_soon(self._gate.run)
                 loops.start_soon(self._completer.run)
                 loops.start_soon(self._spiller.run)
@@ -144,6 +148,16 @@ class Daemon:
                 await self._spiller.spill()  # also when a wrong password or another schema ends us
                 await self._backend.aclose()
                 await self._store.aclose()
+
+    def _say_pooler(self) -> None:
+        if self._options.is_pooled and not self._bell.hears:
+            logger().warning(
+                Event.POOLER_SEEN,
+                effect="no wake-ups through it: polling every second",
+                remedy="set LLMQUEUE_LISTEN_URL to the database itself; settings such as timeouts: ALTER ROLE … SET",
+            )
+        elif self._options.is_pooled:
+            logger().info(Event.POOLER_SEEN, remedy="settings of the session, such as timeouts: ALTER ROLE … SET")
 
     async def _dispatch(self) -> None:
         """Runs the dispatcher until it is told to stop, then waits up to drain_s for the calls that are under way.

@@ -66,6 +66,7 @@ class Dispatcher:
         self._poll_at = 0.0
         self._hot_poll_at = 0.0
         self._turns: str | None = None
+        self._epoch: int | None = None
         self._claim_size = MAX_CLAIM
         self._late_grants = 0
         self._lateness = Lateness()
@@ -143,11 +144,21 @@ class Dispatcher:
             claim = await self._store.claim(_shuffled(models), room, chores, len(self.running), self._turns)
         self._leases.done(chores)
         self._turns = claim.turns or self._turns
+        self._note_epoch(claim.epoch)
         if claim.clock_offset_s is not None and await self._clock.has_stepped(claim.clock_offset_s):
             self._give_back(claim)
         else:
             self._lateness.claimed(claim.grants, time.monotonic(), time.monotonic() - asked_at)
             self._take(claim, room)
+
+    def _note_epoch(self, epoch: int | None) -> None:
+        """In a new epoch ends that we had written may be lost: their tasks are ours again, and nobody runs them."""
+        if epoch is None or epoch == self._epoch:
+            return
+        if self._epoch is not None:
+            logger().warning(Event.EPOCH_CHANGED, epoch=epoch, effect="nothing is granted for a minute")
+            self._disown_until = time.monotonic() + DISOWN_FOR_S
+        self._epoch = epoch
 
     def _models_to_ask(self, room: Room, now: float) -> Sequence[str] | None:
         """Returns all (None, or those that this worker serves) when a poll is due, else those whose time has come.
@@ -182,7 +193,12 @@ class Dispatcher:
             self._leases.done(chores)
 
     def _idle_chore(self) -> list[str]:
-        """Says that we wait for work, in a claim that is followed by another look, so that nothing falls between."""
+        """Says that we wait for work, in a claim that is followed by another look, so that nothing falls between.
+
+        Not while no NOTIFY can be heard: it would only cost those who insert.
+        """
+        if not self._bell.hears:
+            return []
         if self._schedule.has_empty and not self._has_said_idle:
             self._has_said_idle = True
             self._bell.ring("task")
@@ -203,7 +219,7 @@ class Dispatcher:
         for grant in claim.grants:
             self._slots.take(grant)
             self._start(grant)
-        if room.for_any and self._schedule.has_empty and not self._has_said_idle:
+        if self._bell.hears and room.for_any and self._schedule.has_empty and not self._has_said_idle:
             self._bell.ring("task")  # the next look says that we wait, and is followed by another
 
     def _give_back(self, claim: Claim) -> None:

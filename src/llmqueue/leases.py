@@ -14,7 +14,7 @@ import anyio
 
 from llmqueue import __version__
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
-from llmqueue.store import Store
+from llmqueue.store import STATEMENT_TIMEOUT_S, Store
 
 PROMOTE_S = 0.5
 PRUNE_S = 30.0
@@ -72,7 +72,8 @@ class Leases:
     async def beat(self, running: int) -> None:
         """Says that the worker lives; registers it if it was swept, or has not been yet."""
         try:
-            await self._store.heartbeat(running)
+            # a half-open connection must leave time for another within the lease
+            await self._store.heartbeat(running, timeout_s=min(self._lease_s / 5, STATEMENT_TIMEOUT_S))
             self.done(["heartbeat"])
         except UnknownWorker:
             await self.register()

@@ -96,6 +96,11 @@ class Event(StrEnum):
     SPILL_LEFT = "spill_left"
     """A spill file is left alone (another database, no right to read it, another release); `remedy` says what to do."""
 
+    EPOCH_CHANGED = "epoch_changed"
+    """A failover or a restore may have lost state (see `llmqueue.epoch_status`): nothing is granted for a minute."""
+    POOLER_SEEN = "pooler_seen"
+    """The database is reached through a pooler such as PgBouncer: no prepared statements, no settings per session, and
+    without LLMQUEUE_LISTEN_URL no wake-ups: the worker polls every second."""
     CLOCK_STEP = "clock_step"
     """The clock of the database stepped against our own; the models are closed for a minute."""
     WARNING = "warning"

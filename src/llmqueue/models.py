@@ -60,6 +60,7 @@ class ClaimRow:
     guard_s: float
     kinds_ratio: float | None
     turns: str | None
+    epoch: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ class Claim:
     clock_offset_s: tuple[float, float] | None
     # JSON that only the database reads, for the next claim: whose turn it is; None: as before
     turns: str | None = None
+    # number of the database's epoch: another one after a failover or a restore that may have lost state
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

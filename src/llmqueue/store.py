@@ -41,23 +41,13 @@ RECONNECT_S = 1.5
 # With the listener's own connection this makes four for a busy worker (design I20).
 POOL_SIZE = 3
 
-# What the database or the role may have set otherwise; a transaction pooler does not pass it on.
-SESSION = " ".join(
-    f"-c {setting}"
-    for setting in (
-        r"default_transaction_isolation=read\ committed",
-        "datestyle=ISO",
-        "intervalstyle=postgres",
-        "idle_session_timeout=0",
-    )
-)
-
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
-           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns
+           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns,
+           (turns ->> 'epoch')::integer as epoch
       from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
                           %(turns)s::jsonb)"""
 
@@ -90,12 +80,13 @@ class Store:
         self._answer_is_json = answer_is_json
         # A transaction pooler knows neither session options nor, before 1.21, prepared statements (design I20).
         kwargs: dict[str, Any] = {"autocommit": True}
+        self._conninfo = connect.steadfast(dsn, "llmqueue worker")
         if is_pooled:
             kwargs["prepare_threshold"] = None
         else:
-            kwargs["options"] = SESSION
+            self._conninfo = connect.with_session(self._conninfo)
         self._pool: Pool = AsyncConnectionPool(
-            connect.steadfast(dsn, "llmqueue worker"),
+            self._conninfo,
             min_size=1,
             max_size=POOL_SIZE,
             open=False,
@@ -112,11 +103,17 @@ class Store:
         await self._pool.close(timeout=2)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+    async def _connection(
+        self, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         try:
-            with anyio.fail_after(STATEMENT_TIMEOUT_S):
-                async with self._pool.connection() as connection:
-                    yield connection
+            async with self._pool.connection() as connection:
+                try:
+                    async with connect.deadline(connection, timeout_s):
+                        yield connection
+                except psycopg.errors.ReadOnlySqlTransaction:
+                    await connection.close()  # it leads to a standby: the next one may lead to the primary
+                    raise
         except PoolTimeout as error:
             raise await self._why_unreachable() from error
         except psycopg.Error as error:
@@ -125,7 +122,8 @@ class Store:
                 raise SchemaOutgrown(f"a newer llmqueue has upgraded the schema: {error}", error.sqlstate) from error
             raise self._translate(error) from error
         except TimeoutError as error:
-            message = f"the database has not answered for {STATEMENT_TIMEOUT_S:.0f} s"
+            await self._pool.drain()  # idle ones may be as dead as this one: whoever comes next gets a new one
+            message = f"the database has not answered for {timeout_s:.0f} s"
             raise DatabaseUnreachable(message) from error
 
     def _translate(self, error: psycopg.Error) -> LlmqueueError:
@@ -169,9 +167,11 @@ class Store:
             pass
         return DatabaseUnreachable(f"no connection to the database within {CONNECT_WAIT_S:.0f} s")
 
-    async def _call(self, query: LiteralString, args: Mapping[str, object]) -> Json:
+    async def _call(
+        self, query: LiteralString, args: Mapping[str, object], timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> Json:
         """Returns the first column of the first row, None without one."""
-        async with self._connection() as connection:
+        async with self._connection(timeout_s) as connection:
             row = await (await connection.execute(query, args)).fetchone()
             return row[0] if row else None
 
@@ -187,11 +187,10 @@ class Store:
         agreed: float = await self._call(query, {"worker": self.worker, **args})
         return agreed
 
-    async def heartbeat(self, running: int) -> None:
+    async def heartbeat(self, running: int, timeout_s: float = STATEMENT_TIMEOUT_S) -> None:
         """Raises UnknownWorker when the worker was swept."""
-        await self._call(
-            "select llmqueue.heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running}
-        )
+        query: LiteralString = "select llmqueue.heartbeat(%(worker)s, %(running)s)"
+        await self._call(query, {"worker": self.worker, "running": running}, timeout_s)
 
     async def do_chores(self, chores: Sequence[str], running: int) -> None:
         query: LiteralString = "select llmqueue.do_chores(%(worker)s, %(chores)s, %(running)s)"
@@ -237,7 +236,8 @@ class Store:
         clocks = [row.clock_s for row in rows if row.clock_s is not None]
         offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
         turns = next((row.turns for row in rows if row.turns is not None), None)
-        return Claim(grants, verdicts, offset_s, turns)
+        epoch = next((row.epoch for row in rows if row.epoch is not None), None)
+        return Claim(grants, verdicts, offset_s, turns, epoch)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
         # The grant is no older than our start of the statement plus what the server says it waited; half of the guard
@@ -264,6 +264,7 @@ class Store:
         return {
             "fence": task.fence,
             "task_id": str(task.id),
+            "model": settlement.grant.model,
             "sent_after_s": settlement.sent_after_s,
             "latency_s": settlement.latency_s,
             "is_unsent": settlement.sent_after_s is None,

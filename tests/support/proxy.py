@@ -20,6 +20,7 @@ class Proxy:
         self._target = target
         self._flows = threading.Event()
         self._flows.set()
+        self._stranded: list[threading.Event] = []
         self._is_refusing = False
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
@@ -48,6 +49,18 @@ class Proxy:
         """Half-open: connections stay, new ones are accepted, and not a byte passes."""
         self._flows.clear()
 
+    def strand(self) -> None:
+        """Half-open for ever: connections stay without a byte passing, new ones are served."""
+        self._flows.clear()
+        self._stranded.append(self._flows)
+        self._flows = threading.Event()
+        self._flows.set()
+
+    def lead_to(self, target: tuple[str, int] | str) -> None:
+        """Another server behind the same address, as after a failover. Connections to the old one are reset."""
+        self._target = target
+        self.reset()
+
     def restore(self) -> None:
         """Serves again. What was held back by silence() goes on its way."""
         self._is_refusing = False
@@ -56,7 +69,8 @@ class Proxy:
     def close(self) -> None:
         self._listener.close()
         self.reset()
-        self._flows.set()
+        for flows in (*self._stranded, self._flows):
+            flows.set()
 
     def _accept(self) -> None:
         while True:
@@ -76,7 +90,7 @@ class Proxy:
             with self._lock:
                 self._pairs.add((near, far))
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink, (near, far)), daemon=True).start()
+                threading.Thread(target=self._pump, args=(source, sink, (near, far), self._flows), daemon=True).start()
 
     def _connect(self) -> socket.socket:
         if isinstance(self._target, tuple):
@@ -85,12 +99,18 @@ class Proxy:
         far.connect(self._target)
         return far
 
-    def _pump(self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
+    def _pump(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        pair: tuple[socket.socket, socket.socket],
+        flows: threading.Event,
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
-                self._flows.wait()
+                flows.wait()
                 sink.sendall(data)
-        self._flows.wait()
+        flows.wait()
         with self._lock:
             self._pairs.discard(pair)
         for end in pair:

@@ -45,6 +45,12 @@ def notes(
         yield "no worker is running. Start one: llmqueue worker"
 
 
+def quiet_minute(because: str, until: datetime) -> str:
+    """Why nothing is granted after a failover or a restore; see sql/functions/end_of_epoch.sql."""
+    what = {"timeline": "a failover or a recovery", "system": "a restore on another server"}.get(because, "a restore")
+    return f"after {what} state may be lost: nothing is granted until {moment(until)}, so that no limit is overstepped"
+
+
 def used_up(model: ModelStatus) -> list[str]:
     """The limits of the day that leave no room for a call like the others of today."""
     used = []

@@ -13,7 +13,7 @@ import typer
 
 from llmqueue.cli.database import open_database
 from llmqueue.cli.model_status import LINE_END, ModelStatus, opens, read_models
-from llmqueue.cli.notes import notes, used_up
+from llmqueue.cli.notes import notes, quiet_minute, used_up
 from llmqueue.cli.output import Column, age, clean, console, duration, readable, table, write_json, write_line
 from llmqueue.cli.pools import read_pools
 from llmqueue.errors import LlmqueueError
@@ -115,6 +115,9 @@ WORKERS = (
 )
 
 
+QUIET = "select because, quiet_until from llmqueue.epoch_status where quiet_until > clock_timestamp()"
+
+
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C; live on a terminal.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, with --watch one line each time.")] = False,
@@ -178,6 +181,7 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
     models = read_models(conn)
     set_aside = set_aside or SetAside(0, None, None)
     said = list(notes(backlog, models, read_pools(conn), workers, set_aside, _day_ends(conn, models)))
+    said += [quiet_minute(because, until) for because, until in conn.execute(QUIET).fetchall()]
     return Snapshot(_database(conn, settings), backlog, models, workers, set_aside, said)
 
 

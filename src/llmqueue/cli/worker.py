@@ -47,10 +47,12 @@ def worker(
     logs.configure(settings.log_format, settings.log_level)
     backend_secret = settings.backend_token.get_secret_value() if settings.backend_token else None
     dsn = connect.dsn(settings)
-    mapping, database = _wait_for_schema(dsn, is_drain=drain)
+    mapping, database, is_pooler = _wait_for_schema(dsn, is_drain=drain)
+    listen_dsn = settings.listen_url.get_secret_value() if settings.listen_url else None
     options = WorkerOptions(
         dsn=dsn,
-        listen_dsn=settings.listen_url.get_secret_value() if settings.listen_url else None,
+        listen_dsn=listen_dsn,
+        is_pooled=is_pooler or listen_dsn is not None,
         backend_url=settings.backend_url,
         slots=concurrency or settings.concurrency,
         models=model or None,
@@ -80,8 +82,11 @@ def worker(
         raise typer.Exit(1)
 
 
-def _wait_for_schema(dsn: str, *, is_drain: bool) -> tuple[Mapping, Database]:
-    """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker."""
+def _wait_for_schema(dsn: str, *, is_drain: bool) -> tuple[Mapping, Database, bool]:
+    """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker.
+
+    Returns whether it is reached through a pooler, too.
+    """
     outage = Outage()
     pause_s = WAIT_S[0]
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,14 +95,15 @@ def _wait_for_schema(dsn: str, *, is_drain: bool) -> tuple[Mapping, Database]:
         try:
             with connect.connect(dsn, application_name="llmqueue worker") as connection:
                 connect.require_schema(connection)
-                found = read_mapping(connection), read_database(connection)
+                mapping, database = read_mapping(connection), read_database(connection)
+            is_pooler = connect.is_pooler(dsn)
         except DatabaseUnreachable as error:
             outage.began(error)
             time.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(2 * pause_s, WAIT_S[1])
         else:
             outage.ended()
-            return found
+            return mapping, database, is_pooler
 
 
 def adapter_fields(settings: Settings) -> Fields:
