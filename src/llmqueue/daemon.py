@@ -27,6 +27,7 @@ from llmqueue.logs import Event, logger
 from llmqueue.mapping import Mapping
 from llmqueue.models import Grant, Settlement
 from llmqueue.store import Store, Stranded
+from llmqueue.trouble import TroubleReport
 from llmqueue.wakeup import Bell, Listener
 
 SETTLE_TIMEOUT_S = 10.0
@@ -107,6 +108,7 @@ class Daemon:
                 )
                 loops.start_soon(self._listener.run)
                 loops.start_soon(self._gate.run)
+                loops.start_soon(TroubleReport(self._store, self._gate).run)
                 loops.start_soon(self._completer.run)
                 loops.start_soon(self._leases.run, lambda: len(self._dispatcher.running))
                 loops.start_soon(self._watch_schema)
