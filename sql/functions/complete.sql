@@ -46,7 +46,7 @@ begin
         update llmqueue.attempt a
            set ended_at = v_now,
                outcome = case when v_is_applied then 'completed' else 'late' end,
-               error_class = null,
+               error_class = case when not v_is_applied then a.error_class end,
                sent_at = v_attempt.granted_at + make_interval(secs => v_item.sent_after_s),
                latency_s = v_item.latency_s,
                input_tokens = v_item.input_tokens,

@@ -47,7 +47,7 @@ class _Calls:
 
 @dataclass(slots=True)
 class _Trial:
-    """The calls that go out while it is not known whether the backend is back: `most` at once, more with each answer."""
+    """Calls that go out while it is not known whether the backend is back: `most` at once, twice that per answer."""
 
     most: int = 1
     begun: dict[int, float] = field(default_factory=dict)
@@ -183,4 +183,3 @@ class Circuit:
 def blames(error_class: str) -> bool:
     """Tells the failures that may be the backend's, a 5xx or a lost connection, from those of one attempt."""
     return error_class == "connection_lost" or error_class.startswith("http_5")
-

@@ -112,7 +112,7 @@ class Usage:
 
 # --- what a backend replies -------------------------------------------------------------------------------------
 
-# quota: 429; capacity: 503, 529; credentials: 401, 407; failures: half of the model's last calls ended in a 5xx or a reset
+# quota: 429; capacity: 503, 529; credentials: 401, 407; failures: half of its last calls ended in a 5xx or a reset
 RefusalKind = Literal["quota", "capacity", "credentials", "failures"]
 
 

@@ -32,9 +32,7 @@ REFUSAL_JITTER = 0.1
 REFUSAL_JITTER_CAP_S = 1.0
 
 
-def decide(
-    reply: Reply, attempt_no: int, rng: random.Random, blame: circuit.Blame = "attempt"
-) -> Decision:
+def decide(reply: Reply, attempt_no: int, rng: random.Random, blame: circuit.Blame = "attempt") -> Decision:
     """Returns what becomes of a task whose `attempt_no`-th attempt (from 1) got this reply.
 
     `blame` is what other calls say about a Breakdown: if the backend or the model fails them too, it costs no attempt.
