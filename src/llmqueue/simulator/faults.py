@@ -10,7 +10,7 @@ A marker makes a test exact:
     [[fault:error-inside]]  200 with {"error": …} in the place of an answer
     [[fault:no-answer]]   200 with JSON that has no answer
     [[fault:other-key]]   200 with an answer and the Idempotency-Key of another call
-    [[fault:bomb]]        200 whose 400 kB of gzip become 400 MB
+    [[fault:bomb]]        200 whose 100 kB of gzip become 100 MB
     [[fault:endless]]     200 with an answer that never ends, as fast as it is read
     [[fault:drip]]        200 with an answer that never ends, a byte every 50 ms
     [[fault:500 x2]]      only the first two calls with this prompt
