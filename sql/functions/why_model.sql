@@ -13,6 +13,7 @@ declare
     v_charge llmqueue.candidate;
     v_picked llmqueue.picked;
     v_workers record;
+    v_troubled record;
     v_room record;
     v_is_hot boolean;
     v_most integer;
@@ -45,6 +46,15 @@ begin
     detail := detail || jsonb_build_object('workers', to_jsonb(v_workers));
     if v_workers.serving = 0 then
         reason := 'no_worker';
+        return;
+    end if;
+
+    select * into strict v_troubled from llmqueue.troubled_workers(p_model, p_now);
+    if v_troubled.troubled > 0 then
+        detail := detail || jsonb_build_object('backend', to_jsonb(v_troubled));
+    end if;
+    if v_troubled.troubled >= v_troubled.serving then
+        reason := 'backend';
         return;
     end if;
 

@@ -27,7 +27,7 @@ STEADY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What keeps this worker from the backend; `since` in seconds of time.monotonic()."""
+    """What the backend does that keeps this worker from calling it; `since` in seconds of time.monotonic()."""
 
     what: str
     since: float
@@ -82,7 +82,9 @@ class Gate:
         was_closed = self.circuit.because is None
         blame = self.circuit.failed(call, now)
         if was_closed and self.circuit.because is not None:
-            self._failing = Trouble(f"half of its last calls failed, the last with {call.error_class}", now)
+            self._failing = Trouble(
+                f"fails its calls: half of the last {circuit.WINDOW}, the last with {call.error_class}", now
+            )
             logger().error(
                 Event.BACKEND_FAILING,
                 url=self._url,
@@ -126,10 +128,10 @@ class Gate:
         logger().error(
             Event.BACKEND_UNREACHABLE, url=self._url, error=reason, effect="nothing is claimed until it answers"
         )
-        self._unreachable = Trouble(reason, time.monotonic())
+        self._unreachable = Trouble(f"cannot be reached: {reason}", time.monotonic())
         pause_s = PROBE_S[0]
         while (still := await self._probe()) is not None:
-            self._unreachable = Trouble(still, self._unreachable.since)
+            self._unreachable = Trouble(f"cannot be reached: {still}", self._unreachable.since)
             await anyio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(pause_s * 2, PROBE_S[1])
         self._unreachable = None

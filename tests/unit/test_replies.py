@@ -182,7 +182,10 @@ async def test_a_redirect_says_where_to_and_goes_nowhere() -> None:
         ({"error": {"type": "overloaded_error", "message": "no"}}, ("capacity", None)),
         ({"error": {"code": 503, "message": "no"}}, ("capacity", None)),
         ({"error": {"code": "rate_limit_exceeded", "message": "no", "retry_after": "x"}}, ("quota", None)),
-        ({"error": {"code": 502, "message": "bad gateway"}}, Breakdown("http_502", "200 with an error inside: bad gateway")),
+        (
+            {"error": {"code": 502, "message": "bad gateway"}},
+            Breakdown("http_502", "200 with an error inside: bad gateway"),
+        ),
         ({"error": {"code": 400, "message": "bad"}}, Rejection("http_400", "200 with an error inside: bad")),
         ({"error": {"code": True, "message": 5}}, Breakdown("error_in_reply", "200 with an error inside: 5")),
     ],
