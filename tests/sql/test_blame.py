@@ -1,4 +1,4 @@
-"""Failures that are the backend's cost no attempt, within a bound; a broken model is closed, and not by one task alone."""
+"""Failures that are the backend's cost no attempt, within a bound; one task alone closes no model for ever (I11)."""
 
 from __future__ import annotations
 
