@@ -1,9 +1,12 @@
--- What it does: makes up to p_limit tasks of workers that are gone ready again; those out of attempts become dead letters.
+-- What it does: makes up to p_limit tasks of workers that are gone ready again; those out of attempts become dead letters,
+--   and so does every one whose model's on_crash is 'park'.
 -- Returns: how many.
 -- Locks: attempt rows and then their task rows, both SKIP LOCKED: it rides along with a claim and must not wait.
 -- Why: only a worker whose own heartbeats have come for a whole lease sweeps, and never within a lease of the server's
 --   start or of a new epoch (a promoted standby started long ago): after an outage everybody's heartbeat is old, and nobody is dead (I9). What such a worker had sent counts as
 --   spent. Its late answers are still welcome: the attempt ends as 'lost', which complete() accepts.
+--   A parked task is a dead letter, 'outcome_unknown': its call may have been paid, and people who pay per call want to be
+--   asked before it is made again. Its late answer is welcome too.
 --   A heartbeat more than a lease ahead is from before a step back of the clock: who lives has beaten since.
 create or replace function llmqueue.sweep(p_worker uuid, p_limit integer, p_now timestamptz default null)
 returns integer language plpgsql volatile
@@ -21,7 +24,7 @@ begin
         return 0;
     end if;
     for v_lost in
-        select a.fence, a.task_id, a.worker
+        select a.fence, a.task_id, a.worker, coalesce((select c.on_crash = 'park' from llmqueue.model_config c where c.model = a.model), false) as is_parked
           from llmqueue.attempt a
          where a.ended_at is null
            and not exists (select from llmqueue.worker w
@@ -35,12 +38,14 @@ begin
         begin
             update llmqueue.task t
                set status = llmqueue.status_word(
-                       case when t.attempts >= coalesce(t.max_attempts, 5) then 'failed' else 'unsolved' end),
-                   finished_at = case when t.attempts >= coalesce(t.max_attempts, 5) then v_now end,
-                   error = 'lost: the worker that ran it is gone',
+                       case when v_lost.is_parked or t.attempts >= coalesce(t.max_attempts, 5) then 'failed' else 'unsolved' end),
+                   finished_at = case when v_lost.is_parked or t.attempts >= coalesce(t.max_attempts, 5) then v_now end,
+                   error = case when v_lost.is_parked then 'outcome_unknown: the worker that ran it is gone, and it may have sent the call'
+                                else 'lost: the worker that ran it is gone' end,
                    run_at = v_now
              where t.id = v_lost.task_id and t.is_running and t.fence = v_lost.fence;
-            update llmqueue.attempt a set ended_at = v_now, outcome = 'lost' where a.fence = v_lost.fence;
+            update llmqueue.attempt a set ended_at = v_now, outcome = 'lost', error_class = case when v_lost.is_parked then 'outcome_unknown' end
+             where a.fence = v_lost.fence;
             v_swept := v_swept + 1;
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate, true) then

@@ -13,6 +13,7 @@ declare
     v_charge llmqueue.candidate;
     v_picked llmqueue.picked;
     v_workers record;
+    v_troubled record;
     v_room record;
     v_is_hot boolean;
     v_most integer;
@@ -23,7 +24,7 @@ begin
         reason := 'unknown';
         return;
     end if;
-    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output']
+    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output', 'on_crash']
         || jsonb_build_object('effective_rpm', llmqueue.effective_rpm(p_model, v_config.rpm, p_now));
     if not v_config.enabled
        or 0 in (v_config.rpm, v_config.tpm, v_config.output_tpm, v_config.rpd, v_config.tpd, v_config.max_concurrency) then
@@ -45,6 +46,15 @@ begin
     detail := detail || jsonb_build_object('workers', to_jsonb(v_workers));
     if v_workers.serving = 0 then
         reason := 'no_worker';
+        return;
+    end if;
+
+    select * into strict v_troubled from llmqueue.troubled_workers(p_model, p_now);
+    if v_troubled.troubled > 0 then
+        detail := detail || jsonb_build_object('backend', to_jsonb(v_troubled));
+    end if;
+    if v_troubled.troubled >= v_troubled.serving then
+        reason := 'backend';
         return;
     end if;
 

@@ -31,6 +31,7 @@ from llmqueue.models import Grant, Settlement
 from llmqueue.spill import FOLDER, Database, Spill
 from llmqueue.spiller import Spiller
 from llmqueue.store import Store, Stranded
+from llmqueue.trouble import TroubleReport
 from llmqueue.wakeup import Bell, Listener
 
 SETTLE_TIMEOUT_S = 10.0
@@ -132,6 +133,7 @@ class Daemon:
                 if self._bell.hears:
                     loops.start_soon(self._listener.run)
                 loops.start_soon(self._gate.run)
+                loops.start_soon(TroubleReport(self._store, self._gate).run)
                 loops.start_soon(self._completer.run)
                 loops.start_soon(self._spiller.run)
                 loops.start_soon(self._heir.run)

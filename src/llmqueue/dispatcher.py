@@ -132,7 +132,7 @@ class Dispatcher:
         if self._must_register:
             await self._leases.register()
             self._must_register = self._has_said_idle = False
-        room = self._slots.room(at_most=self._next_claim_size())
+        room = self._slots.room(at_most=self._gate.at_most(self._next_claim_size()))
         models = self._models_to_ask(room, time.monotonic())
         if models is not None and not models:
             await self._only_chores()
@@ -165,17 +165,13 @@ class Dispatcher:
 
         A poll for hot tasks alone does not count as one for the others: they have theirs with the first free slot.
         """
-        if not room.total or not self._may_claim or self._lateness.is_paused(now):
+        if not room.total or self.is_full() or self._lateness.is_paused(now):
             return []
         if now >= (self._poll_at if room.for_any else self._hot_poll_at):
             self._hot_poll_at = now + POLL_S
             self._poll_at = now + POLL_S if room.for_any else self._poll_at
             return self._models
         return self._schedule.due(now) if room.for_any else self._schedule.hot_due(now)
-
-    @property
-    def _may_claim(self) -> bool:
-        return self._gate.is_open and not self.is_full()
 
     def _next_claim_size(self) -> int:
         """Halves after late grants, grows by a tenth otherwise: as many as this process can send in time."""
@@ -218,6 +214,7 @@ class Dispatcher:
                 self._schedule.note_hot(verdict, now, has_given=verdict.model in given)
         for grant in claim.grants:
             self._slots.take(grant)
+            self._gate.started(grant)
             self._start(grant)
         if self._bell.hears and room.for_any and self._schedule.has_empty and not self._has_said_idle:
             self._bell.ring("task")  # the next look says that we wait, and is followed by another
@@ -228,8 +225,8 @@ class Dispatcher:
             self._settle(Settlement(grant, Release("clock_step"), None, None))
 
     def _wait_s(self) -> float:
-        room = self._slots.room()
-        if not room.total or not self._may_claim:
+        room = self._slots.room(at_most=self._gate.at_most(MAX_CLAIM))
+        if not room.total or self.is_full():
             return POLL_S
         if room.for_any:
             next_at = min(self._schedule.next_at(), self._poll_at)

@@ -64,6 +64,9 @@ class Event(StrEnum):
 
     BACKEND_UNREACHABLE = "backend_unreachable"
     """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""
+    BACKEND_FAILING = "backend_failing"
+    """Half of the last 20 calls of this worker, over all models, failed with a 5xx or a lost connection: its circuit is
+    open. One call at a time tries the backend, up to 30 s apart; failures cost no attempt until it is back."""
     BACKEND_BACK = "backend_back"
     """The Models Backend answers again."""
     DATABASE_UNREACHABLE = "database_unreachable"

@@ -115,8 +115,8 @@ class Usage:
 
 # --- what a backend replies -------------------------------------------------------------------------------------
 
-# quota: 429; capacity: 503, 529; credentials: 401, 407
-RefusalKind = Literal["quota", "capacity", "credentials"]
+# quota: 429; capacity: 503, 529; credentials: 401, 407; failures: half of its last calls ended in a 5xx or a reset
+RefusalKind = Literal["quota", "capacity", "credentials", "failures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,8 @@ class Retry:
     """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts.
 
     With a `refusal` the database closes the model for `pause_s`, or for as long as it thinks fit when that is None,
-    and the task waits behind the reopening; `delay_s` is added to that.
+    and the task waits behind the reopening; `delay_s` is added to that. `may_be_backends`: a 5xx or a lost connection,
+    which closes a model again that it was the probe of.
     """
 
     error_class: str
@@ -193,6 +194,7 @@ class Retry:
     counts: bool
     refusal: RefusalKind | None = None
     pause_s: float | None = None
+    may_be_backends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

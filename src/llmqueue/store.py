@@ -202,6 +202,16 @@ class Store:
     async def leave(self) -> None:
         await self._call("select llmqueue.leave(%(worker)s)", {"worker": self.worker})
 
+    async def note_backend(self, trouble: str | None, for_s: float) -> None:
+        """Says what keeps this worker from calling the backend, and for how long it has; None: nothing."""
+        query: LiteralString = "select llmqueue.note_backend(%(worker)s, %(trouble)s, %(for_s)s)"
+        await self._call(query, {"worker": self.worker, "trouble": trouble, "for_s": for_s})
+
+    async def forgive(self, fences: Sequence[int]) -> list[int]:
+        """Gives the attempts of failures back that were the backend's. Returns those to be asked for again."""
+        query: LiteralString = "select llmqueue.forgive(%(worker)s, %(fences)s::bigint[])"
+        return list(await self._call(query, {"worker": self.worker, "fences": list(fences)}))
+
     async def disown(self, known: Sequence[int]) -> int:
         """Releases attempts of this worker other than the known fences. Returns how many."""
         query: LiteralString = "select llmqueue.disown(%(worker)s, %(known)s::bigint[])"
@@ -279,10 +289,11 @@ class Store:
                 text = answer if is_text else json.dumps(answer, ensure_ascii=False)
                 tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
                 return {"verb": "complete", "answer": text, **tokens}
-            case Retry(error_class, error, delay_s, counts, refusal, pause_s):
+            case Retry(error_class, error, delay_s, counts, refusal, pause_s, may_be_backends):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
                 closing = {} if refusal is None else {"refusal": refusal, "pause_s": pause_s}
-                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing}
+                blame = {"may_be_backends": True} if may_be_backends else {}
+                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing, **blame}
             case Bury(error_class, error, answer):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
                 return {"verb": "bury", "answer": answer, **cause}

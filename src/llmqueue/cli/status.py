@@ -54,6 +54,8 @@ class Worker:
     running: int
     heartbeat_age_s: Decimal
     started_at: datetime
+    backend_trouble: str | None = None
+    backend_troubled_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
     with conn.cursor(row_factory=class_row(Worker)) as cursor:
         workers = cursor.execute(
             """
-            select name, version, state, running, heartbeat_age_s, started_at
+            select name, version, state, running, heartbeat_age_s, started_at, backend_trouble, backend_troubled_at
               from llmqueue.worker_status order by name, started_at limit 1000
             """
         ).fetchall()

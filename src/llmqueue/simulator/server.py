@@ -14,6 +14,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -61,8 +62,9 @@ def _calls_handler(
             log.finish(log.arrive(arrival, "", request.headers.get("Idempotency-Key")), error.status)
             return replies.malformed(error)
         outcomes = await _run_all(simulation, calls, arrival)
-        if Broken("reset") in outcomes:
-            await _reset(request)
+        for outcome in outcomes:
+            if isinstance(outcome, Broken) and (stream := _STREAMS.get(outcome.how)):
+                return await stream(request)
         return render(calls, outcomes)
 
     return handle
@@ -83,14 +85,42 @@ async def _body(request: web.Request) -> bytes:
         raise Malformed(413, f"the body is larger than {_MAX_BODY_BYTES} bytes") from None
 
 
-async def _reset(request: web.Request) -> None:
+async def _reset(request: web.Request) -> web.StreamResponse:
     """Sends a TCP reset and waits to be cancelled by the lost connection."""
     if request.transport is None:
-        return  # the client has left already
+        return web.Response()  # the client has left already
     connection = request.transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     request.transport.abort()
     await asyncio.get_running_loop().create_future()
+    return web.Response()
+
+
+async def _endless(request: web.Request) -> web.StreamResponse:
+    return await _stream(request, b"x" * 65_536, 0.0)
+
+
+async def _drip(request: web.Request) -> web.StreamResponse:
+    return await _stream(request, b"x", 0.05)
+
+
+async def _stream(request: web.Request, piece: bytes, pause_s: float) -> web.StreamResponse:
+    """An answer that goes on until the client leaves."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        await response.write(b'{"answer": "')
+        while True:
+            await response.write(piece)
+            await asyncio.sleep(pause_s)
+    return response
+
+
+_STREAMS: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+    "reset": _reset,
+    "endless": _endless,
+    "drip": _drip,
+}
 
 
 def _health_handler(simulation: Simulation) -> Handler:

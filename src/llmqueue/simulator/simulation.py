@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from llmqueue.simulator.answers import Json, Usage, expected_answer, expected_usage
 from llmqueue.simulator.call_log import Arrival, CallLog
 from llmqueue.simulator.config import SimulatorConfig
-from llmqueue.simulator.faults import ForcedFaults
+from llmqueue.simulator.faults import BROKEN, ForcedFaults
 from llmqueue.simulator.latency import fit_for
 from llmqueue.simulator.limits import RateLimits
 
@@ -57,7 +57,7 @@ class Refused:
 class Broken:
     """A reply that the client cannot use."""
 
-    how: Literal["reset", "unreadable"]
+    how: str  # one of faults.BROKEN
 
 
 Outcome: TypeAlias = Answered | Refused | Broken
@@ -131,11 +131,10 @@ class Simulation:
 
 
 def _faulty_plan(fault: str, call: Call, latency_s: float) -> _Plan:
-    match fault:
-        case "hang":
-            return _Plan(_answer(call), math.inf, fault)
-        case "reset" | "unreadable":
-            return _Plan(Broken(fault), latency_s, fault)
+    if fault == "hang":
+        return _Plan(_answer(call), math.inf, fault)
+    if fault in BROKEN:
+        return _Plan(Broken(fault), latency_s, fault)
     status = int(fault)
     message = f"simulated fault {status}"
     if status in _MODEL_REFUSALS:
@@ -153,6 +152,8 @@ def _status(outcome: Outcome) -> int | None:
             return status
         case Broken(how="reset"):
             return None
+        case Broken(how="redirect"):
+            return 307
     return 200
 
 
