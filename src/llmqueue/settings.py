@@ -113,7 +113,10 @@ def _lower(value: object) -> object:
 
 
 def _folder(value: Path) -> Path:
-    return value.expanduser().absolute()
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError:  # the ~ of a user who is not there
+        raise ValueError("no such user") from None
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
