@@ -64,7 +64,7 @@ class Commands:
             words.insert(1, REFUSED)
         if rng.random() < 0.05:
             words[0] = self._value(rng)
-        return Case([word.encode("utf-8", "surrogateescape") for word in words if word not in NOT_PASSED])
+        return Case([word.encode("utf-8", "surrogateescape") for word in words])
 
     def _value(self, rng: Random) -> str:
         draw = rng.random()
@@ -108,5 +108,5 @@ def _options(command: Any) -> list[tuple[str, bool]]:
         (name, not getattr(parameter, "is_flag", False))
         for parameter in command.params
         for name in parameter.opts
-        if name.startswith("-") and name not in NOT_PASSED
+        if name.startswith("-") and not NOT_PASSED.intersection(parameter.opts)
     ]
