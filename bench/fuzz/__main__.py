@@ -50,7 +50,7 @@ def main() -> None:
             found.append(hunt(target, options.seed, is_enough, options.case or 1, _say))
             _say(
                 f"{name}: {found[-1].cases:,} cases of seed {options.seed}, slowest {found[-1].slowest_s:.1f} s, "
-                f"{len(found[-1].failures)} failures"
+                f"{len(found[-1].failures)} failures" + (f"; {target.note()}" if target.note() else "")
             )
     sys.exit(_report(found, options.keep))
 

@@ -78,6 +78,9 @@ class Files:
         line = out.getvalue().encode("utf-8", "surrogatepass")
         return nonsense.mutated(line, rng, 1) if rng.random() < 0.1 else line
 
+    def note(self) -> str:
+        return ""
+
     def check(self, case: Case) -> None:
         end = (case.about["end"] or "\n").encode()
         body = end.join(case.pieces) + case.about["end"].encode()

@@ -74,6 +74,9 @@ class Commands:
             return str(self._folder / rng.choice(("there.jsonl", "not-there", "folder", "new.svg", "new.txt")))
         return nonsense.text(rng).replace("\0", "0")[:20_000]
 
+    def note(self) -> str:
+        return ""
+
     def check(self, case: Case) -> None:
         words = [piece.decode("utf-8", "surrogateescape") for piece in case.pieces]
         if not words or (words[0] in ENDLESS and REFUSED not in words):

@@ -43,6 +43,10 @@ class Target(Protocol):
 
     def check(self, case: Case) -> None: ...
 
+    def note(self) -> str:
+        """What else is worth a word at the end."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

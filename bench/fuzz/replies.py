@@ -1,7 +1,8 @@
-"""HTTP replies of a server that sends what it likes, through the adapters: each becomes a reply that can be decided on.
+"""HTTP replies of a server that sends what it likes, through adapter and attempt: each is settled, and once.
 
-The server writes raw bytes and then closes, or goes silent. An adapter may not raise, hang, or return what cannot be
-stored without saying so.
+The server writes raw bytes and then closes, or is silent for a moment first. The attempt may not raise, outlast its
+deadline, or complete with what cannot be stored. How many ended by their deadline only is counted: a server that closes
+should be noticed at once.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ import json
 import random
 import time
 from random import Random
-from typing import Any, get_args
+from typing import Any
 from unittest.mock import patch
 
 import httpx
 
 from bench.fuzz import nonsense
 from bench.fuzz.hunt import Case, Failed
-from llmqueue import policy
-from llmqueue.backend import Backend, Call, sending
+from llmqueue.attempt import Runner
+from llmqueue.backend import Backend
 from llmqueue.backend.models import Fields, ModelsBackend
 from llmqueue.backend.openai import OpenAIBackend
-from llmqueue.models import Answer, Complete, Reply, Usage
+from llmqueue.gate import Gate
+from llmqueue.models import Complete, Decision, Grant, Settlement, Task
 from llmqueue.texts import why_unstorable
+from llmqueue.wakeup import Bell
 
-CALL_S = 10.0  # of the call itself: longer than the server is silent
+DEADLINE_S = 3.0  # of the call: longer than the server is silent
 SILENT_S = 0.05
 STATUSES = (
     200,
@@ -103,11 +106,14 @@ class Replies:
 
     name = "replies"
 
+    def __init__(self) -> None:
+        self._by_deadline = 0
+
     def make(self, rng: Random) -> Case:
         adapter = rng.choice(tuple(GOOD))
         body = self._body(rng, adapter)
         status = rng.choice(STATUSES)
-        line = b"HTTP/1.1 %d OK" % status
+        line = b"HTTP/1.1 %d %s" % (status, rng.choice((b"OK", b"OK", b"", b"R\xe9ussi", b"\xff", b"x" * 10_000)))
         if rng.random() < 0.08:
             line = nonsense.mutated(line, rng)
         headers = [
@@ -156,32 +162,42 @@ class Replies:
             body = size + b"\r\n" + body + b"\r\n" + rng.choice((b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"", b"zz\r\n"))
         return body  # otherwise it ends with the connection
 
+    def note(self) -> str:
+        return f"{self._by_deadline} calls ended by their deadline"
+
     def check(self, case: Case) -> None:
+        decision = self.decision(case)
+        error_class = getattr(decision, "error_class", None)
+        if error_class == "adapter_raised":
+            raise Failed(f"the adapter raised: {decision}")
+        self._by_deadline += error_class == "timeout"
+        if isinstance(decision, Complete):
+            _judge(decision)
+
+    def decision(self, case: Case) -> Decision:
+        """What becomes of a task whose call gets this reply."""
         raised: list[str] = []
         # 0.1 s for each client, and not what is tried here
         with patch.object(httpx, "create_ssl_context", _ssl_context):
-            reply, took_s = asyncio.run(_call(case, raised))
+            ends = asyncio.run(_call(case, raised))
         if raised:
             raise Failed(f"raised beside the call: {raised[0]}")
-        if took_s > CALL_S:
-            raise Failed(f"no reply after {took_s:.1f} s")
-        if not isinstance(reply, get_args(Reply)):
-            raise Failed(f"no reply but {reply!r}")
-        _judge(reply)
+        if len(ends) != 1:
+            raise Failed(f"settled {len(ends)} times")
+        return ends[0].decision
 
 
-def _judge(reply: Reply) -> None:
-    decision = policy.decide(reply, 1, random.Random(1))
-    if isinstance(decision, Complete) and why_unstorable(decision.answer) is not None:
+def _judge(decision: Complete) -> None:
+    if why_unstorable(decision.answer) is not None:
         raise Failed(f"would complete with {str(decision.answer)[:100]!r}")
-    if isinstance(reply, Answer):
-        for count in (reply.usage.input_tokens, reply.usage.output_tokens):
-            if count is not None and not (type(count) is int and 0 <= count < 2**31):
-                raise Failed(f"a usage of {count!r}")
-        assert isinstance(reply.usage, Usage)
+    for count in (decision.usage.input_tokens, decision.usage.output_tokens):
+        if count is not None and not (type(count) is int and 0 <= count < 2**31):
+            raise Failed(f"a usage of {count!r}")
 
 
-async def _call(case: Case, raised: list[str]) -> tuple[Reply | None, float]:
+async def _call(case: Case, raised: list[str]) -> list[Settlement]:
+    """One attempt as the worker makes it, against a server that writes the pieces."""
+
     def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         raised.append(f"{context['message']}: {context.get('exception')!r}")
 
@@ -203,18 +219,17 @@ async def _call(case: Case, raised: list[str]) -> tuple[Reply | None, float]:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    backend: Backend = (
-        OpenAIBackend(url, None) if case.about["adapter"] == "openai" else ModelsBackend(url, None, Fields())
-    )
-    sending.current.set(sending.Sending(time.monotonic() + 60))
-    began_at = time.monotonic()
-    try:
-        async with asyncio.timeout(2 * CALL_S):
-            reply = await backend.call(Call("m", "why?", None, "1:0", CALL_S))
-    except TimeoutError:
-        reply = None
-    took_s = time.monotonic() - began_at
+    is_openai = case.about["adapter"] == "openai"
+    backend: Backend = OpenAIBackend(url, None) if is_openai else ModelsBackend(url, None, Fields())
+    ends: list[Settlement] = []
+    runner = Runner(backend, Gate(backend, url, Bell()), ends.append, _no_top_up, random.Random(1))
+    now = time.monotonic()
+    await runner.run(Grant("m", Task(1, 1, 1, 5, 0, "why?", None), now, now + 60, DEADLINE_S))
     await backend.aclose()
     server.close()
     await asyncio.wait([task for task in serving if task is not None] or [asyncio.ensure_future(asyncio.sleep(0))])
-    return reply, took_s
+    return ends
+
+
+async def _no_top_up(fence: int, input_charge: int) -> bool:
+    raise AssertionError("nothing is charged by tokens here")

@@ -58,6 +58,9 @@ class Environment:
             text = nonsense.mutated(good.encode(), rng, 1).decode(errors="replace") if rng.random() < 0.5 else good
         return text.replace("\0", "0")[:50_000]  # no environment variable holds a NUL, nor more than 128 kB
 
+    def note(self) -> str:
+        return ""
+
     def check(self, case: Case) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         before = Path.cwd()
