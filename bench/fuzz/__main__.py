@@ -62,7 +62,7 @@ def _target(name: str, folder: Path, stack: ExitStack) -> Target:
         return Environment(folder)
     server = stack.enter_context(start_server(POSTGRES))
     install(server.dsn(), AdoptionSpec())
-    return Files(server.dsn()) if name == "add" else Commands(server.dsn(), folder)
+    return Files(server.dsn(), folder) if name == "add" else Commands(server.dsn(), folder)
 
 
 def _report(found: list[Found], folder: Path | None) -> int:

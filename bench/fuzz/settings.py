@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from random import Random
@@ -35,6 +36,7 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # a line for each line that is none
 
     def make(self, rng: Random) -> Case:
         names = [name.upper() for name in Settings.model_fields]

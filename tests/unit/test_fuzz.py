@@ -8,7 +8,7 @@ import pytest
 
 from bench.fuzz.hunt import Case, Failed, hunt
 from bench.fuzz.replies import GOOD, Replies
-from bench.fuzz.settings import Environment
+from bench.fuzz.settings import SECRET, Environment
 from llmqueue.models import Complete
 
 SEED = 1
@@ -28,6 +28,19 @@ def test_no_reply_of_a_backend_makes_an_attempt_raise_or_hang() -> None:
 
 def test_a_home_of_a_user_who_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
     Environment(tmp_path).check(Case([], {"LLMQUEUE_HOME": "~nobody-of-that-name/x"}))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "environment"),
+    [
+        ([], {"LLMQUEUE_BACKEND_URL": f"http://user:{SECRET}host/path"}),  # the @ is missing
+        ([b"LLMQUEUE_DRAIN_S=x", b"LLMQUEUE_DATABASE_URL=host=h password=" + SECRET.encode()], {}),  # the line end is
+    ],
+)
+def test_a_secret_beside_a_slip_of_the_pen_is_not_shown(
+    tmp_path: Path, pieces: list[bytes], environment: dict[str, str]
+) -> None:
+    Environment(tmp_path).check(Case(pieces, environment))
 
 
 @pytest.mark.parametrize("words", [b"R\xe9ussi", b"\xff\xfe", b""])
