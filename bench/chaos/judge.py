@@ -43,6 +43,7 @@ class Verdict:
     models: Mapping[str, Calls]
     ends: Counter[str]  # of tasks, by status
     outcomes: Counter[tuple[str, str | None]]  # of attempts
+    refused: int = 0  # tasks that the backend refuses for good, and that are dead letters therefore
     hits: int = 0
     paid_again: int = 0
     matched: Mapping[int, LoggedCall] = field(default_factory=dict)  # by fence
@@ -77,6 +78,7 @@ def judge(evidence: Evidence) -> Verdict:
         models,
         Counter(task.status for task in evidence.tasks),
         Counter((attempt.outcome or "open", attempt.error_class) for attempt in evidence.attempts),
+        sum(task.status == "failed" and scene.BROKEN_MARK in task.prompt for task in evidence.tasks),
         len(explained),
         sum(count - 1 for count in calls.values()),
         matched,

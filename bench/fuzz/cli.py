@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -83,7 +84,8 @@ class Commands:
             return
         (self._folder / "there.jsonl").write_text('"a"\n')
         (self._folder / "folder").mkdir(exist_ok=True)
-        done = run_cli(self._dsn, *words, stdin=b'"why?"\n')
+        with chdir(self._folder):  # some of the words become files
+            done = run_cli(self._dsn, *words, stdin=b'"why?"\n')
         said = done.out + done.err
         if done.code not in {0, 1, 2}:
             raise Failed(f"exit code {done.code} of {words}: {said[-300:]}")
