@@ -15,6 +15,7 @@ MODEL = "kimi-k2.5"
 SOME = 50  # calls that a worker has under way when it is killed
 RESTARTS = 5
 
+_OPEN = "select array_agg(fence) from llmqueue.attempt where ended_at is null and worker::text = any (%s)"
 _AGAIN = """
     select count(*), max(extract(epoch from n.granted_at))::float8
       from llmqueue.attempt a
@@ -71,14 +72,15 @@ def _kill(folder: Path, lease_s: float) -> float:
         victim.start()
 
         def under_way() -> list[int]:
-            row = conn.execute("select array_agg(fence) from llmqueue.attempt where ended_at is null").fetchone()
+            row = conn.execute(_OPEN, (list(victim.uuids()),)).fetchone()
             return list(row[0]) if row and row[0] else []
 
         eventually(lambda: len(under_way()) == SOME, timeout_s=60)
-        lost = under_way()
         other.start()
         eventually(other.uuids, timeout_s=60)
         time.sleep(1.2 * lease_s)  # who has beaten for less than a lease may not sweep
+        lost = under_way()
+        assert lost
         world.backend.fail({})
         killed_at = time.time()
         victim.kill()

@@ -79,7 +79,8 @@ class Environment:
 
     def _load(self) -> str:
         try:
-            return repr(load_settings())
+            settings = load_settings()
+            return f"{settings.database_url!r} {settings.listen_url!r} {settings.backend_token!r}"
         except UsageError as error:
             if not str(error).strip():
                 raise Failed("refused without a word") from error
