@@ -29,12 +29,12 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench bench-limits prove wheel pin clean
+.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS=... goes to demo, test, bench, bench-limits and prove"
+	@echo "  ARGS=... goes to demo, test, bench, bench-limits, chaos, fuzz and prove"
 	@echo "  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
 
 setup: $(READY) ## make .venv with everything pinned; done once, again when pyproject.toml or constraints.txt change
@@ -78,6 +78,12 @@ bench: setup ## measure against peers and the machine's limits; ARGS names the p
 
 bench-limits: setup ## is the limiter exact and full, and how do other algorithms do; ARGS=--quick for a look
 	@$(BIN)/python -m bench.limits $(ARGS)
+
+chaos: setup ## a fleet and a fault every few seconds, then every promise is held against what is left; ARGS=--quick for a look
+	@$(BIN)/python -m bench.chaos $(ARGS)
+
+fuzz: setup ## nonsense for `add`, settings, command line and the backend's replies; ARGS="--minutes 10 --seed 1 --only add"
+	@$(BIN)/python -m bench.fuzz $(ARGS)
 
 prove: setup ## the long system tests: kills, lost databases, live quota changes
 	$(BIN)/pytest -m slow tests/system tests/concurrency/test_orders.py tests/properties/test_protocol.py $(ARGS)

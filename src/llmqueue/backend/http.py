@@ -70,13 +70,25 @@ class PunctualRequest(ClientRequest):
         await super().write_bytes(writer, conn, content_length)
 
 
+class LegibleResponse(aiohttp.ClientResponse):
+    """Makes the words behind the status text: bytes of another encoding would cost the answer, in httpx."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        started = await super().start(connection)
+        self.reason = (self.reason or "").encode("utf-8", "replace").decode()
+        return started
+
+
 def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
     """Returns a client without limits or timeouts of its own: slots and attempts have theirs."""
 
     def session() -> aiohttp.ClientSession:
         connector = PunctualConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=httpx.create_ssl_context())
         return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), request_class=PunctualRequest
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=PunctualRequest,
+            response_class=LegibleResponse,
         )
 
     # Compressed replies are read if they come, and not asked for: their size is not known before they are.

@@ -6,6 +6,7 @@
     GET  /health               {"ok": true, "models": […]}
     GET  /calls                ?since=SEQ&model=NAME&limit=N: a page of the call log; pass `next` as `since`
     GET  /limits, PUT /limits  {"MODEL": calls per minute or null}; what is not named keeps its limit
+    GET  /faults, PUT /faults  {"error_rate": 0.5, …}: the rates of all models; what is not named becomes 0
 
 How to ask for faults is told in faults.py, for a certain answer in answers.py.
 """
@@ -15,13 +16,21 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 
 from aiohttp import web
 
 from llmqueue.simulator import replies
 from llmqueue.simulator.answers import Json
 from llmqueue.simulator.call_log import Arrival, as_json
-from llmqueue.simulator.parsing import Malformed, parse_batch, parse_chat, parse_limits, parse_single
+from llmqueue.simulator.parsing import (
+    Malformed,
+    parse_batch,
+    parse_chat,
+    parse_faults,
+    parse_limits,
+    parse_single,
+)
 from llmqueue.simulator.simulation import Broken, Call, Outcome, Simulation
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -43,6 +52,8 @@ def build_app(simulation: Simulation) -> web.Application:
             web.get("/calls", _log_handler(simulation)),
             web.get("/limits", _limits_handler(simulation)),
             web.put("/limits", _change_limits_handler(simulation)),
+            web.get("/faults", _faults_handler(simulation)),
+            web.put("/faults", _change_faults_handler(simulation)),
         ]
     )
     return app
@@ -173,3 +184,21 @@ def _change_limits_handler(simulation: Simulation) -> Handler:
 
 def _limits(simulation: Simulation) -> Json:
     return {**simulation.limits.rpm}
+
+
+def _faults_handler(simulation: Simulation) -> Handler:
+    async def handle(_: web.Request) -> web.StreamResponse:
+        return replies.reply({**asdict(simulation.faults)})
+
+    return handle
+
+
+def _change_faults_handler(simulation: Simulation) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            simulation.faults = parse_faults(await _body(request))
+        except Malformed as error:
+            return replies.malformed(error)
+        return replies.reply({**asdict(simulation.faults)})
+
+    return handle

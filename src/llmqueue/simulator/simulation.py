@@ -73,11 +73,12 @@ class _Plan:
 
 
 class Simulation:
-    """The models of one backend. Limits may be changed while it runs."""
+    """The models of one backend. Limits and rates of faults may be changed while it runs."""
 
     def __init__(self, config: SimulatorConfig, log: CallLog) -> None:
         self.config = config
         self.log = log
+        self.faults = config.faults
         self.limits = RateLimits(dict.fromkeys(config.models) | dict(config.rpm), config.window_s, config.provider)
         self._forced = ForcedFaults()
         self._positions = {model: position for position, model in enumerate(config.models)}
@@ -106,7 +107,7 @@ class Simulation:
             message = f"{call.model} takes {limit} calls in {self.config.window_s:g} s"
             return _Plan(Refused(429, message, retry_after_s), fault="limit")
         rng = self._rng(call.model)
-        rates = self.config.faults_by_model.get(call.model, self.config.faults)
+        rates = self.config.faults_by_model.get(call.model, self.faults)
         fault = self._forced.next_fault(call.prompt) or rates.draw(rng)
         latency_s = self._latency_s(call.model, rng)
         if fault is None:
