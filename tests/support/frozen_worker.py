@@ -78,7 +78,7 @@ def hook_statement(function: str, marker: Path) -> None:
         return await real_wait(self, generator, *args, **kwargs)
 
     psycopg.AsyncCursor.execute = execute  # type: ignore[method-assign]
-    psycopg.AsyncConnection.wait = wait  # type: ignore[method-assign]
+    psycopg.AsyncConnection.wait = wait  # type: ignore[method-assign, assignment]
 
 
 def _freezing(generator: Any, connection: Any, marker: Path) -> Any:
