@@ -3,7 +3,7 @@
 -- Returns: the number of the epoch. Raises 25006 where nothing can be written: a standby, or a server set read-only.
 -- Locks: none, unless an epoch begins: see begin_epoch().
 -- Why: before anything is granted or swept, in the same statement: a worker may be connected to a promoted standby, or to a
---   restored server, without having noticed. Costs 20 µs, most of it for the control file.
+--   restored server, without having noticed. Costs 30 to 45 µs, most of it for the control file.
 create or replace function llmqueue.check_epoch(p_seen bigint, p_now timestamptz default null)
 returns integer language plpgsql volatile as $$
 declare

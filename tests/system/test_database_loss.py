@@ -74,9 +74,11 @@ def solved(server: Server) -> int:
 
 
 @contextmanager
-def fleet(dsn: str, folder: Path, *, workers: int = 2, **settings: str) -> Iterator[list[processes.Process]]:
+def fleet(
+    dsn: str, folder: Path, *, workers: int = 2, speed: int = 10, **settings: str
+) -> Iterator[list[processes.Process]]:
     """Workers that drain the backlog with calls of some tenths of a second; each of them ends with 0."""
-    with processes.backend(folder, "--any-model", "--speed", "10") as url:
+    with processes.backend(folder, "--any-model", "--speed", str(speed)) as url:
         env = processes.environment(
             DATABASE_URL=dsn, BACKEND_URL=url, **{"LEASE_S": "10", "CONCURRENCY": "20", **settings}
         )
@@ -109,7 +111,7 @@ def under_way(server: Server, started: list[processes.Process]) -> None:
 
 
 def test_killed_sessions_cost_no_answer(own: Server, tmp_path: Path) -> None:
-    with fleet(dsn_of(own), tmp_path) as started, connected(own) as conn:
+    with fleet(dsn_of(own), tmp_path, speed=40) as started, connected(own) as conn:
         under_way(own, started)
         for _ in range(5):
             conn.execute(KILL, (WORKER,))

@@ -31,17 +31,17 @@ def primary(request: pytest.FixtureRequest) -> Iterator[Server]:
 def test_a_failover_that_loses_the_last_grants_oversteps_no_limit_and_loses_no_task(
     primary: Server, tmp_path: Path
 ) -> None:
-    fail_over(primary, tmp_path, window_s=4.0, rpm=120, tasks=700)
+    fail_over(primary, tmp_path, window_s=3.0, rpm=90, tasks=420, speed="40")
 
 
 @pytest.mark.slow
 def test_a_failover_costs_one_quiet_minute(primary: Server, tmp_path: Path) -> None:
-    fail_over(primary, tmp_path, window_s=60.0, rpm=600, tasks=1500)
+    fail_over(primary, tmp_path, window_s=60.0, rpm=600, tasks=1500, speed="10")
 
 
-def fail_over(primary: Server, folder: Path, *, window_s: float, rpm: int, tasks: int) -> None:
+def fail_over(primary: Server, folder: Path, *, window_s: float, rpm: int, tasks: int, speed: str) -> None:
     prepare(primary, window_s, rpm, tasks)
-    with standby_of(primary) as standby, processes.backend(folder, "--any-model", "--speed", "10") as url:
+    with standby_of(primary) as standby, processes.backend(folder, "--any-model", "--speed", speed) as url:
         both = make_conninfo(
             host=f"{primary.host},{standby.host}",
             port=f"{primary.port},{standby.port}",

@@ -102,6 +102,7 @@ def test_without_a_way_past_it_a_worker_polls_and_says_so(
     assert backlog.execute("select count(*) from llmqueue.idle_worker").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_a_listen_url_that_leads_to_a_pooler_too_is_found_deaf_once(
     server: Server, installed: str, backlog: Conn, tmp_path: Path
 ) -> None:
