@@ -13,7 +13,7 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_fence bigint;
     v_attempt record;
-    v_later bigint[] := '{}';
+    v_later bigint[] := array[]::bigint[];
 begin
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
