@@ -4,8 +4,8 @@
 --   asked for again.
 -- Locks: task rows, SKIP LOCKED, then attempt rows.
 -- Why: the failures that open a worker's circuit were counted before it was known what they mean (I11). The attempt becomes
---   'refused', as if that had been known; its call stays charged. A task that was set back by hand meanwhile counts
---   from 1 again, so there is nothing to give back.
+--   'refused', as if that had been known; its call stays charged. A task that was set back by hand counts from 1 again,
+--   so there is nothing to give back: its finished_at says so until it is claimed.
 create or replace function llmqueue.forgive(p_worker uuid, p_fences bigint[], p_now timestamptz default null)
 returns bigint[] language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -13,13 +13,13 @@ declare
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_fence bigint;
     v_attempt record;
-    v_later bigint[] := '{}';
+    v_later bigint[] := array[]::bigint[];
 begin
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
-    foreach v_fence in array p_fences loop
-        select a.task_id, a.attempt_no, a.outcome into v_attempt
+    for v_fence in select f.fence from unnest(p_fences) f(fence) order by f.fence desc loop   -- what buried a task comes first
+        select a.task_id, a.outcome into v_attempt
           from llmqueue.attempt a where a.fence = v_fence and a.worker = p_worker and (a.outcome is null or a.outcome in ('retried', 'buried'));
         continue when not found;
         perform from llmqueue.task t where t.id = v_attempt.task_id for no key update of t skip locked;
@@ -33,7 +33,7 @@ begin
                    status = case when t.is_failed then llmqueue.status_word('delayed') else t.status end,
                    run_at = case when t.is_failed then v_now + make_interval(secs => 0.5 + random() / 2) else t.run_at end,
                    finished_at = null
-             where t.id = v_attempt.task_id and t.attempts >= v_attempt.attempt_no
+             where t.id = v_attempt.task_id and t.attempts > 0
                and case when t.is_failed then t.fence = v_fence else t.finished_at is null and t.fence >= v_fence end;
             update llmqueue.attempt a set outcome = 'refused' where a.fence = v_fence;
         exception when others then

@@ -70,7 +70,7 @@ class Circuit:
         self._calls = _Calls()
         self._of_model: dict[str, _Calls] = {}
         self._good_at: dict[str, float] = {}
-        self._model_closed_at: dict[str, float] = {}
+        self._broken: set[str] = set()  # models that were closed and have not answered since
         self._opened_at: float | None = None
         self._open_until: float | None = None
         self._trial: _Trial | None = None
@@ -107,6 +107,7 @@ class Circuit:
     def succeeded(self, model: str, fence: int, now: float) -> None:
         """Any reply that is not a failure: the backend works."""
         self._good_at[model] = now
+        self._broken.discard(model)
         self._calls.last.append(None)
         self._of_model.setdefault(model, _Calls()).last.append(None)
         if self._trial is not None and fence in self._trial.begun:
@@ -121,7 +122,7 @@ class Circuit:
             return self._failed_meanwhile(call, now)
         if self._opened_at is not None and call.granted_at <= self._opened_at:
             return "backend"  # was under way when it opened, and is late to say so
-        if call.granted_at <= self._model_closed_at.get(call.model, call.granted_at - 1):
+        if call.model in self._broken:
             return "model"
         self._calls.last.append(call)
         of_model = self._of_model.setdefault(call.model, _Calls())
@@ -172,7 +173,7 @@ class Circuit:
     def _close_model(self, call: Failed, now: float) -> None:
         self._forgive(self._of_model.pop(call.model).failures, call)
         self._good_at.pop(call.model, None)
-        self._model_closed_at[call.model] = now
+        self._broken.add(call.model)
         others = [one for one in self._calls.last if one is None or one.model != call.model]
         self._calls.last = deque(others, maxlen=WINDOW)
 

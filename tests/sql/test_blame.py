@@ -115,6 +115,23 @@ def test_a_forgiven_failure_gives_the_attempt_back_once(queue: Queue) -> None:
         assert queue.attempt(grant)["outcome"] == "refused"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_failures_of_one_task_give_two_attempts_back(queue: Queue, order: int) -> None:
+    queue.model("m")
+    (key,) = queue.add(max_attempts=2)
+    grants = []
+    for _ in range(2):
+        grants.append(queue.claim(1).only)
+        queue.settle(failed(grants[-1]))
+        if queue.task(key)["status"] != "failed":
+            wait(queue, key)
+    assert (queue.task(key)["status"], queue.task(key)["attempts"]) == ("failed", 2)
+
+    forgive(queue, *grants[::order])
+
+    assert (queue.task(key)["status"], queue.task(key)["attempts"]) == ("delayed", 0)
+
+
 def test_a_task_that_was_buried_for_it_waits_again(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add(max_attempts=1)

@@ -175,6 +175,7 @@ async def test_ten_minutes_of_refused_connections_bury_nothing_of_a_backlog_of_1
     await refused_connections(installed, conn, tmp_path, tasks=10_000, lasts_s=600)
 
 
+@pytest.mark.slow
 async def test_an_outage_in_the_middle_gives_the_failures_that_opened_the_circuit_back(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:
@@ -334,6 +335,7 @@ async def test_10_000_failing_tasks_do_not_starve_a_good_one(
     await many_that_fail(installed, conn, tmp_path, 10_000)
 
 
+@pytest.mark.slow
 async def test_unreadable_replies_are_retried_without_holding_up_the_good_half(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:

@@ -185,14 +185,16 @@ def test_one_model_that_fails_while_others_are_fine_is_closed_alone(calls: Calls
     assert len(calls.circuit.take_forgiven()) == HALF - 1
     assert calls.leave is None
     assert calls.bad("broken", 30, granted_at=before) == ["model"] * 30, "under way when it closed"
-    assert calls.bad("broken", HALF - 1) == ["attempt"] * (HALF - 1), "granted later: counted from the start"
+    assert calls.bad("broken", HALF) == ["model"] * HALF, "granted before the others knew"
+    calls.good("broken")
+    assert calls.bad("broken", HALF - 1) == ["attempt"] * (HALF - 1), "it was back: counted from the start"
     assert calls.leave is None
 
 
 def test_a_flood_of_one_broken_model_does_not_close_the_others(calls: Calls) -> None:
     calls.good("fine")
 
-    assert calls.bad("broken", 200)[HALF - 1 :: HALF] == ["model"] * 20
+    assert calls.bad("broken", 200) == ["attempt"] * (HALF - 1) + ["model"] * (201 - HALF)
 
     assert calls.leave is None
 
