@@ -14,7 +14,7 @@ from typing import Final
 
 from psycopg import sql
 
-from llmqueue.adoption import seam
+from llmqueue.adoption import rights, seam
 from llmqueue.adoption.steps import Step
 from llmqueue.adoption.table import Connection
 from llmqueue.errors import SchemaTooNew
@@ -133,6 +133,13 @@ def parts(mapping: Mapping) -> tuple[Part, Part, Part]:
     )
 
 
+def rights_parts(for_everybody: tuple[str, ...], for_roles: tuple[str, ...]) -> list[Part]:
+    """Return the rights: applied after all else, since what is made anew has lost its rights."""
+    taken = Part("rights", "take the schema from everybody", for_everybody, rights.PUBLIC_HASH)
+    given = Part("roles", "grant each role what it needs", for_roles, rights.ROLES_HASH)
+    return [taken, given] if for_roles else [taken]
+
+
 def read_versions(conn: Connection) -> frozenset[int]:
     """Return the applied migrations; nothing before the first init."""
     if not _exists(conn, "llmqueue.schema_version"):
@@ -146,8 +153,14 @@ def read_applied(conn: Connection) -> dict[str, Applied]:
         return {}
     query = sql.SQL(
         "select part, source_hash, installed_hash is null or installed_hash = case part "
-        "when 'seam' then ({}) when 'functions' then ({}) when 'views' then ({}) end from llmqueue.applied"
-    ).format(*(seam.type_name(text) for text in (_SEAM_HASH, _FUNCTIONS_HASH, _VIEWS_HASH)))
+        "when 'seam' then ({}) when 'functions' then ({}) when 'views' then ({}) when 'rights' then ({}) "
+        "when 'roles' then ({}) end from llmqueue.applied"
+    ).format(
+        *(
+            seam.type_name(text)
+            for text in (_SEAM_HASH, _FUNCTIONS_HASH, _VIEWS_HASH, rights.PUBLIC_HASH, rights.ROLES_HASH)
+        )
+    )
     return {
         str(part): Applied(str(source_hash), bool(is_intact)) for part, source_hash, is_intact in conn.execute(query)
     }

@@ -58,7 +58,7 @@ CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
            extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns
-      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
+      from llmqueue.worker_claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
                           %(turns)s::jsonb)"""
 
 
@@ -172,7 +172,7 @@ class Store:
         self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float
     ) -> float:
         """Makes the worker known. Returns the guard of the fleet in seconds."""
-        query: LiteralString = """select llmqueue.register(
+        query: LiteralString = """select llmqueue.worker_register(
             %(worker)s, %(name)s, %(version)s, %(models)s, %(lease_s)s, %(guard_s)s)"""
         args = {"name": name, "version": version, "models": models, "lease_s": lease_s, "guard_s": guard_s}
         agreed: float = await self._call(query, {"worker": self.worker, **args})
@@ -181,31 +181,31 @@ class Store:
     async def heartbeat(self, running: int) -> None:
         """Raises UnknownWorker when the worker was swept."""
         await self._call(
-            "select llmqueue.heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running}
+            "select llmqueue.worker_heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running}
         )
 
     async def do_chores(self, chores: Sequence[str], running: int) -> None:
-        query: LiteralString = "select llmqueue.do_chores(%(worker)s, %(chores)s, %(running)s)"
+        query: LiteralString = "select llmqueue.worker_do_chores(%(worker)s, %(chores)s, %(running)s)"
         await self._call(query, {"worker": self.worker, "chores": list(chores), "running": running})
 
     async def clock_stepped(self) -> None:
-        await self._call("select llmqueue.clock_stepped()", {})
+        await self._call("select llmqueue.worker_clock_stepped()", {})
 
     async def leave(self) -> None:
-        await self._call("select llmqueue.leave(%(worker)s)", {"worker": self.worker})
+        await self._call("select llmqueue.worker_leave(%(worker)s)", {"worker": self.worker})
 
     async def disown(self, known: Sequence[int]) -> int:
         """Releases attempts of this worker other than the known fences. Returns how many."""
-        query: LiteralString = "select llmqueue.disown(%(worker)s, %(known)s::bigint[])"
+        query: LiteralString = "select llmqueue.worker_disown(%(worker)s, %(known)s::bigint[])"
         return int(await self._call(query, {"worker": self.worker, "known": list(known)}))
 
     async def prune_attempts(self, keep: timedelta, limit: int) -> int:
-        query: LiteralString = "select llmqueue.prune_attempts(%(keep)s, %(limit)s)"
+        query: LiteralString = "select llmqueue.worker_prune_attempts(%(keep)s, %(limit)s)"
         return int(await self._call(query, {"keep": keep, "limit": limit}))
 
     async def drain_state(self, models: Sequence[str] | None, wait_s: float) -> list[Stranded]:
         async with self._connection() as connection, connection.cursor(row_factory=class_row(Stranded)) as cursor:
-            await cursor.execute("select * from llmqueue.drain_state(%s, %s)", (models, wait_s))
+            await cursor.execute("select * from llmqueue.worker_drain_state(%s, %s)", (models, wait_s))
             return await cursor.fetchall()
 
     # --- tasks --------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class Store:
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""
-        query: LiteralString = "select llmqueue.top_up(%(worker)s, %(fence)s, %(input_charge)s)"
+        query: LiteralString = "select llmqueue.worker_top_up(%(worker)s, %(fence)s, %(input_charge)s)"
         return bool(await self._call(query, {"worker": self.worker, "fence": fence, "input_charge": input_charge}))
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[int, str]:
@@ -247,7 +247,7 @@ class Store:
         # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
         items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
         async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute("select * from llmqueue.settle(%s, %s::jsonb)", (self.worker, items))
+            await cursor.execute("select * from llmqueue.worker_settle(%s, %s::jsonb)", (self.worker, items))
             return {row["fence"]: row["outcome"] for row in await cursor.fetchall()}
 
     def _item(self, settlement: Settlement) -> dict[str, Json]:
