@@ -34,7 +34,13 @@ class TlsServer:
         return make_conninfo(self.server.dsn(database), port=self.port)
 
     def dsn(self, user: str, password: str, **more: str) -> str:
-        given = {"host": "localhost", "port": self.port, "dbname": "postgres", "user": user, "password": password}
+        given: dict[str, str | int] = {
+            "host": "localhost",
+            "port": self.port,
+            "dbname": "postgres",
+            "user": user,
+            "password": password,
+        }
         tls = {"sslmode": "verify-full", "sslrootcert": str(self.ca)} if self.has_tls else {"sslmode": "disable"}
         return make_conninfo("", **{**given, **tls, **more})
 
