@@ -196,6 +196,7 @@ async def test_an_outage_in_the_middle_gives_the_failures_that_opened_the_circui
     assert counted(conn, "http_502") == 0
 
 
+@pytest.mark.slow
 async def test_one_broken_model_is_closed_and_the_others_go_on(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:
@@ -322,6 +323,7 @@ async def many_that_fail(installed: str, conn: psycopg.Connection, folder: Path,
     ]
 
 
+@pytest.mark.slow
 async def test_many_failing_tasks_do_not_starve_a_good_one(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:

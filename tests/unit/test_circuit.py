@@ -115,6 +115,7 @@ def test_one_call_at_a_time_tries_and_the_pauses_double_with_jitter_up_to_half_a
 
 
 def test_after_a_good_trial_calls_come_back_in_ones_twos_and_fours_not_all_at_once(calls: Calls) -> None:
+    granted = calls.now
     calls.bad(how_many=HALF)
     fence = calls.trial()
     seen = [1]
@@ -130,6 +131,8 @@ def test_after_a_good_trial_calls_come_back_in_ones_twos_and_fours_not_all_at_on
 
     assert seen == [1, 2, 4, 8, 16]
     assert calls.circuit.because is None
+    assert calls.bad(how_many=2 * HALF, granted_at=granted) == ["backend"] * 2 * HALF, "sent before it opened"
+    assert calls.leave is None
     assert calls.bad(how_many=HALF - 1) == ["attempt"] * (HALF - 1), "what was before it closed is forgotten"
 
 
