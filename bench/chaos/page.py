@@ -60,9 +60,9 @@ def recovery(measured: Sequence[Measured]) -> Cells:
 def ends(result: Result) -> str:
     verdict = result.verdict
     solved, failed = verdict.ends["solved"], verdict.ends["failed"]
-    return f"""{len(result.evidence.tasks):,} tasks: {solved:,} solved, {failed:,} dead letters, of which the backend
-        refuses {verdict.refused:,} for good and {failed - verdict.refused:,} were hit by as many faults as they have
-        attempts. {len(result.evidence.calls):,} calls, {verdict.paid_again:,} of them made again, after
+    return f"""{len(result.evidence.tasks):,} tasks: {solved:,} solved, {failed:,} dead letters, of which the
+        backend refuses {verdict.refused:,} for good and {failed - verdict.refused:,} were hit by as many faults as
+        they have attempts. {len(result.evidence.calls):,} calls, {verdict.paid_again:,} of them made again, after
         {verdict.hits:,} attempts that ended in vain. {len(result.faults)} faults in {result.seconds:.0f} s, lease
         {result.lease_s:g} s; the last task ended {result.drained_s:.0f} s after the last fault."""
 
