@@ -29,7 +29,7 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel pin clean
+.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel audit sbom pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -97,6 +97,26 @@ wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	echo "SQL files: $$want here, $$wheel in the wheel, $$sdist in the sdist"; \
 	test "$$want" -gt 0 -a "$$want" -eq "$$wheel" -a "$$want" -eq "$$sdist"
 
+AUDIT   := .venv-audit
+RUNTIME := .venv-runtime
+
+$(AUDIT)/.ready: tools/audit.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install -qq --requirement tools/audit.txt
+	@touch $@
+
+audit: $(AUDIT)/.ready ## ask the advisory database about every pinned package; exit 2 where it cannot be reached
+	@$(AUDIT)/bin/python -m tools.audit $(AUDIT)/bin/pip-audit
+
+sbom: $(AUDIT)/.ready ## list what an installation holds (CycloneDX) in dist/sbom.json
+	@rm -rf $(RUNTIME); mkdir -p dist
+	$(PYTHON) -m venv --without-pip $(RUNTIME)
+	$(AUDIT)/bin/pip --python $(RUNTIME)/bin/python install -qq --constraint constraints.txt .
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/sbom.json $(RUNTIME)/bin/python
+	@rm -rf $(RUNTIME)
+	@$(AUDIT)/bin/python -c 'import json; print("dist/sbom.json:", len(json.load(open("dist/sbom.json"))["components"]), "packages")'
+
 pin: ## resolve anew and rewrite constraints.txt
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; touch "$$new/pins"; \
 	for python in $(PIN_PYTHONS); do \
@@ -112,5 +132,5 @@ pin: ## resolve anew and rewrite constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

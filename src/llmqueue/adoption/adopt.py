@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from llmqueue.adoption import advice
+from llmqueue.adoption import advice, cluster
 from llmqueue.adoption.checks import Findings, check_relation, resolve
 from llmqueue.adoption.default_table import default_mapping
 from llmqueue.adoption.indexes import Progress, build
@@ -135,7 +135,7 @@ def _plan(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Plan:
     with conn.transaction():
         conn.execute("set transaction isolation level repeatable read")
         found = _find(conn, spec, search_path)
-        steps = remaining(conn, found.mapping, found.table)
+        steps = remaining(conn, found.mapping, found.table, search_path=search_path, with_roles=spec.with_roles)
     return Plan(found.mapping.label, tuple(steps), tuple(found.warnings))
 
 
@@ -167,6 +167,8 @@ def _find(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Adopt
             label = mapping.label
     if mapping is not None and not findings.problems:
         check_index_names(conn, mapping, table, findings)
+        if spec.with_roles:
+            findings.problems += cluster.check(cluster.read_cluster(conn, mapping, search_path), mapping)
     if findings.problems or mapping is None:
         raise AdoptionRefused(_refusal(label, findings.problems))
     return Adoption(mapping, table, findings.warnings)
