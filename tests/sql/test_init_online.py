@@ -59,7 +59,7 @@ def test_interrupted_in_the_middle_of_an_index_the_rest_is_healed(database: str)
 
     assert lines[0].endswith("drop the index llmqueue_ready, left invalid by an interrupted build")
     assert value(database, "select bool_and(indisvalid) from pg_index where indrelid = 'tasks'::regclass") is True
-    assert len(rows(database, "select from pg_index where indrelid = 'tasks'::regclass")) == 5
+    assert len(rows(database, "select from pg_index where indrelid = 'tasks'::regclass")) == 6
 
 
 def test_a_valid_index_from_other_words_is_replaced(installed: str) -> None:
