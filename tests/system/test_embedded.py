@@ -23,10 +23,12 @@ pytestmark = pytest.mark.system
 
 # Says its DSN, then lives until its stdin closes; after a Ctrl-C it looks at the database once more.
 USER = """
-import sys
+import signal, sys
 from pathlib import Path
 import psycopg
 from llmqueue import embedded
+# a suite that runs in the background of a shell inherits an ignored SIGINT, and then there is no Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 dsn = embedded.start(Path(sys.argv[1]))
 try:
     print(dsn, flush=True)
