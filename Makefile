@@ -53,11 +53,11 @@ demo: setup ## the whole system on this machine: embedded Postgres, simulated ba
 
 test: setup ## every test but the long ones: without a database once, the others on each PostgreSQL in PGS
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
-	@set -e; for pg in $(PGS); do \
+	@set -e; alone='$(ONE_BY_ONE)'; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
 	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE)) $$skip $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	  $(BIN)/pytest --pg $$pg $(ONE_BY_ONE) $$skip $(QUICK) $(ARGS); \
-	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; \
+	  $(BIN)/pytest --pg $$pg $$alone $(QUICK) $(ARGS); \
+	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; alone='$(filter-out $(FIRST_ONLY),$(ONE_BY_ONE))'; \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
