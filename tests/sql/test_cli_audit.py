@@ -239,7 +239,7 @@ def test_pages_fit_together(conn: Connection, installed: str, monkeypatch: pytes
 
 def test_what_the_limiter_granted_is_never_a_violation(conn: Connection, installed: str) -> None:
     queue = Queue(conn)
-    rng = random.Random(3)
+    rng = random.Random(1)  # a draw that fills a window of calls to the last
     queue.model("a", 30, tpm=5_000, token_mode="sum", max_output=500)
     queue.model("b", 120)
     queue.add(3000)
@@ -248,7 +248,8 @@ def test_what_the_limiter_granted_is_never_a_violation(conn: Connection, install
         queue.advance(rng.choice([0.01, 0.25, 0.3, 0.9, 1.0]))
         if rng.random() < 0.05:
             queue.model("b", rng.choice([30, 60, 120]))
-        for grant in queue.claim(rng.randint(1, 20)).grants:
+        # by name: for all models the database draws the order itself, and how full the windows get depends on it
+        for grant in queue.claim(rng.randint(1, 20), rng.sample(["a", "b"], 2)).grants:
             granted += 1
             match rng.randrange(4):
                 case 0:
@@ -262,9 +263,9 @@ def test_what_the_limiter_granted_is_never_a_violation(conn: Connection, install
 
     assert granted > 200
     assert (done.code, json.loads(done.out)["attempts"]) == (0, granted), done.out
-    # near enough to its limits to be worth a judgement; how near depends on the order in which models are asked
+    # near enough to its limits to be worth a judgement
     calls, tokens = limit_of(done, "calls", "b")["worst"], limit_of(done, "tokens", "a")["worst"]
-    assert calls["used"] > calls["limit"] / 2
+    assert calls["used"] == calls["limit"]
     assert tokens["used"] > tokens["limit"] / 2
 
 
