@@ -22,6 +22,7 @@ from llmqueue import connect
 from llmqueue.adoption.adopt import AdoptionSpec, plan
 from llmqueue.backend import Backend
 from llmqueue.errors import AdoptionRefused, Failure, LlmqueueError
+from llmqueue.gate import probe
 
 Connection = psycopg.Connection[TupleRow]
 State = Literal["ok", "warning", "problem"]
@@ -100,10 +101,7 @@ async def examine_backend(backend: Backend, url: str, *, has_token: bool) -> lis
     """Asks the backend whether it can be reached; calls no model."""
     reason: str | None = f"no answer within {PROBE_WITHIN_S:.0f} s"
     with anyio.move_on_after(PROBE_WITHIN_S):
-        try:
-            reason = await backend.probe()
-        except Exception as error:  # noqa: BLE001 - an adapter of somebody's: whatever it raises is the finding
-            reason = f"{type(error).__name__}: {error}"
+        reason = await probe(backend)
     findings = [Finding("backend", "ok", f"{url} can be reached")]
     if reason is not None:
         remedy = "is it running, and is LLMQUEUE_BACKEND_URL right?"

@@ -111,7 +111,7 @@ class Gate:
         """Probes while closed, sleeps while open. Never returns."""
         pause_s = PROBE_S[0]
         while True:
-            reason = await self._probe()
+            reason = await probe(self._backend)
             if reason is not None:
                 await self._until_reachable(reason)
                 self.circuit.go_slowly()
@@ -130,15 +130,17 @@ class Gate:
         )
         self._unreachable = Trouble(f"cannot be reached: {reason}", time.monotonic())
         pause_s = PROBE_S[0]
-        while (still := await self._probe()) is not None:
+        while (still := await probe(self._backend)) is not None:
             self._unreachable = Trouble(f"cannot be reached: {still}", self._unreachable.since)
             await anyio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(pause_s * 2, PROBE_S[1])
         self._unreachable = None
         logger().info(Event.BACKEND_BACK, url=self._url)
 
-    async def _probe(self) -> str | None:
-        try:
-            return await self._backend.probe()
-        except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the worker; it is shown as the reason
-            return f"{type(error).__name__}: {error}"
+
+async def probe(backend: Backend) -> str | None:
+    """Returns None when the backend can be reached, else why not, whatever the adapter raises."""
+    try:
+        return await backend.probe()
+    except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the worker; it is shown as the reason
+        return f"{type(error).__name__}: {error}"

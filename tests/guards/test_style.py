@@ -26,8 +26,7 @@ LONGEST_FILE = 400
 BROAD_EXCEPTS = {
     ("attempt.py", "_decide", "Exception"): "an adapter's bug is one attempt's end, not the worker's",
     ("backend/load.py", "load_backend", "Exception"): "whatever somebody's factory raises becomes one line",
-    ("gate.py", "_probe", "Exception"): "an adapter's bug is the reason that is shown, not the end of the worker",
-    ("doctor.py", "examine_backend", "Exception"): "whatever somebody's adapter raises is the finding",
+    ("gate.py", "probe", "Exception"): "an adapter's bug is the reason that is shown, not the end of the worker",
     ("completer.py", "_flush", "BaseException"): "cancelled: the batch goes back to the queue, and the error goes on",
     ("cli/__init__.py", "main", "Exception"): "the driver's errors become one line, all others go on",
     ("cli/add.py", "add", "BaseException"): "says how much is in, also on Ctrl-C, and the error goes on",

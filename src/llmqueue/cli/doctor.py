@@ -32,18 +32,16 @@ def _examine() -> list[Finding]:
     import anyio
 
     from llmqueue import connect
-    from llmqueue.backend import load_backend
-    from llmqueue.cli.worker import adapter_fields
+    from llmqueue.cli.adapter import load_adapter
     from llmqueue.doctor import Finding, examine_backend, examine_database
     from llmqueue.settings import load_settings
 
     settings = load_settings()  # a wrong one ends here, by its name and with exit code 2
-    token = settings.backend_token.get_secret_value() if settings.backend_token else None
 
     async def probe() -> list[Finding]:
-        backend = load_backend(settings.backend, settings.backend_url, token, adapter_fields(settings))
+        backend = load_adapter(settings)
         try:
-            return await examine_backend(backend, settings.backend_url, has_token=token is not None)
+            return await examine_backend(backend, settings.backend_url, has_token=settings.backend_token is not None)
         finally:
             await backend.aclose()
 

@@ -12,13 +12,12 @@ import anyio
 import typer
 
 from llmqueue import connect, logs
-from llmqueue.backend import load_backend
-from llmqueue.backend.models import Fields
+from llmqueue.cli.adapter import load_adapter
 from llmqueue.daemon import Report, WorkerOptions, serve
 from llmqueue.errors import DatabaseUnreachable, SchemaTooNew, UsageError
 from llmqueue.mapping import Mapping, read_mapping
 from llmqueue.outage import Outage
-from llmqueue.settings import Settings, load_settings
+from llmqueue.settings import load_settings
 from llmqueue.spill import Database, read_database
 
 WAIT_S = (0.2, 5.0)
@@ -45,7 +44,6 @@ def worker(
         raise UsageError("--drain-wait goes with --drain.")
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
-    backend_secret = settings.backend_token.get_secret_value() if settings.backend_token else None
     dsn = connect.dsn(settings)
     mapping, database, is_pooler = _wait_for_schema(dsn, is_drain=drain)
     listen_dsn = settings.listen_url.get_secret_value() if settings.listen_url else None
@@ -66,8 +64,7 @@ def worker(
     )
 
     async def run() -> Report:
-        backend = load_backend(settings.backend, settings.backend_url, backend_secret, adapter_fields(settings))
-        return await serve(options, mapping, backend)
+        return await serve(options, mapping, load_adapter(settings))
 
     report = anyio.run(run)
     if drain:
@@ -104,20 +101,6 @@ def _wait_for_schema(dsn: str, *, is_drain: bool) -> tuple[Mapping, Database, bo
         else:
             outage.ended()
             return mapping, database, is_pooler
-
-
-def adapter_fields(settings: Settings) -> Fields:
-    """Returns the names of fields and paths that the adapter `models` is to use."""
-    return Fields(
-        single_path=settings.backend_single_path,
-        model=settings.backend_model_field,
-        prompt=settings.backend_prompt_field,
-        params=settings.backend_params_field,
-        answer=settings.backend_answer_field,
-        usage=settings.backend_usage_field,
-        input_tokens=settings.backend_input_tokens_field,
-        output_tokens=settings.backend_output_tokens_field,
-    )
 
 
 def last_line(report: Report) -> str:
