@@ -60,7 +60,7 @@ LATE = """
      where a.granted_at > clock_timestamp() - interval '10 minutes'
 """
 WORKERS = "select name, version, state from llmqueue.worker_status order by name"
-ABLE = "select count(*), count(*) filter (where enabled and rpm > 0) from llmqueue.model_config"
+ABLE = "select count(*), count(*) filter (where llmqueue.is_able(c)) from llmqueue.model_config c"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +202,8 @@ def _models(conn: Connection) -> Iterator[Finding]:
     if able:
         yield Finding("models", "ok", f"{able} of {configured} may take tasks")
     elif configured:
-        yield Finding(
-            "models", "warning", f"none of {configured} may take tasks: paused, or rpm 0", "llmqueue models resume NAME"
-        )
+        remedy = "llmqueue models resume NAME; where llmqueue models list shows a limit of 0: llmqueue models set NAME"
+        yield Finding("models", "warning", f"none of {configured} may take tasks: paused, or rpm 0", remedy)
     else:
         yield Finding("models", "warning", "none is configured", "llmqueue models set NAME --rpm N")
 

@@ -170,6 +170,15 @@ def test_models_and_workers_that_are_missing_are_named(installed: str, conn: Con
     assert "0.1.0, 0.2.0" in of(findings, "workers", "warning")["found"]
 
 
+def test_a_model_with_a_limit_of_0_may_take_nothing(installed: str, conn: Connection) -> None:
+    conn.execute("insert into llmqueue.model_config (model, rpm, tpm) values ('m', 60, 0)")
+    conn.execute("insert into llmqueue.model_config (model, rpm, max_concurrency) values ('n', 60, 0)")
+
+    _, findings = examine(installed)
+
+    assert of(findings, "models", "warning")["found"].startswith("none of 2 may take tasks")
+
+
 class Reachable:
     async def probe(self) -> str | None:
         return None
