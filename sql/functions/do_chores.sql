@@ -16,8 +16,8 @@ begin
         perform llmqueue.heartbeat(p_worker, p_running, p_now);
     end if;
     if 'promote' = any (p_chores) then
+        perform llmqueue.expire(500, p_now);   -- first: what is past its deadline need not be made ready
         perform llmqueue.promote(500, p_now);
-        perform llmqueue.expire(500, p_now);
     end if;
     if 'sweep' = any (p_chores) then
         perform llmqueue.sweep(p_worker, 500, p_now);
