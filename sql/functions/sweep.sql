@@ -3,8 +3,9 @@
 -- Returns: how many.
 -- Locks: attempt rows and then their task rows, both SKIP LOCKED: it rides along with a claim and must not wait.
 -- Why: only a worker whose own heartbeats have come for a whole lease sweeps, and never within a lease of the server's
---   start or of a new epoch (a promoted standby started long ago): after an outage everybody's heartbeat is old, and nobody is dead (I9). What such a worker had sent counts as
---   spent. Its late answers are still welcome: the attempt ends as 'lost', which complete() accepts.
+--   start or of a new epoch (a promoted standby started long ago): after an outage everybody's heartbeat is old, and nobody is
+--   dead (I9). Its last one must be younger than half a lease: a clock that jumps ahead makes all of them old at once. What
+--   such a worker had sent counts as spent. Its late answers are still welcome: the attempt ends as 'lost', which complete() accepts.
 --   A parked task is a dead letter, 'outcome_unknown': its call may have been paid, and people who pay per call want to be
 --   asked before it is made again. Its late answer is welcome too.
 --   A heartbeat more than a lease ahead is from before a step back of the clock: who lives has beaten since.
@@ -18,7 +19,7 @@ declare
 begin
     if not exists (select from llmqueue.worker w
                     where w.worker = p_worker and w.beating_since <= v_now - make_interval(secs => w.lease_s)
-                      and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s
+                      and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s / 2
                       and pg_postmaster_start_time() <= v_now - make_interval(secs => w.lease_s)
                       and not exists (select from llmqueue.epoch e where e.began_at > v_now - make_interval(secs => w.lease_s))) then
         return 0;
