@@ -20,7 +20,7 @@ begin
     if v_because is null then
         return v_epoch.epoch_no;
     end if;
-    v_epoch.fence_floor := v_margin + greatest(p_seen, v_epoch.fence_floor, (select s.last_value from llmqueue.fence_seq s),
+    v_epoch.fence_floor := v_margin + greatest(case when p_seen < 1000000000000000000 then p_seen end, v_epoch.fence_floor, (select s.last_value from llmqueue.fence_seq s),
                                                (select max(a.fence) from llmqueue.attempt a));
     perform setval('llmqueue.fence_seq', v_epoch.fence_floor);
     for v_model in select c.model from llmqueue.model_config c order by c.model loop

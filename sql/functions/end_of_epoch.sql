@@ -13,7 +13,7 @@ begin
         return case when p_epoch.system_identifier <> (select c.system_identifier from pg_control_system() c) then 'system' else 'timeline' end;
     elsif p_epoch.system_identifier <> (select c.system_identifier from pg_control_system() c) then
         return 'system';
-    elsif p_seen > p_epoch.fence_floor
+    elsif p_seen > p_epoch.fence_floor and p_seen < 1000000000000000000   -- no number of ours is that high: nonsense, and it would overflow
           and (p_seen > (select s.last_value from llmqueue.fence_seq s)
                or p_seen > (select max(a.fence) from llmqueue.attempt a)) then
         return 'fence';

@@ -18,6 +18,7 @@ begin
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
+    set constraints all immediate;   -- as in settle()
     for v_fence in select f.fence from unnest(p_fences) f(fence) order by f.fence desc loop   -- what buried a task comes first
         select a.task_id, a.outcome into v_attempt
           from llmqueue.attempt a where a.fence = v_fence and a.worker = p_worker and (a.outcome is null or a.outcome in ('retried', 'buried'));
@@ -34,7 +35,9 @@ begin
                    run_at = case when t.is_failed then v_now + make_interval(secs => 0.5 + random() / 2) else t.run_at end,
                    finished_at = null
              where t.id = v_attempt.task_id and t.attempts > 0
-               and case when t.is_failed then t.fence = v_fence else t.finished_at is null and t.fence >= v_fence end;
+               and case when t.is_failed then t.fence = v_fence and v_attempt.outcome = 'buried' else t.finished_at is null and t.fence >= v_fence end
+               -- a later attempt whose answer may still come is known by its number
+               and not exists (select from llmqueue.attempt a where a.task_id = v_attempt.task_id and a.fence > v_fence and a.outcome = 'lost');
             update llmqueue.attempt a set outcome = 'refused' where a.fence = v_fence;
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate, true) then

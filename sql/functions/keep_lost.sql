@@ -17,10 +17,10 @@ begin
       from jsonb_to_recordset(p_items) as i(
                verb text, fence bigint, task_id llmqueue.task_id, model text, answer text, latency_s double precision,
                input_tokens integer, output_tokens integer)
-      join (select e.began_at from llmqueue.epoch e order by e.epoch_no desc limit 1) e on true
+      join (select e.began_at, e.fence_floor from llmqueue.epoch e order by e.epoch_no desc limit 1) e on true
       left join llmqueue.model_config c on c.model = i.model
      cross join lateral (select least(e.began_at, p_now - make_interval(secs => coalesce(i.latency_s, 0))) as at) called
-     where i.verb = 'complete'
+     where i.verb = 'complete' and i.fence between 1 and e.fence_floor   -- only what an earlier epoch may have given out
        and (select true from llmqueue.attempt a where a.fence = i.fence) is null   -- row by row: a join would read the whole log
         on conflict (fence) do nothing;
     get diagnostics v_kept = row_count;

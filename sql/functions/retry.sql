@@ -22,6 +22,7 @@ begin
     with given as materialized (
         select i.fence, i.task_id, i.error_class, left(i.error, 2000) as error, i.sent_after_s, i.latency_s, i.is_unsent,
                i.kinds_estimate, a.granted_at, parked.is_so as is_parked, spared.is_so is false or refused.times >= v_refusals as counts,
+               coalesce(i.may_be_backends and not i.counts, false) as is_backends,
                -- behind the reopening, and the further behind the more often it was refused: others probe first
                least(greatest(coalesce(i.delay_s, 0), 0)
                      + case when v_reopens ? i.fence::text
@@ -62,7 +63,7 @@ begin
                kinds_estimate = g.kinds_estimate
           from given g left join applied on applied.fence = g.fence
          where a.fence = g.fence
-        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true and not v_reopens ? g.fence::text then a.fence end as probed
+        returning a.fence, g.is_unsent, case when a.is_probe and g.is_unsent is not true and not g.is_backends and not v_reopens ? g.fence::text then a.fence end as probed
     )
     select (select count(*)::integer from applied), array_agg(ended.fence) filter (where ended.is_unsent), array_agg(ended.probed) filter (where ended.probed is not null)
       into v_applied, v_unsent, v_probed from ended;

@@ -6,6 +6,7 @@ one process. Each worker has a way to the backend of its own, and what one of th
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ PAUSE_S = (1.0, 30.0)
 TRIAL_S = 10.0
 # Another model's answer says for that long that the backend is well.
 FRESH_S = 60.0
+# A model that was closed for its failures counts as broken for that long: twice the longest pause between two probes.
+BROKEN_S = 600.0
 
 Blame = Literal["attempt", "model", "backend"]
 
@@ -70,7 +73,7 @@ class Circuit:
         self._calls = _Calls()
         self._of_model: dict[str, _Calls] = {}
         self._good_at: dict[str, float] = {}
-        self._broken: set[str] = set()  # models that were closed and have not answered since
+        self._broken: dict[str, float] = {}  # models that were closed and have not answered since; the last failure
         self._opened_at: float | None = None
         self._open_until: float | None = None
         self._trial: _Trial | None = None
@@ -107,7 +110,7 @@ class Circuit:
     def succeeded(self, model: str, fence: int, now: float) -> None:
         """Any reply that is not a failure: the backend works."""
         self._good_at[model] = now
-        self._broken.discard(model)
+        self._broken.pop(model, None)
         self._calls.last.append(None)
         self._of_model.setdefault(model, _Calls()).last.append(None)
         if self._trial is not None and fence in self._trial.begun:
@@ -122,7 +125,8 @@ class Circuit:
             return self._failed_meanwhile(call, now)
         if self._opened_at is not None and call.granted_at <= self._opened_at:
             return "backend"  # was under way when it opened, and is late to say so
-        if call.model in self._broken:
+        if now - self._broken.get(call.model, -math.inf) < BROKEN_S:
+            self._broken[call.model] = now
             return "model"
         self._calls.last.append(call)
         of_model = self._of_model.setdefault(call.model, _Calls())
@@ -173,7 +177,7 @@ class Circuit:
     def _close_model(self, call: Failed, now: float) -> None:
         self._forgive(self._of_model.pop(call.model).failures, call)
         self._good_at.pop(call.model, None)
-        self._broken.add(call.model)
+        self._broken[call.model] = now
         others = [one for one in self._calls.last if one is None or one.model != call.model]
         self._calls.last = deque(others, maxlen=WINDOW)
 

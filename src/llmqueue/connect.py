@@ -59,7 +59,8 @@ SESSION = " ".join(
         "llmqueue.session=own",
     )
 )
-OPTIONS_REFUSED = "unsupported startup parameter: options"
+# PgBouncer to 1.19, from 1.20 on (which reads them), and others
+OPTIONS_REFUSED = re.compile(r"unsupported (options )?startup parameter")
 
 # Answers that a worker waits out, as it waits for a database that is away, besides 53: insufficient resources.
 UNABLE = {
@@ -106,7 +107,8 @@ def listen_dsn(settings: Settings, database: str) -> str:
 def connect(dsn: str, *, application_name: str) -> psycopg.Connection[TupleRow]:
     """Opens an autocommit connection; raises DatabaseUnreachable or DatabaseRefused."""
     try:
-        return psycopg.connect(with_defaults(dsn, application_name), autocommit=True)
+        # no prepared statements: there may be a pooler before the database (design I20)
+        return psycopg.connect(with_defaults(dsn, application_name), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise classify(error, dsn) from None
 
@@ -137,7 +139,7 @@ def is_pooler(dsn: str) -> bool:
             row = connection.execute("select current_setting('llmqueue.session', true)").fetchone()
             return row != ("own",)
     except psycopg.Error as error:
-        if OPTIONS_REFUSED in str(error):
+        if OPTIONS_REFUSED.search(str(error)):
             return True
         raise classify(error, dsn) from None
 

@@ -18,7 +18,7 @@ from llmqueue.clock import ClockWatch
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
 from llmqueue.lateness import Lateness
-from llmqueue.leases import Leases
+from llmqueue.leases import SWEPT, Leases
 from llmqueue.logs import Event, logger
 from llmqueue.models import LATE, Claim, Grant, Release, Settlement
 from llmqueue.schedule import Schedule
@@ -73,6 +73,7 @@ class Dispatcher:
         self._has_said_idle = False
         self._disown_until = 0.0
         self._must_register = True
+        self._registrations = 0
         self._is_stopping = False
 
     @property
@@ -108,7 +109,7 @@ class Dispatcher:
                 pause_s = RETRY_S[0]
                 await self._bell.wait(self._wait_s())
             except UnknownWorker:
-                logger().warning(Event.WORKER_SWEPT, effect="registering again; answers under way are still accepted")
+                logger().warning(Event.WORKER_SWEPT, effect=SWEPT)
                 self._must_register = True
             except (DatabaseUnreachable, SqlError) as error:
                 # Whether the claim took effect is not known: its tasks would belong to us and nobody would run them.
@@ -131,7 +132,10 @@ class Dispatcher:
     async def _round(self) -> None:
         if self._must_register:
             await self._leases.register()
-            self._must_register = self._has_said_idle = False
+            self._must_register = False
+        if self._leases.registrations != self._registrations:  # a heartbeat may have found it out first
+            self._registrations = self._leases.registrations
+            self._has_said_idle = False
         room = self._slots.room(at_most=self._gate.at_most(self._next_claim_size()))
         models = self._models_to_ask(room, time.monotonic())
         if models is not None and not models:

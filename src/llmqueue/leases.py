@@ -14,11 +14,13 @@ import anyio
 
 from llmqueue import __version__
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
+from llmqueue.logs import Event, logger
 from llmqueue.store import STATEMENT_TIMEOUT_S, Store
 
 PROMOTE_S = 0.5
 PRUNE_S = 30.0
 CALIBRATE_S = 30.0
+SWEPT = "registering again; answers under way are still accepted"
 
 
 class Leases:
@@ -31,6 +33,7 @@ class Leases:
         self._lease_s = lease_s
         self._guard_s = guard_s
         self._done_at: dict[str, float] = {}
+        self.registrations = 0  # what the database knew of a worker goes with its row: see the dispatcher
         # While answers of attempts that may look lost wait to be settled, nobody's attempts are swept from here (I9).
         self.may_sweep: Callable[[], bool] = lambda: True
         self._every_s = {
@@ -43,6 +46,7 @@ class Leases:
 
     async def register(self) -> None:
         await self._store.register(self._name, __version__, self._models, self._lease_s, self._guard_s)
+        self.registrations += 1
         self.done(["heartbeat"])
 
     @property
@@ -76,4 +80,6 @@ class Leases:
             await self._store.heartbeat(running, timeout_s=min(self._lease_s / 5, STATEMENT_TIMEOUT_S))
             self.done(["heartbeat"])
         except UnknownWorker:
+            if self.registrations:
+                logger().warning(Event.WORKER_SWEPT, effect=SWEPT)
             await self.register()

@@ -38,8 +38,8 @@ STATEMENT_TIMEOUT_S = 15.0
 CONNECT_WAIT_S = 2.0
 # Shorter than the wait: the pool must not be in a long pause of its own when the database is back.
 RECONNECT_S = 1.5
-# With the listener's own connection this makes four for a busy worker (design I20).
-POOL_SIZE = 3
+# With those for claims and for LISTEN this makes four for a busy worker (design I20).
+POOL_SIZE = 2
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
@@ -85,10 +85,19 @@ class Store:
             kwargs["prepare_threshold"] = None
         else:
             self._conninfo = connect.with_session(self._conninfo)
-        self._pool: Pool = AsyncConnectionPool(
+        # Claims have a connection of their own: the first claim of a session compiles and plans for up to 100 ms, which
+        # would be taken from the grants' time once for each connection of a pool.
+        self._claiming = self._make_pool(kwargs, min_size=1, max_size=1)
+        # All else takes turns on one connection and leaves the other to the heartbeat: were both held by statements
+        # that hang, the worker would be taken for dead before they are given up.
+        self._pool = self._make_pool(kwargs, min_size=0, max_size=POOL_SIZE)
+        self._turn = anyio.Semaphore(POOL_SIZE - 1)
+
+    def _make_pool(self, kwargs: dict[str, Any], *, min_size: int, max_size: int) -> Pool:
+        return AsyncConnectionPool(
             self._conninfo,
-            min_size=1,
-            max_size=POOL_SIZE,
+            min_size=min_size,
+            max_size=max_size,
             open=False,
             kwargs=kwargs,
             timeout=CONNECT_WAIT_S,
@@ -97,17 +106,24 @@ class Store:
         )
 
     async def open(self) -> None:
-        await self._pool.open(wait=False)
+        for pool in (self._claiming, self._pool):
+            await pool.open(wait=False)
 
     async def aclose(self) -> None:
-        await self._pool.close(timeout=2)
+        for pool in (self._claiming, self._pool):
+            await pool.close(timeout=2)
 
     @asynccontextmanager
-    async def _connection(
-        self, timeout_s: float = STATEMENT_TIMEOUT_S
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        async with self._turn, self._connection_of(self._pool) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _connection_of(
+        self, pool: Pool, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         try:
-            async with self._pool.connection() as connection:
+            async with pool.connection() as connection:
                 try:
                     async with connect.deadline(connection, timeout_s):
                         yield connection
@@ -122,7 +138,8 @@ class Store:
                 raise SchemaOutgrown(f"a newer llmqueue has upgraded the schema: {error}", error.sqlstate) from error
             raise self._translate(error) from error
         except TimeoutError as error:
-            await self._pool.drain()  # idle ones may be as dead as this one: whoever comes next gets a new one
+            for each in (self._claiming, self._pool):
+                await each.drain()  # idle ones may be as dead as this one: whoever comes next gets a new one
             message = f"the database has not answered for {timeout_s:.0f} s"
             raise DatabaseUnreachable(message) from error
 
@@ -167,11 +184,9 @@ class Store:
             pass
         return DatabaseUnreachable(f"no connection to the database within {CONNECT_WAIT_S:.0f} s")
 
-    async def _call(
-        self, query: LiteralString, args: Mapping[str, object], timeout_s: float = STATEMENT_TIMEOUT_S
-    ) -> Json:
+    async def _call(self, query: LiteralString, args: Mapping[str, object]) -> Json:
         """Returns the first column of the first row, None without one."""
-        async with self._connection(timeout_s) as connection:
+        async with self._connection() as connection:
             row = await (await connection.execute(query, args)).fetchone()
             return row[0] if row else None
 
@@ -190,11 +205,13 @@ class Store:
     async def heartbeat(self, running: int, timeout_s: float = STATEMENT_TIMEOUT_S) -> None:
         """Raises UnknownWorker when the worker was swept."""
         query: LiteralString = "select llmqueue.worker_heartbeat(%(worker)s, %(running)s)"
-        await self._call(query, {"worker": self.worker, "running": running}, timeout_s)
+        async with self._connection_of(self._pool, timeout_s) as connection:
+            await connection.execute(query, {"worker": self.worker, "running": running})
 
     async def do_chores(self, chores: Sequence[str], running: int) -> None:
         query: LiteralString = "select llmqueue.worker_do_chores(%(worker)s, %(chores)s, %(running)s)"
-        await self._call(query, {"worker": self.worker, "chores": list(chores), "running": running})
+        async with self._connection_of(self._claiming) as connection:
+            await connection.execute(query, {"worker": self.worker, "chores": list(chores), "running": running})
 
     async def clock_stepped(self) -> None:
         await self._call("select llmqueue.worker_clock_stepped()", {})
@@ -234,7 +251,10 @@ class Store:
         """Returns granted tasks and a verdict per model; None asks for all enabled models."""
         args = {"worker": self.worker, "models": models, "chores": list(chores), "running": running}
         args |= {"slots": room.for_any, "hot_slots": room.for_hot, "turns": turns}
-        async with self._connection() as connection, connection.cursor(row_factory=class_row(ClaimRow)) as cursor:
+        async with (
+            self._connection_of(self._claiming) as connection,
+            connection.cursor(row_factory=class_row(ClaimRow)) as cursor,
+        ):
             started_at = time.monotonic()
             await cursor.execute(CLAIM, args)
             rows = await cursor.fetchall()

@@ -19,6 +19,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 FILES = sorted(FUNCTIONS.glob("*.sql"))
 SQL_FILES = sorted(FUNCTIONS.parent.rglob("*.sql"))
 
+WORKERS = [name for name in FUNCTIONS_OF[WORKER] if name.startswith("worker_")]
 # Whoever may insert tasks, or may read the views, need not have rights on what lies below them.
 SECURITY_DEFINERS = {
     "wake_up": "runs on an INSERT by a role that has no rights on our schema",
@@ -30,7 +31,7 @@ SECURITY_DEFINERS = {
     "effective_concurrency": "as effective_rpm",
     "estimate_ready": "as count_backlog, over the statistics of its index",
     "reader_why": "says what a task waits for to those who may read neither its prompt nor the ledger",
-    **dict.fromkeys(FUNCTIONS_OF[WORKER], "a worker calls it, and reaches no table and no clock but through it (I7)"),
+    **dict.fromkeys(WORKERS, "a worker calls it, and reaches no table and no clock but through it (I7)"),
 }
 
 # What plpgsql_check says and we know better: (function, part of the message) -> why.

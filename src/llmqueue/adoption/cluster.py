@@ -57,11 +57,29 @@ _SEQUENCES: Final = """
 """
 
 
-def read_cluster(conn: Connection, mapping: Mapping, search_path: Iterable[str]) -> Cluster:
+def owners_path(conn: Connection, mapping: Mapping, search_path: Iterable[str]) -> list[str]:
+    """Return the schemas in which the owner's triggers look: of the first init's session, and the table's own.
+
+    Not of this session: somebody else's init would take a schema from triggers that need it.
+    """
+    exists = conn.execute("select to_regclass('llmqueue.mapping') is not null").fetchone()
+    # to_jsonb: the column came with a later migration
+    stored = (
+        conn.execute("select to_jsonb(m) -> 'search_path' from llmqueue.mapping m").fetchone()
+        if exists and exists[0]
+        else None
+    )
+    if stored and isinstance(stored[0], list):
+        return [str(name) for name in stored[0]]
+    wanted = [name for name in search_path if name not in {"pg_catalog", "pg_temp"}]
+    return list(dict.fromkeys([*wanted, mapping.table_schema]))
+
+
+def read_cluster(conn: Connection, mapping: Mapping, owners_path: Iterable[str]) -> Cluster:
     """Return what the rights depend on."""
     args = {
         "roles": list(ROLES),
-        "path": list(search_path),
+        "path": list(owners_path),
         "schema": mapping.table_schema,
         "table": mapping.table_name,
     }
@@ -81,10 +99,10 @@ def read_cluster(conn: Connection, mapping: Mapping, search_path: Iterable[str])
     )
 
 
-def check(cluster: Cluster, mapping: Mapping) -> list[str]:
-    """Return what keeps `init --roles` from working or from being worth anything, each with its remedy."""
+def check(cluster: Cluster, mapping: Mapping, *, with_roles: bool) -> list[str]:
+    """Return what keeps `init --roles` from working, or the roles from being worth anything, each with its remedy."""
     problems: list[str] = []
-    missing = [name for name in ROLES if name not in cluster.existing]
+    missing = [name for name in ROLES if name not in cluster.existing] if with_roles else []
     if missing and not cluster.may_create_roles:
         create = " ".join(f"create role {name} nologin;" for name in missing)
         problems.append(
@@ -99,7 +117,8 @@ def check(cluster: Cluster, mapping: Mapping) -> list[str]:
     problems += [
         f"everybody may create functions in schema {quoted(name)}, which your triggers look into: whoever has a "
         f"worker's password could plant one that runs with your rights. Run: revoke create on schema {quoted(name)} "
-        "from public; or run init with a search_path without that schema."
+        "from public; or run the first init with a search_path without that schema (later: the column search_path of "
+        "llmqueue.mapping)."
         for name in cluster.open_schemas
     ]
     if cluster.trigger_for_all:

@@ -125,14 +125,15 @@ def _rights_steps(
     with_roles: bool,
 ) -> list[Step]:
     """Rights are granted where roles were asked for once: roles are the cluster's, rights the database's."""
-    found = cluster.read_cluster(conn, mapping, search_path)
+    path = cluster.owners_path(conn, mapping, search_path)
+    found = cluster.read_cluster(conn, mapping, path)
     roles = set(rights.ROLES) if with_roles else found.existing if "roles" in applied else frozenset()
     steps = cluster.create_step(found) if with_roles else []
     place = rights.Place(mapping, table, not found.is_schema_public, found.sequences)
     grants = rights.for_roles(place, roles)
     # `create or replace` keeps rights; what is new or dropped first has those that everybody has.
     made_anew = any(step.key != "functions" for step in before) or (bool(before) and _has_new_functions(conn))
-    for part in rights_parts(rights.for_everybody(mapping, search_path), grants):
+    for part in rights_parts(rights.for_everybody(path), grants):
         known = applied.get(part.name)
         is_current = known is not None and known.source_hash == part.source_hash and known.is_intact
         if not is_current or made_anew:

@@ -104,8 +104,8 @@ FUNCTIONS: Final = {
     ),
     PRODUCER: _START_FUNCTIONS,
     OPERATOR: (
-        *_START_FUNCTIONS, *_VIEW_FUNCTIONS, "cancel", "restart", "open_model", "free_refused", "is_fault_of_row", "mark_queued",
-        "status_word",
+        *_START_FUNCTIONS, *_VIEW_FUNCTIONS, "cancel", "restart", "open_model", "free_refused", "is_fault_of_row",
+        "mark_queued", "status_word",
     ),
     READER: (*_START_FUNCTIONS, *_VIEW_FUNCTIONS),
 }  # fmt: skip
@@ -147,18 +147,9 @@ select md5(coalesce(string_agg(concat_ws(' ', r.rolname, o.kind, o.name, x.privi
 """  # noqa: S608 - constants
 
 
-def owners_path(mapping: Mapping, search_path: Iterable[str]) -> str:
-    """Return the search path for the owner's triggers: what this session was given, and the table's own schema."""
-    wanted = [name for name in search_path if name not in {"pg_catalog", "pg_temp"}]
-    names = dict.fromkeys([*wanted, mapping.table_schema])
-    return ", ".join(["pg_catalog", *(seam.text(sql.Identifier(name)) for name in names), "pg_temp"])
-
-
-def for_everybody(mapping: Mapping, search_path: Iterable[str]) -> tuple[str, ...]:
+def for_everybody(owners_path: Iterable[str]) -> tuple[str, ...]:
     """Return the statements that take the schema from everybody; functions are everybody's by default."""
-    path = sql.SQL("update llmqueue.mapping set search_path = {}").format(
-        sql.Literal(owners_path(mapping, search_path))
-    )
+    path = sql.SQL("update llmqueue.mapping set search_path = {}::text[]").format(sql.Literal(list(owners_path)))
     return (
         "revoke all on schema llmqueue from public",
         "revoke all on all tables in schema llmqueue from public",
