@@ -29,6 +29,7 @@ ROW = ClaimRow(
     guard_s=0.5,
     kinds_ratio=None,
     turns=None,
+    epoch=None,
 )
 
 

@@ -34,7 +34,7 @@ CREDENTIALS = {401, 407}
 CREDENTIALS_PAUSE_S = 60.0
 MESSAGE_CHARS = 300
 # What the headers say about the body does not hold any more once it has been read and decoded.
-OF_THE_BODY = {"content-encoding", "content-length", "transfer-encoding"}
+OF_THE_BODY = {b"content-encoding", b"content-length", b"transfer-encoding"}
 # An answer is paid for, so this is far above any; what is larger is a backend gone mad, and is not read to its end.
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 # Of an error only its words and its pause are of use.
@@ -124,7 +124,8 @@ async def _read(stream: httpx.Response) -> httpx.Response:
         content = await read_body(stream, MAX_REPLY_BYTES)
     else:
         content = await read_body(stream, MAX_ERROR_BYTES, is_cut=True)
-    headers = [(name, value) for name, value in stream.headers.multi_items() if name not in OF_THE_BODY]
+    # as bytes: httpx takes only ASCII for text, and a backend may send anything
+    headers = [(name, value) for name, value in stream.headers.raw if name.lower() not in OF_THE_BODY]
     return httpx.Response(stream.status_code, headers=headers, content=content)
 
 
