@@ -146,6 +146,35 @@ def test_a_task_that_was_buried_for_it_waits_again(queue: Queue) -> None:
     assert queue.complete(queue.claim(1).only) == "completed"
 
 
+def test_a_failure_is_not_forgiven_once_a_later_attempt_is_lost_whose_answer_may_come(queue: Queue) -> None:
+    queue.model("m")
+    (key,) = queue.add()
+    first = queue.claim(1).only
+    queue.settle(failed(first))
+    wait(queue, key)
+    lost = queue.claim(1).only
+    queue.rows("update llmqueue.attempt set ended_at = granted_at, outcome = 'lost' where fence = %s", lost.fence)
+    queue.rows("update llmqueue.task set status = 'unsolved' where id = %s", key)
+
+    forgive(queue, first)
+    queue.settle(failed(queue.claim(1).only))
+
+    assert queue.complete(lost, "paid for") == "completed"
+    assert queue.task(key)["answer"] == "paid for"
+
+
+def test_a_task_that_somebody_failed_by_hand_stays_failed(queue: Queue) -> None:
+    queue.model("m")
+    (key,) = queue.add()
+    grant = queue.claim(1).only
+    queue.settle(failed(grant))
+    queue.rows("update llmqueue.task set status = 'failed' where id = %s", key)
+
+    forgive(queue, grant)
+
+    assert queue.task(key)["status"] == "failed"
+
+
 def test_a_newer_attempt_that_runs_is_not_disturbed(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
@@ -255,6 +284,20 @@ def test_a_probe_that_fails_by_its_own_fault_opens_the_model(queue: Queue) -> No
 
     assert closed_for_s(queue) == 0
     assert queue.task(probe.id)["attempts"] == 1
+
+
+def test_a_probe_that_fails_by_the_backends_fault_opens_nothing(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(10)
+    queue.settle(of_model(queue.claim(1).only))
+    queue.advance(closed_for_s(queue))
+    probe = queue.claim(10).only
+
+    assert queue.settle(spared(probe)) == ["refused"]
+
+    assert queue.values("select closings from llmqueue.model_state") == [1]
+    queue.advance(0.1)
+    assert queue.claim(10).only.id != probe.id, "one call again, not ten: it is not known to be back"
 
 
 def test_a_task_that_always_fails_cannot_close_its_model_for_ever(queue: Queue) -> None:

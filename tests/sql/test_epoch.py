@@ -195,6 +195,43 @@ def test_a_late_answer_of_a_lost_claim_is_kept_and_overwrites_nothing(queue: Que
     assert queue.task(lost.id)["answer"] == "again"
 
 
+def test_a_lost_answer_that_is_settled_first_proves_the_loss(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(3)
+    known, *_, last = queue.claim(3).grants
+    lose_the_last_grants(queue, upto=known.fence)
+
+    assert queue.settle({**complete(last, "paid for"), "model": "m"}) == ["late"]
+
+    assert epochs(queue)[-1]["because"] == "fence"
+    assert queue.claim(3).grants == []
+
+
+def test_a_top_up_notices_a_loss_as_a_claim_does(queue: Queue) -> None:
+    queue.model("m", 6000, tpm=60_000, token_mode="input")
+    queue.add()
+    grant = queue.claim(1).only
+    queue.rows(LOST["a promoted standby"][0])
+
+    assert queue.value("select llmqueue.top_up(%s, %s, 500, %s)", queue.worker, grant.fence, queue.now) is False
+
+    assert len(epochs(queue)) == 2
+
+
+@pytest.mark.parametrize("fence", [-5, 0, 10**15, 2**63 - 1])
+def test_answers_under_fences_that_nobody_was_given_leave_nothing_behind(fence: int, queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add()
+    grant = queue.claim(1).only
+    given = {**complete(grant, "nonsense"), "fence": fence, "model": "m"}
+
+    queue.settle(given)
+
+    assert queue.values("select fence from llmqueue.attempt where fence <> %s and outcome is null", grant.fence) == []
+    assert check(queue) == len(epochs(queue)), "and the next loss is found as ever"
+    assert queue.value("select max(fence_floor) from llmqueue.epoch") < 10**18
+
+
 def test_a_late_answer_under_a_fence_of_somebody_else_changes_nothing(queue: Queue) -> None:
     """Before anybody who knows of the loss is back a fence may be given twice: the worker tells them apart."""
     queue.model("m", 6000)

@@ -205,6 +205,28 @@ def test_triggers_by_everybody_are_refused(installed: str) -> None:
         adopt(installed, with_roles=True)
 
 
+def test_a_schema_of_the_table_in_which_everybody_may_create_is_refused(database: str) -> None:
+    columns = "id bigint primary key, prompt text, answer text, status text"
+    run(database, "create schema app", f"create table app.jobs ({columns})")
+    adopt(database, table="app.jobs")
+    run(database, "grant create on schema app to public")
+
+    with pytest.raises(AdoptionRefused, match="revoke create on schema app from public"):
+        adopt(database, with_roles=True)
+
+
+def test_the_owners_path_is_that_of_the_first_init_whoever_runs_the_next(database: str) -> None:
+    run(database, "create schema ext")
+    adopt(make_conninfo(database, options="-c search_path=ext,public"))
+    path = "select llmqueue.owners_path()"
+    assert value(database, path) == "pg_catalog, ext, public, pg_temp"
+
+    run(database, "drop view llmqueue.backlog cascade")  # so that there is something to do, rights too
+    adopt(database)
+
+    assert value(database, path) == "pg_catalog, ext, public, pg_temp"
+
+
 # --- the owner's triggers --------------------------------------------------------------------------------------
 
 
