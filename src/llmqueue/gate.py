@@ -21,6 +21,8 @@ from llmqueue.models import Breakdown, Grant, Late, Refusal, Reply, Unreachable
 from llmqueue.wakeup import Bell
 
 PROBE_S = (0.25, 10.0)
+# An adapter whose probe() hangs would else keep the gate closed without a word. Our own end by themselves.
+PROBE_TIMEOUT_S = 15.0
 # Open for that long without a refused connection: the next outage is a new one.
 STEADY_S = 10.0
 
@@ -139,8 +141,10 @@ class Gate:
 
 
 async def probe(backend: Backend) -> str | None:
-    """Returns None when the backend can be reached, else why not, whatever the adapter raises."""
+    """Returns None when the backend can be reached, else why not, whatever the adapter raises, in bounded time."""
     try:
-        return await backend.probe()
+        with anyio.move_on_after(PROBE_TIMEOUT_S):
+            return await backend.probe()
+        return f"its probe did not end within {PROBE_TIMEOUT_S:.0f} s"
     except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the worker; it is shown as the reason
         return f"{type(error).__name__}: {error}"

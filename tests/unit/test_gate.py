@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import cast
 
+import anyio
 import pytest
 
+from llmqueue import gate as gate_module
 from llmqueue.backend import Backend
 from llmqueue.circuit import HALF, WINDOW
-from llmqueue.gate import Gate
+from llmqueue.gate import Gate, probe
 from llmqueue.models import Answer, Breakdown, Grant, Late, Refusal, Rejection, Reply, Task, Unreachable, Usage
 from llmqueue.wakeup import Bell
 
@@ -68,3 +70,22 @@ def test_no_connection_closes_it_at_once_and_is_nobodys_failure(gate: Gate) -> N
     assert judge(gate, Unreachable("connection refused")) == ["attempt"]
 
     assert gate.at_most(200) == 0
+
+
+class Hanging:
+    """An adapter that never says whether it can reach its backend."""
+
+    async def probe(self) -> str | None:
+        await anyio.sleep_forever()
+        return None
+
+
+@pytest.mark.anyio
+async def test_a_probe_that_hangs_is_a_reason_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "PROBE_TIMEOUT_S", 0.01)
+
+    with anyio.fail_after(20):
+        reason = await probe(cast(Backend, Hanging()))
+
+    assert reason is not None
+    assert "did not end" in reason
