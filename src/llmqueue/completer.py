@@ -195,8 +195,8 @@ class Completer:
 
     def _read(self, end: End) -> Settlement:
         """Of an answer that the disk does not give back nothing is left to send: the attempt failed."""
-        if end.place is None or end.is_buried:
-            return end.settlement
+        if end.place is None or end.is_buried or not isinstance(end.settlement.decision, Complete | Bury):
+            return end.settlement  # only answers were let go of
         try:
             return replace(end.settlement, decision=self._spill.read(end.place).decision)
         except (OSError, Damaged):

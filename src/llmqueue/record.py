@@ -75,9 +75,10 @@ def _decision(decision: Decision) -> dict[str, Json]:
         case Complete(answer, usage):
             tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             return {"verb": "complete", "answer": answer, **tokens}
-        case Retry(error_class, error, delay_s, counts, refusal, pause_s):
+        case Retry(error_class, error, delay_s, counts, refusal, pause_s, may_be_backends):
             more = {"delay_s": delay_s, "counts": counts, "refusal": refusal, "pause_s": pause_s}
-            return {"verb": "retry", "error_class": error_class, "error": error, **more}
+            blame = {"may_be_backends": may_be_backends}
+            return {"verb": "retry", "error_class": error_class, "error": error, **more, **blame}
         case Bury(error_class, error, answer):
             return {"verb": "bury", "error_class": error_class, "error": error, "answer": answer}
         case Release(error_class):
@@ -92,7 +93,11 @@ def _read_decision(value: dict[str, Json]) -> Decision:
             return Complete(value["answer"], Usage(value["input_tokens"], value["output_tokens"]))
         case "retry":
             cause = value["error_class"], value["error"]
-            return Retry(*cause, value["delay_s"], value["counts"], value["refusal"], value["pause_s"])
+            # a file from before it was written says nothing of it
+            may_be_backends = value.get("may_be_backends", False)
+            return Retry(
+                *cause, value["delay_s"], value["counts"], value["refusal"], value["pause_s"], may_be_backends
+            )
         case "bury":
             return Bury(value["error_class"], value["error"], value["answer"])
         case "release":

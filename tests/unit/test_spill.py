@@ -63,7 +63,7 @@ counts = st.none() | st.integers(0, 2**31 - 1)
 seconds = st.none() | st.floats(0, 1e9)
 decisions = st.one_of(
     st.builds(Complete, values, st.builds(Usage, counts, counts)),
-    st.builds(Retry, texts, texts, st.floats(0, 1e9), st.booleans(), st.none() | st.just("quota"), seconds),
+    st.builds(Retry, texts, texts, st.floats(0, 1e9), st.booleans(), st.none() | st.just("quota"), seconds, st.booleans()),
     st.builds(Bury, texts, texts, st.none() | texts),
     st.builds(Release, texts),
 )
@@ -457,3 +457,10 @@ def test_places_do_not_overlap_and_each_gives_back_its_own(ends: list[tuple[obje
         ]
         assert all(one.offset + one.length == next_.offset for one, next_ in pairwise(places))
         spill.close()
+
+
+def test_a_line_from_before_it_said_whose_fault_it_may_be_is_read() -> None:
+    value = unframe(encode(end(Retry("http_502", "x", 2.0, counts=True, may_be_backends=True))))
+    del value["may_be_backends"]
+
+    assert decode(frame(value)).decision == Retry("http_502", "x", 2.0, counts=True)

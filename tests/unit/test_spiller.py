@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 from uuid import UUID, uuid4
@@ -264,6 +265,17 @@ async def test_an_answer_that_the_disk_does_not_give_back_is_a_failed_attempt(wo
     [lost] = [s.decision for _, s in worker.database.settled.values() if isinstance(s.decision, Retry)]
     assert (lost.error_class, lost.counts) == ("spill_unreadable", True)
     assert worker.freed == [1, 2]
+
+
+async def test_only_an_answer_is_read_from_the_disk_again(worker: Worker) -> None:
+    retry = Retry("http_502", "Bad Gateway", 0.0, counts=False, may_be_backends=True)
+    worker.completer.put(replace(end(1), decision=retry))
+    await worker.spiller.spill()
+    worker.spill.path.write_bytes(b"\x00" * worker.spill.path.stat().st_size)
+
+    assert await worker.completer.try_all() == 0
+
+    assert worker.database.settled[1][1].decision == retry
 
 
 async def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> None:
