@@ -75,7 +75,10 @@ class Completer:
 
     def put_left(self, left: Left) -> None:
         """Takes over an end that lies in the spill."""
-        self._waiting.append(End(left.settlement, left.place.length, place=left.place))
+        end = End(left.settlement, left.place.length, place=left.place)
+        if left.ended_at is not None:
+            end.since -= max(0.0, time.time() - left.ended_at)
+        self._waiting.append(end)
         self.is_behind = True
 
     @property
@@ -188,10 +191,13 @@ class Completer:
         await self.tidy()
 
     async def _load(self, batch: list[End]) -> list[Settlement]:
-        """Returns what is to be sent, with the answers that lie in the spill."""
+        """Returns what is to be sent, with the answers that lie in the spill and what is left of pauses."""
         if all(end.place is None for end in batch):
-            return [end.settlement for end in batch]
-        return await to_thread.run_sync(lambda: [self._read(end) for end in batch])
+            settlements = [end.settlement for end in batch]
+        else:
+            settlements = await to_thread.run_sync(lambda: [self._read(end) for end in batch])
+        now = time.monotonic()
+        return [settlement.after(now - end.since) for end, settlement in zip(batch, settlements, strict=True)]
 
     def _read(self, end: End) -> Settlement:
         """Of an answer that the disk does not give back nothing is left to send: the attempt failed."""

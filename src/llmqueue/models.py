@@ -236,3 +236,11 @@ class Settlement:
         if isinstance(self.decision, Complete | Bury):
             return replace(self, decision=replace(self.decision, answer=None))
         return self
+
+    def after(self, waited_s: float) -> Settlement:
+        """The same, settled that long after it ended: the database counts pauses from when it hears of them."""
+        if not isinstance(self.decision, Retry):
+            return self
+        delay_s = max(0.0, self.decision.delay_s - waited_s)
+        pause_s = None if self.decision.pause_s is None else max(0.0, self.decision.pause_s - waited_s)
+        return replace(self, decision=replace(self.decision, delay_s=delay_s, pause_s=pause_s))

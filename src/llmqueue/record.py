@@ -9,6 +9,7 @@ answer: lone surrogates and NUL too. The prompt is left out: it lies in the user
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import assert_never
 from zlib import crc32
 
@@ -37,7 +38,15 @@ def unframe(line: bytes) -> Json:
     raise Damaged("a line is cut off or has changed")
 
 
-def encode(settlement: Settlement) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An end, without its prompt and its grant's time; `ended_at` in seconds of time.time(), None: not known."""
+
+    settlement: Settlement
+    ended_at: float | None
+
+
+def encode(settlement: Settlement, ended_at: float | None = None) -> bytes:
     """Returns the line of an end; raises ValueError or RecursionError if its answer is not JSON."""
     grant, task = settlement.grant, settlement.grant.task
     return frame(
@@ -49,23 +58,25 @@ def encode(settlement: Settlement) -> bytes:
             "sent_after_s": settlement.sent_after_s,
             "latency_s": settlement.latency_s,
             "kinds_estimate": settlement.kinds_estimate,
+            "ended_at": ended_at,
             **_decision(settlement.decision),
         }
     )
 
 
-def decode(line: bytes) -> Settlement:
-    """Returns the end of a line, without its prompt and its grant's time; raises Damaged."""
+def decode(line: bytes) -> Record:
+    """Raises Damaged."""
     value = unframe(line)
     try:
         task = Task(value["task"], value["fence"], value["attempt"], 0, 0, None, None)
-        return Settlement(
+        settlement = Settlement(
             Grant(value["model"], task, 0.0, 0.0, 0.0),
             _read_decision(value),
             value["sent_after_s"],
             value["latency_s"],
             value["kinds_estimate"],
         )
+        return Record(settlement, value.get("ended_at"))
     except (KeyError, TypeError):
         raise Damaged("a line is not the end of an attempt") from None
 
@@ -95,9 +106,7 @@ def _read_decision(value: dict[str, Json]) -> Decision:
             cause = value["error_class"], value["error"]
             # a file from before it was written says nothing of it
             may_be_backends = value.get("may_be_backends", False)
-            return Retry(
-                *cause, value["delay_s"], value["counts"], value["refusal"], value["pause_s"], may_be_backends
-            )
+            return Retry(*cause, value["delay_s"], value["counts"], value["refusal"], value["pause_s"], may_be_backends)
         case "bury":
             return Bury(value["error_class"], value["error"], value["answer"])
         case "release":

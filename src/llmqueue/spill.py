@@ -54,10 +54,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """An end that a former worker left, without its answer, and where that is."""
+    """An end that a former worker left, without its answer, and where that is; `ended_at` as in Record."""
 
     place: Place
     settlement: Settlement
+    ended_at: float | None
 
 
 class NotOurs(Exception):
@@ -130,7 +131,7 @@ class Spill:
             parts.append(part)
             offset += len(part)
             missing -= len(part)
-        return decode(b"".join(parts))
+        return decode(b"".join(parts)).settlement
 
     def settled(self, *, is_known: bool) -> None:
         """Says that the database has dealt with an end of the file. One that it does not know is kept in the end."""
@@ -242,7 +243,8 @@ def _take_over(fd: int, path: Path, database: Database) -> Inheritance:
             place = Place(end, len(line))
             end += len(line)
             try:
-                left.append(Left(place, decode(line).without_answer()))
+                record = decode(line)
+                left.append(Left(place, record.settlement.without_answer(), record.ended_at))
             except Damaged:
                 damaged.append(end)
     # A last line that is cut off was never relied on. Damage before it is no crash: a person should look.

@@ -77,9 +77,10 @@ class Spiller:
 
     def _write(self, batch: list[End]) -> list[Place | None]:
         records: list[bytes | None] = []
+        now, now_monotonic = time.time(), time.monotonic()
         for end in batch:
             try:
-                records.append(encode(end.settlement))
+                records.append(encode(end.settlement, now - (now_monotonic - end.since)))
             except (ValueError, RecursionError):
                 end.is_unspillable = True
                 records.append(None)

@@ -63,7 +63,9 @@ counts = st.none() | st.integers(0, 2**31 - 1)
 seconds = st.none() | st.floats(0, 1e9)
 decisions = st.one_of(
     st.builds(Complete, values, st.builds(Usage, counts, counts)),
-    st.builds(Retry, texts, texts, st.floats(0, 1e9), st.booleans(), st.none() | st.just("quota"), seconds, st.booleans()),
+    st.builds(
+        Retry, texts, texts, st.floats(0, 1e9), st.booleans(), st.none() | st.just("quota"), seconds, st.booleans()
+    ),
     st.builds(Bury, texts, texts, st.none() | texts),
     st.builds(Release, texts),
 )
@@ -85,9 +87,11 @@ def test_every_end_comes_back_as_it_was(
         Grant("m", Task(key, fence, 2, 5, 0, "why?", None), 5.0, 6.0, 60.0), decision, latency_s, latency_s, estimate
     )
 
-    line = encode(settlement)
+    line = encode(settlement, 1.5)
 
-    read = decode(line)
+    record = decode(line)
+    read = record.settlement
+    assert record.ended_at == 1.5
     assert read.decision == decision
     assert (read.sent_after_s, read.latency_s, read.kinds_estimate) == (latency_s, latency_s, estimate)
     assert (str(read.grant.task.id), read.grant.task.fence, read.grant.task.attempt_no) == (str(key), fence, 2)
@@ -459,8 +463,9 @@ def test_places_do_not_overlap_and_each_gives_back_its_own(ends: list[tuple[obje
         spill.close()
 
 
-def test_a_line_from_before_it_said_whose_fault_it_may_be_is_read() -> None:
+def test_a_line_from_before_it_said_when_and_whose_fault_it_may_be_is_read() -> None:
     value = unframe(encode(end(Retry("http_502", "x", 2.0, counts=True, may_be_backends=True))))
-    del value["may_be_backends"]
+    del value["may_be_backends"], value["ended_at"]
 
-    assert decode(frame(value)).decision == Retry("http_502", "x", 2.0, counts=True)
+    assert decode(frame(value)).ended_at is None
+    assert decode(frame(value)).settlement.decision == Retry("http_502", "x", 2.0, counts=True)

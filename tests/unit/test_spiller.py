@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -278,6 +279,43 @@ async def test_only_an_answer_is_read_from_the_disk_again(worker: Worker) -> Non
     assert worker.database.settled[1][1].decision == retry
 
 
+def refused(fence: int, *, delay_s: float = 0.0, pause_s: float | None = None) -> Settlement:
+    retry = Retry("rate_limited", "429", delay_s, counts=False, refusal="quota", pause_s=pause_s)
+    return replace(end(fence), decision=retry)
+
+
+def wait(worker: Worker, seconds: float) -> None:
+    """Makes what `worker` has in memory that much older."""
+    for waiting in worker.completer.in_memory():
+        waiting.since -= seconds
+
+
+def pauses(database: FakeDatabase) -> dict[int, tuple[float, float | None]]:
+    """What is left of delay_s and pause_s, to the second."""
+    decisions = {fence: s.decision for fence, (_, s) in database.settled.items()}
+    return {
+        fence: (round(d.delay_s), None if d.pause_s is None else round(d.pause_s))
+        for fence, d in decisions.items()
+        if isinstance(d, Retry)
+    }
+
+
+@pytest.mark.parametrize("is_spilled", [False, True])
+async def test_a_refusal_that_waited_for_the_database_closes_the_model_for_what_is_left(
+    worker: Worker, *, is_spilled: bool
+) -> None:
+    worker.completer.put(refused(1, delay_s=30.0, pause_s=100.0))
+    worker.completer.put(refused(2, delay_s=90.0))
+    wait(worker, 60.0)
+    if is_spilled:
+        await worker.spiller.spill()
+    worker.completer.put(refused(3, delay_s=30.0, pause_s=100.0))
+
+    assert await worker.completer.try_all() == 0
+
+    assert pauses(worker.database) == {1: (0, 40), 2: (30, None), 3: (30, 100)}
+
+
 async def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     worker = Worker(tmp_path / "file" / "spill")
@@ -330,6 +368,33 @@ async def test_an_heir_settles_in_the_name_of_who_is_gone_and_removes_the_file(e
     assert [worker for worker, _ in (estate.database.settled[fence] for fence in (1, 2, 3))] == [first, first, second]
     assert estate.database.steps[0] == "heartbeat"
     assert (estate.files, estate.heir.is_behind) == ([], False)
+
+
+async def test_an_heir_counts_a_pause_from_its_refusal(estate: Estate) -> None:
+    worker = Worker(estate.folder)
+    worker.completer.put(refused(1, delay_s=90.0, pause_s=100.0))
+    wait(worker, 60.0)
+    await worker.spiller.spill()
+    worker.spill.close()
+
+    await estate.heir.look()
+
+    assert pauses(estate.database) == {1: (30, 40)}
+
+
+async def test_an_heir_whose_clock_was_set_back_makes_no_pause_longer(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(estate.folder)
+    worker.completer.put(refused(1, pause_s=100.0))
+    await worker.spiller.spill()
+    worker.spill.close()
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 3600)
+
+    await estate.heir.look()
+
+    assert pauses(estate.database) == {1: (0, 100)}
 
 
 async def test_an_heir_waits_for_a_database_that_is_away_and_sweeps_nobody_meanwhile(estate: Estate) -> None:
