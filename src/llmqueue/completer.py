@@ -21,10 +21,11 @@ from anyio import to_thread
 from llmqueue.ends import End, end_of
 from llmqueue.errors import DatabaseUnreachable, SqlError
 from llmqueue.logs import Event, logger
-from llmqueue.models import Bury, Complete, Release, Retry, Settlement
+from llmqueue.models import Bury, Complete, Decision, Release, Retry, Settlement
 from llmqueue.record import Damaged
 from llmqueue.spill import Left, Place, Spill
 from llmqueue.store import Store
+from llmqueue.texts import in_ascii
 
 LINGER_S = 0.02
 MAX_FLUSH = 200
@@ -33,6 +34,8 @@ MAX_FLUSH_CHARS = 8_000_000
 RETRY_S = (0.2, 1.0)
 # Somebody's open transaction holds the task's row: asked again at this pace, which costs nobody anything.
 BUSY_S = 0.5
+# A disk that has not given an answer back for that long has lost it.
+UNREADABLE_FOR_S = 60.0
 # In a row; then try_all() has something better to do.
 FAILURES = 10
 # All calls in flight may be refused at once, and each would say it.
@@ -65,6 +68,7 @@ class Completer:
         self._pause_s = RETRY_S[0]
         self._arrived = anyio.Event()
         self._closing_said_at: dict[str, float] = {}
+        self._is_unreadable_said = False
         self._failures = 0
         self.is_behind = False
         """The database was away, and not all that waited for it has been sent since."""
@@ -95,7 +99,8 @@ class Completer:
             self._spill.settled(is_known=True)
         else:
             end.place = place
-            end.settlement = end.settlement.without_answer()
+            if not end.is_buried:
+                end.settlement = end.settlement.without_answer()
 
     async def run(self) -> None:
         """Flushes for ever."""
@@ -159,13 +164,17 @@ class Completer:
             self._arrived.set()
 
     async def _flush(self) -> None:
-        self._flushing = batch = self._take()
+        self._flushing = self._take()
+        sent: list[Settlement] = []
         try:
             # Shielded: a flush cut off half-way would be sent again, which is harmless but slow at a stop.
             with anyio.CancelScope(shield=True):
                 if self.is_behind:
                     await self._reconnect()
-                outcomes = await self._store.settle(await self._load(batch), self._spill.worker)
+                sent = await self._load()
+                if not sent:
+                    return
+                outcomes = await self._store.settle(sent, self._spill.worker)
         except DatabaseUnreachable as error:
             self._store.outage.began(error)
             self.is_behind = True
@@ -174,8 +183,8 @@ class Completer:
             return
         except SqlError as error:
             self._failures += 1
-            logger().error(Event.SETTLE_FAILED, error_class=error.sqlstate, attempts=len(batch))
-            await self._put_off(error)
+            logger().error(Event.SETTLE_FAILED, error_class=error.sqlstate, attempts=len(self._flushing))
+            await self._put_off(error, sent)
             return
         except BaseException:
             self._put_back()
@@ -184,56 +193,94 @@ class Completer:
         self._failures = 0
         self._pause_s = RETRY_S[0]
         self._flush_size = min(MAX_FLUSH, 2 * self._flush_size)
-        self._flushing = []
+        batch, self._flushing = self._flushing, []
         for end in batch:
             self._settled(end, outcomes.get(end.settlement.grant.task.fence, "unknown"))
         self.is_behind = self.is_behind and bool(self._waiting)
         await self.tidy()
 
-    async def _load(self, batch: list[End]) -> list[Settlement]:
-        """Returns what is to be sent, with the answers that lie in the spill and what is left of pauses."""
-        if all(end.place is None for end in batch):
-            settlements = [end.settlement for end in batch]
-        else:
-            settlements = await to_thread.run_sync(lambda: [self._read(end) for end in batch])
-        now = time.monotonic()
-        return [settlement.after(now - end.since) for end, settlement in zip(batch, settlements, strict=True)]
+    async def _load(self) -> list[Settlement]:
+        """Returns what is to be sent, with the answers that lie in the spill and what is left of pauses.
 
-    def _read(self, end: End) -> Settlement:
-        """Of an answer that the disk does not give back nothing is left to send: the attempt failed."""
+        An end whose answer the disk does not give back now is held, as one is whose row is busy.
+        """
+        batch = self._flushing
+        if all(end.place is None for end in batch):
+            read = [(end, end.settlement) for end in batch]
+        else:
+            found = await to_thread.run_sync(lambda: [self._read(end) for end in batch])
+            read = [(end, settlement) for end, settlement in zip(batch, found, strict=True) if settlement is not None]
+            for end, settlement in zip(batch, found, strict=True):
+                if settlement is None:
+                    self._hold(end)
+        self._flushing = [end for end, _ in read]
+        now = time.monotonic()
+        return [settlement.after(now - end.since) for end, settlement in read]
+
+    def _read(self, end: End) -> Settlement | None:
+        """Returns None when the disk fails. Of an answer that is lost nothing is left to send: the attempt failed."""
         if end.place is None or end.is_buried or not isinstance(end.settlement.decision, Complete | Bury):
             return end.settlement  # only answers were let go of
         try:
-            return replace(end.settlement, decision=self._spill.read(end.place).decision)
-        except (OSError, Damaged):
-            lost = Retry("spill_unreadable", "the answer cannot be read from the spill file", 0.0, counts=True)
-            return replace(end.settlement, decision=lost)
+            decision = self._spill.read(end.place).decision
+        except OSError as error:
+            if not self._is_lost(end, error):
+                return None
+        except Damaged:
+            pass
+        else:
+            end.unread_since = None
+            return replace(end.settlement, decision=decision)
+        self._spill.keep()
+        lost = Retry("spill_unreadable", "the answer cannot be read from the spill file", 0.0, counts=True)
+        return replace(end.settlement, decision=lost)
+
+    def _is_lost(self, end: End, error: OSError) -> bool:
+        now = time.monotonic()
+        if end.unread_since is None:
+            end.unread_since = now
+        if not self._is_unreadable_said:
+            self._is_unreadable_said = True
+            effect = f"tried for {UNREADABLE_FOR_S:.0f} s, then the attempt has failed and the file is kept"
+            logger().error(
+                Event.SPILL_FAILED, file=str(self._spill.path), error=error.strerror or str(error), effect=effect
+            )
+        return now - end.unread_since > UNREADABLE_FOR_S
 
     def _put_back(self) -> None:
         self._waiting.extendleft(reversed(self._flushing))
         self._flushing = []
 
-    async def _put_off(self, error: SqlError) -> None:
+    async def _put_off(self, error: SqlError, sent: list[Settlement]) -> None:
         """Halves a flush that holds a value which cannot be stored, down to the end that is at fault.
 
-        That one will not get better: it is buried with a word that can be written. Anything else (no right, no
+        That one will not get better: it is buried with words that can be written. Anything else (no right, no
         function) may be mended and is waited for, together with what arrives meanwhile: if others go through where it
         fails, settle() knows that the row is at fault (docs/decisions.md, 22).
         """
-        batch = self._flushing
-        if is_about_data(error) and len(batch) == 1:
-            if batch[0].is_buried:  # not even that: its key is not of this table's type
-                self._flushing = []
-                self._settled(batch[0], "unknown")
-                return
-            buried = Bury("unstorable_answer", "the database cannot take it: " + str(error))
-            batch[0].settlement = replace(batch[0].settlement, decision=buried)
-            batch[0].is_buried = True
-        elif is_about_data(error):
-            self._flush_size = len(batch) // 2
+        is_about_sent = is_about_data(error) and bool(sent)
+        if is_about_sent and len(sent) == 1:
+            self._bury(self._flushing[0], sent[0].decision, error)
+        elif is_about_sent:
+            self._flush_size = len(sent) // 2
         self._put_back()
-        if not is_about_data(error):
+        if not is_about_sent:
             await self._pause()
+
+    def _bury(self, end: End, sent: Decision, error: SqlError) -> None:
+        """Leaves less to be written than what was `sent`: the answer in ASCII, then none, then nothing."""
+        if end.is_buried and isinstance(sent, Bury) and sent.answer is None:  # its key is not of this table's type
+            self._flushing = []
+            self._settled(end, "unknown")
+            return
+        kept = None
+        if isinstance(sent, Complete):
+            kept = in_ascii(sent.answer)
+        elif isinstance(sent, Bury) and not end.is_buried:
+            kept = sent.answer
+        buried = Bury("unstorable_answer", "the database cannot take it: " + str(error), kept)
+        end.settlement = replace(end.settlement, decision=buried)
+        end.is_buried = True
 
     async def _pause(self) -> None:
         await anyio.sleep(random.uniform(self._pause_s / 2, self._pause_s))
@@ -250,9 +297,7 @@ class Completer:
 
     def _settled(self, end: End, outcome: str) -> None:
         if outcome == "busy":
-            if not self._held:
-                self._held_until = time.monotonic() + BUSY_S
-            self._held.append(end)
+            self._hold(end)
             return
         end.is_settled = True
         if end.place is not None:
@@ -260,6 +305,11 @@ class Completer:
         log_attempt(end.settlement, outcome)
         self._log_closing(end.settlement)
         self._on_settled(end.settlement)
+
+    def _hold(self, end: End) -> None:
+        if not self._held:
+            self._held_until = time.monotonic() + BUSY_S
+        self._held.append(end)
 
     def _log_closing(self, settlement: Settlement) -> None:
         """One line for all the calls that a model refuses at about the same time."""

@@ -21,8 +21,10 @@ class End:
     is_settled: bool = False
     # not JSON: only the database's own error would tell, and it stays in memory
     is_unspillable: bool = False
-    # it was turned into a word that any database can take
+    # it was turned into a word that any database can take, and that word is in memory
     is_buried: bool = False
+    # since when the disk does not give its answer back
+    unread_since: float | None = None
 
     @property
     def is_in_memory(self) -> bool:

@@ -84,8 +84,9 @@ class Event(StrEnum):
     """Finished ends have waited for the database for two seconds and were written to this worker's spill file; said
     once per file. They are settled when it is back, by this process or the next one with this LLMQUEUE_HOME."""
     SPILL_FAILED = "spill_failed"
-    """The spill file cannot be written (no space, no right, its bound of 1 GB), or not be removed; said once. Ends wait
-    in memory alone meanwhile and would be lost with the process: make room, or let LLMQUEUE_HOME be writable."""
+    """The spill file cannot be written (no space, no right, its bound of 1 GB): ends wait in memory alone meanwhile and
+    would be lost with the process; make room, or let LLMQUEUE_HOME be writable. Or it cannot be read, or not removed.
+    Said once."""
     SPILL_FULL = "spill_full"
     """Nor is there room in memory (64 MB of answers): the worker claims no more; calls in flight are still kept."""
     SPILL_HAS_ROOM = "spill_has_room"

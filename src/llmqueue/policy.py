@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import assert_never
 
@@ -14,7 +13,6 @@ from llmqueue.models import (
     Bury,
     Complete,
     Decision,
-    Json,
     Late,
     Refusal,
     Rejection,
@@ -23,7 +21,7 @@ from llmqueue.models import (
     Retry,
     Unreachable,
 )
-from llmqueue.texts import why_unstorable
+from llmqueue.texts import in_ascii, why_unstorable
 
 BACKOFF_BASE_S = 1.0
 BACKOFF_CAP_S = 300.0
@@ -41,7 +39,7 @@ def decide(reply: Reply, attempt_no: int, rng: random.Random, blame: circuit.Bla
         case Answer(answer, usage):
             unstorable = why_unstorable(answer)
             if unstorable:
-                return Bury("unstorable_answer", unstorable, answer=_ascii(answer))
+                return Bury("unstorable_answer", unstorable, answer=in_ascii(answer))
             return Complete(answer, usage)
         case Late():
             return LATE
@@ -76,11 +74,3 @@ def backoff_s(attempt_no: int, rng: random.Random) -> float:
     """Returns an exponential pause with full jitter, so that tasks that failed together do not return together."""
     ceiling_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempt_no - 1, 30))
     return rng.uniform(0.05, ceiling_s)
-
-
-def _ascii(answer: Json) -> str | None:
-    """Returns the answer as ASCII JSON for the attempt log, None if it is not even that."""
-    try:
-        return json.dumps(answer)
-    except (TypeError, ValueError, RecursionError):
-        return None

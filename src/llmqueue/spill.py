@@ -133,6 +133,11 @@ class Spill:
             missing -= len(part)
         return decode(b"".join(parts)).settlement
 
+    def keep(self) -> None:
+        """Says that a person should look at the file in the end: an answer in it could not be read."""
+        with self._counting:
+            self._keeps = self._fd is not None
+
     def settled(self, *, is_known: bool) -> None:
         """Says that the database has dealt with an end of the file. One that it does not know is kept in the end."""
         with self._counting:

@@ -83,6 +83,14 @@ def has_nul(value: Json) -> bool:
     return False
 
 
+def in_ascii(answer: Json) -> str | None:
+    """Returns the answer as ASCII JSON for the attempt log, which any database can hold; None if it is no JSON."""
+    try:
+        return json.dumps(answer)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
 def storable(text: str) -> str:
     """Returns a message with what Postgres cannot hold replaced."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

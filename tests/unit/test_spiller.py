@@ -236,25 +236,120 @@ async def test_an_end_settled_while_it_was_written_does_not_keep_the_file(
     assert not worker.spill.path.exists()
 
 
-async def test_an_answer_that_the_database_cannot_take_is_buried_alone_from_the_file_too(worker: Worker) -> None:
+@pytest.mark.parametrize("is_spilled", [False, True])
+async def test_an_answer_that_the_database_cannot_take_is_buried_alone_and_kept_in_ascii(
+    worker: Worker, *, is_spilled: bool
+) -> None:
     def poison(batch: Sequence[Settlement]) -> Exception | None:
-        is_bad = any(isinstance(s.decision, Complete) and s.decision.answer == "bad" for s in batch)
+        is_bad = any(isinstance(s.decision, Complete) and s.decision.answer == "bäd" for s in batch)
         return SqlError("cannot be stored", "22P05") if is_bad else None
 
     worker.database.failure = poison
     for fence in range(5):
-        worker.completer.put(end(fence, "bad" if fence == 3 else "good"))
-    await worker.spiller.spill()
-    assert worker.in_memory == 0
+        worker.completer.put(end(fence, "bäd" if fence == 3 else "good"))
+    if is_spilled:
+        await worker.spiller.spill()
+        assert worker.in_memory == 0
 
     assert await worker.completer.try_all() == 0
 
-    assert worker.database.answers() == {0: "good", 1: "good", 2: "good", 3: None, 4: "good"}
+    assert worker.database.answers() == {0: "good", 1: "good", 2: "good", 3: '"b\\u00e4d"', 4: "good"}
     assert isinstance(worker.database.settled[3][1].decision, Bury)
     assert not worker.spill.path.exists()
 
 
-async def test_an_answer_that_the_disk_does_not_give_back_is_a_failed_attempt(worker: Worker) -> None:
+async def test_a_buried_answer_that_has_to_wait_in_the_file_is_not_lost_there(worker: Worker) -> None:
+    def poison(batch: Sequence[Settlement]) -> Exception | None:
+        worker.database.is_away = isinstance(batch[0].decision, Complete)
+        return SqlError("cannot be stored", "22P05") if worker.database.is_away else None
+
+    worker.database.failure = poison
+    worker.completer.put(end(1, "precious"))
+    async with anyio.create_task_group() as loops:
+        loops.start_soon(worker.completer.run)
+        await until(lambda: worker.completer.is_behind)
+        await worker.spiller.spill()
+        worker.database.is_away = False
+        await until(lambda: worker.freed == [1])
+        loops.cancel_scope.cancel()
+
+    assert worker.database.answers() == {1: '"precious"'}
+
+
+async def test_what_the_database_takes_in_no_form_is_tried_with_ever_less_and_keeps_the_file(worker: Worker) -> None:
+    sent: list[object] = []
+
+    def poison(batch: Sequence[Settlement]) -> Exception | None:
+        sent.append(getattr(batch[0].decision, "answer", None))
+        return SqlError("too long", "54000")
+
+    worker.database.failure = poison
+    worker.completer.put(end(1, "precious"))
+    await worker.spiller.spill()
+
+    assert await worker.completer.try_all() == 0
+    await worker.completer.tidy()
+
+    assert sent == ["precious", '"precious"', None]
+    assert worker.freed == [1]
+    assert [path.suffix for path in worker.spill.path.parent.iterdir()] == [".kept"]
+
+
+class BrokenDisk:
+    """os.pread raises while `is_broken`; `asked` counts how often it did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_broken = True
+        self.asked = 0
+        self._pread = os.pread
+        monkeypatch.setattr(os, "pread", self.pread)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        if self.is_broken:
+            self.asked += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._pread(fd, length, offset)
+
+
+async def test_an_answer_that_the_disk_does_not_give_back_now_is_asked_for_again_and_holds_up_no_other(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.completer.put(end(1, "precious"))
+    await worker.spiller.spill()
+    worker.completer.put(end(2))
+    disk = BrokenDisk(monkeypatch)
+
+    with capture_logs() as lines:
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(worker.completer.run)
+            await until(lambda: disk.asked >= 3)
+            assert worker.freed == [2]
+            disk.is_broken = False
+            await until(lambda: worker.freed == [2, 1])
+            loops.cancel_scope.cancel()
+
+    assert worker.database.answers() == {1: "precious", 2: "42"}
+    assert [line["error"] for line in lines if line["event"] == Event.SPILL_FAILED] == ["Input/output error"]
+    assert not worker.spill.path.exists()
+
+
+async def test_an_answer_that_the_disk_never_gives_back_is_a_failed_attempt_and_keeps_the_file(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completer_module, "UNREADABLE_FOR_S", 0.02)
+    worker.completer.put(end(1, "precious"))
+    await worker.spiller.spill()
+    BrokenDisk(monkeypatch)
+
+    assert await worker.completer.drain(20) == 0
+
+    lost = worker.database.settled[1][1].decision
+    assert isinstance(lost, Retry)
+    assert lost.error_class == "spill_unreadable"
+    assert [path.suffix for path in worker.spill.path.parent.iterdir()] == [".kept"]
+
+
+async def test_an_answer_that_has_changed_on_the_disk_is_a_failed_attempt_and_keeps_the_file(worker: Worker) -> None:
     worker.completer.put(end(1, "precious"))
     worker.completer.put(end(2))
     await worker.spiller.spill()
@@ -266,6 +361,7 @@ async def test_an_answer_that_the_disk_does_not_give_back_is_a_failed_attempt(wo
     [lost] = [s.decision for _, s in worker.database.settled.values() if isinstance(s.decision, Retry)]
     assert (lost.error_class, lost.counts) == ("spill_unreadable", True)
     assert worker.freed == [1, 2]
+    assert [path.suffix for path in worker.spill.path.parent.iterdir()] == [".kept"]
 
 
 async def test_only_an_answer_is_read_from_the_disk_again(worker: Worker) -> None:
