@@ -19,7 +19,7 @@ import anyio
 from anyio import to_thread
 
 from llmqueue.ends import End, end_of
-from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError
 from llmqueue.logs import Event, logger
 from llmqueue.models import Bury, Complete, Decision, Release, Retry, Settlement
 from llmqueue.record import Damaged
@@ -178,6 +178,9 @@ class Completer:
         except DatabaseUnreachable as error:
             self._store.outage.began(error)
             self.is_behind = True
+            if sent and isinstance(error, DatabaseSilent):
+                # Sent again at the same size, a flush that is too much for the deadline would be sent for ever.
+                self._flush_size = max(1, len(sent) // 2)
             self._put_back()
             await self._pause()
             return

@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from llmqueue import connect
 from llmqueue.errors import (
     DatabaseRefused,
+    DatabaseSilent,
     DatabaseUnreachable,
     LlmqueueError,
     NotInitialised,
@@ -141,7 +142,7 @@ class Store:
             for each in (self._claiming, self._pool):
                 await each.drain()  # idle ones may be as dead as this one: whoever comes next gets a new one
             message = f"the database has not answered for {timeout_s:.0f} s"
-            raise DatabaseUnreachable(message) from error
+            raise DatabaseSilent(message) from error
 
     def _translate(self, error: psycopg.Error) -> LlmqueueError:
         """Whatever is not a reason to end is a reason to try again: DatabaseUnreachable or SqlError (design I10)."""

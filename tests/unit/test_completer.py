@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from llmqueue.completer import MAX_FLUSH, Completer
-from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError
 from llmqueue.logs import Event
 from llmqueue.models import Complete, Grant, RefusalKind, Retry, Settlement, Task, Usage
 from llmqueue.outage import Outage
@@ -59,6 +59,7 @@ class Run:
     def __init__(self) -> None:
         self.store = Recorder()
         self.settled: list[int] = []
+        self.beat_failures: list[Exception] = []
         self.completer = Completer(
             cast(Store, self.store),
             lambda settlement: self.settled.append(settlement.grant.task.fence),
@@ -67,6 +68,8 @@ class Run:
         )
 
     async def beat(self) -> None:
+        if self.beat_failures:
+            raise self.beat_failures.pop()
         self.store.flushes.append([])
 
     @asynccontextmanager
@@ -126,6 +129,32 @@ async def test_an_outage_loses_nothing_and_frees_no_slot_before_its_end(run: Run
         await run.until(lambda: sorted(run.settled) == [1, 2])
 
     assert [fence for flush in run.store.flushes for fence in flush] == [1, 2]
+
+
+async def test_a_flush_that_the_database_cannot_do_in_time_is_sent_in_ever_smaller_parts(run: Run) -> None:
+    def slow(batch: Sequence[Settlement]) -> dict[int, str]:
+        if len(batch) > 3:
+            raise DatabaseSilent("the database has not answered for 15 s")
+        return dict.fromkeys(fences(batch), "completed")
+
+    run.store.outcomes = slow
+    for fence in range(10):
+        run.completer.put(end(fence))
+    async with run.running():
+        await run.until(lambda: len(run.settled) == 10)
+
+    assert run.settled == list(range(10))
+
+
+async def test_a_heartbeat_that_is_not_answered_says_nothing_about_the_size(run: Run) -> None:
+    run.store.failures = [DatabaseUnreachable("away")]
+    run.beat_failures = [DatabaseSilent("the database has not answered for 4 s")] * 2
+    for fence in range(10):
+        run.completer.put(end(fence))
+    async with run.running():
+        await run.until(lambda: len(run.settled) == 10)
+
+    assert run.store.flushes == [[], list(range(10))]
 
 
 async def test_a_busy_row_is_asked_for_again_and_keeps_its_slot(run: Run) -> None:
