@@ -69,6 +69,7 @@ class Completer:
         self._arrived = anyio.Event()
         self._closing_said_at: dict[str, float] = {}
         self._is_unreadable_said = False
+        self._is_unfinished_said = False
         self._failures = 0
         self.is_behind = False
         """The database was away, and not all that waited for it has been sent since."""
@@ -145,10 +146,20 @@ class Completer:
         try:
             kept = await to_thread.run_sync(self._spill.finish)
         except OSError as error:
-            # Its ends are settled: whoever inherits it finds nothing to do.
-            logger().error(Event.SPILL_FAILED, file=str(self._spill.path), error=error.strerror or str(error))
+            # Its ends are settled: whoever inherits it finds nothing to do. Tried again with each flush.
+            if not self._is_unfinished_said:
+                self._is_unfinished_said = True
+                effect = "a file in which all is settled cannot be removed"
+                logger().error(
+                    Event.SPILL_FAILED, file=str(self._spill.path), error=error.strerror or str(error), effect=effect
+                )
             return
+        self._is_unfinished_said = False
         self._say_settled(kept)
+
+    def let_go(self) -> None:
+        """Closes the spill, and with it its lock."""
+        self._spill.close()
 
     def _say_settled(self, kept: Path | None) -> None:
         if kept is None:

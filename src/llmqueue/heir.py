@@ -35,6 +35,7 @@ class Heir:
         self._reconnect = reconnect
         self._open: dict[Path, Completer] = {}
         self._left_alone: set[Path] = set()
+        self._settled: set[Path] = set()
         self.is_behind = True
         """Not everything that lies there has been sent once."""
 
@@ -46,11 +47,14 @@ class Heir:
 
     async def look(self) -> None:
         for path in await to_thread.run_sync(self._others):
-            if path not in self._open:
+            if path not in self._open and path not in self._settled:
                 await self._inherit(path)
         for path, completer in list(self._open.items()):
             if not await completer.try_all():
                 await completer.tidy()
+                completer.let_go()
+                # one that cannot be removed would else be inherited and settled again every few seconds
+                self._settled.add(path)
                 del self._open[path]
         self.is_behind = False
 

@@ -145,7 +145,10 @@ class Spill:
             self._keeps = self._keeps or not is_known
 
     def finish(self) -> Path | None:
-        """Removes the file if nothing waits in it. Returns where it was moved to instead, if a person should look."""
+        """Removes the file if nothing waits in it. Returns where it was moved to instead, if a person should look.
+
+        Raises OSError. If the file is still there then it is still ours, to write to and to finish; else it is closed.
+        """
         with self._mutex:
             if self._fd is None or self._waiting:
                 return None
@@ -154,8 +157,10 @@ class Spill:
                 self.path.rename(kept)
             else:
                 self.path.unlink(missing_ok=True)
-            _sync_folder(self.path.parent)
+            # Closed whatever the sync says: what append() wrote to a file without a name would be lost. A name that
+            # comes back after a loss of power is of a file in which all is settled: harmless.
             self.close()
+            _sync_folder(self.path.parent)
             return kept
 
     def close(self) -> None:

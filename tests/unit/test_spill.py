@@ -161,6 +161,7 @@ class Disk:
         monkeypatch.setattr(spill_module.os, "pwrite", self.pwrite)
         monkeypatch.setattr(spill_module.os, "fsync", self.fsync)
         self.fails_with: int | None = None
+        self.fails_for_folders_with: int | None = None
         self.room = 1 << 60
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
@@ -176,6 +177,8 @@ class Disk:
         self.steps.append("sync folder" if is_folder else "sync file")
         if self.fails_with is not None and not is_folder:
             raise OSError(self.fails_with, os.strerror(self.fails_with))
+        if self.fails_for_folders_with is not None and is_folder:
+            raise OSError(self.fails_for_folders_with, os.strerror(self.fails_for_folders_with))
         self._fsync(fd)
 
 
@@ -202,6 +205,44 @@ def test_a_removal_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert disk.steps == ["sync folder"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removal_that_cannot_be_synced_leaves_no_file_without_a_name_to_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill = Spill(tmp_path, WORKER, HERE)
+    spill.append([encode(answer("first"))])
+    spill.settled(is_known=True)
+    disk = Disk(monkeypatch)
+    disk.fails_for_folders_with = errno.EIO
+
+    with pytest.raises(OSError, match="Input/output"):
+        spill.finish()
+    disk.fails_for_folders_with = None
+    spill.append([encode(answer("second"))])
+    spill.close()
+
+    [left] = taken(tmp_path).left
+    assert left.place.offset > 0
+
+
+def test_a_file_that_cannot_be_removed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spill = Spill(tmp_path, WORKER, HERE)
+    spill.append([encode(answer("first"))])
+    spill.settled(is_known=True)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="read-only"):
+        patch.setattr(Path, "unlink", read_only)
+        spill.finish()
+
+    [place] = spill.append([encode(answer("second"))])
+    assert spill.read(place).decision == Complete("second", Usage(3, None))
+    spill.settled(is_known=True)
+    assert spill.finish() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def read_only(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, "the disk is read-only")
 
 
 @pytest.mark.parametrize("why", ["no space", "the disk is broken"])

@@ -575,3 +575,23 @@ async def test_an_attempt_that_the_database_does_not_know_costs_no_answer(estate
     [kept] = estate.files
     assert kept.endswith(".kept")
     assert b"precious" in (estate.folder / kept).read_bytes()
+
+
+async def test_a_settled_file_that_cannot_be_removed_is_said_once_and_settled_once_and_its_lock_is_free(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    estate.leave(end(1))
+    with capture_logs() as lines, monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", read_only)
+        for _ in range(3):
+            await estate.heir.look()
+
+    assert [line["event"] for line in lines].count(Event.SPILL_FAILED) == 1
+    assert estate.database.steps.count("settle [1]") == 1
+    [file] = estate.files
+    neighbour = heir_module.inherit(estate.folder / file, HERE)
+    assert neighbour is not None
+    neighbour.spill.close()
