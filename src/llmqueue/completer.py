@@ -36,6 +36,8 @@ RETRY_S = (0.2, 1.0)
 BUSY_S = 0.5
 # A disk that has not given an answer back for that long has lost it.
 UNREADABLE_FOR_S = 60.0
+# At a stop: whoever stops us does not wait for all the deadlines that a silent database costs.
+HURRIED_S = 3.0
 # In a row; then try_all() has something better to do.
 FAILURES = 10
 # All calls in flight may be refused at once, and each would say it.
@@ -64,6 +66,8 @@ class Completer:
         self._held: deque[End] = deque()
         self._flushing: list[End] = []
         self._held_until = 0.0
+        self._flush_s = math.inf
+        self._flush_scope: anyio.CancelScope | None = None
         self._flush_size = MAX_FLUSH
         self._pause_s = RETRY_S[0]
         self._arrived = anyio.Event()
@@ -116,6 +120,12 @@ class Completer:
             self._arrived = anyio.Event()
             while self._waiting:
                 await self._flush()
+
+    def hurry(self) -> None:
+        """No flush takes longer than HURRIED_S from now on, not even the one under way."""
+        self._flush_s = HURRIED_S
+        if self._flush_scope is not None:
+            self._flush_scope.deadline = min(self._flush_scope.deadline, anyio.current_time() + HURRIED_S)
 
     async def drain(self, timeout_s: float) -> int:
         """Flushes what is left for at most `timeout_s`. Returns how many ends could not be written."""
@@ -177,15 +187,19 @@ class Completer:
     async def _flush(self) -> None:
         self._flushing = self._take()
         sent: list[Settlement] = []
+        outcomes: dict[int, str] = {}
         try:
             # Shielded: a flush cut off half-way would be sent again, which is harmless but slow at a stop.
-            with anyio.CancelScope(shield=True):
+            deadline = anyio.current_time() + self._flush_s
+            with anyio.CancelScope(deadline=deadline, shield=True) as self._flush_scope:
                 if self.is_behind:
                     await self._reconnect()
                 sent = await self._load()
                 if not sent:
                     return
                 outcomes = await self._store.settle(sent, self._spill.worker)
+            if self._flush_scope.cancelled_caught:
+                raise DatabaseSilent("the database has not answered, and this worker is about to end")
         except DatabaseUnreachable as error:
             self._store.outage.began(error)
             self.is_behind = True

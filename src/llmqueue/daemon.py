@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -34,7 +35,11 @@ from llmqueue.store import Store, Stranded
 from llmqueue.trouble import TroubleReport
 from llmqueue.wakeup import Bell, Listener
 
+# After the calls have ended: until then ends are sent to a database that does not take them.
 SETTLE_TIMEOUT_S = 10.0
+# Of these, until they are written to the spill whatever their age: a flush takes some 20 ms.
+SETTLE_SOON_S = 1.0
+SAY_DRAINING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class Daemon:
         self._attempts: TaskGroup
         self._stranded: Sequence[Stranded] | None = None
         self._idle = anyio.Event()
+        self._stopped_at = math.inf
 
     async def serve(self) -> Report:
         """Works until a signal, or with drain_wait_s until nothing can run."""
@@ -143,8 +149,12 @@ class Daemon:
                 if self._options.drain_wait_s is not None:
                     loops.start_soon(self._drain, self._options.drain_wait_s)
                 await self._dispatch()
+                settle_by = anyio.current_time() + SETTLE_TIMEOUT_S
+                await self._spill_unsettled()
+                self._completer.hurry()
+                self._heir.hurry()
                 loops.cancel_scope.cancel()
-            return await self._leave()
+            return await self._leave(settle_by)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._spiller.spill()  # also when a wrong password or another schema ends us
@@ -164,14 +174,15 @@ class Daemon:
     async def _dispatch(self) -> None:
         """Runs the dispatcher until it is told to stop, then waits up to drain_s for the calls that are under way.
 
-        Not for their ends to be settled: that has a time of its own, and the database may be away.
+        That is counted from the signal, as by whoever sent it: the last claim may wait for a silent database. Not for
+        their ends to be settled: that has a time of its own, and the database may be away.
         """
         async with anyio.create_task_group() as self._attempts:
             await self._dispatcher.run()
             running = len(self._dispatcher.running)
             logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
             await self._say_draining()
-            with anyio.move_on_after(self._options.drain_s):
+            with anyio.CancelScope(deadline=self._stopped_at + self._options.drain_s):
                 while len(self._dispatcher.running) > self._completer.unsettled:
                     self._idle = anyio.Event()
                     await self._idle.wait()
@@ -179,9 +190,22 @@ class Daemon:
 
     async def _say_draining(self) -> None:
         try:
-            await self._store.do_chores(["drain"], len(self._dispatcher.running))
+            with anyio.move_on_after(SAY_DRAINING_S):
+                await self._store.do_chores(["drain"], len(self._dispatcher.running))
         except (DatabaseUnreachable, SqlError) as error:
             self._store.outage.began(error)
+
+    async def _spill_unsettled(self) -> None:
+        """Waits for the ends to be settled for a moment, then has all of them on disk before the loops end.
+
+        Loops take their time to end when the database is silent, and we may be killed meanwhile.
+        """
+        with anyio.move_on_after(SETTLE_SOON_S):
+            while self._completer.unsettled:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        if self._completer.unsettled:
+            await self._spiller.spill()
 
     def _start(self, grant: Grant) -> None:
         self._attempts.start_soon(self._runner.run, grant)
@@ -194,10 +218,10 @@ class Daemon:
         self._dispatcher.settled(settlement)
         self._idle.set()
 
-    async def _leave(self) -> Report:
+    async def _leave(self, settle_by: float) -> Report:
         async with anyio.create_task_group() as spilling:
             spilling.start_soon(self._spiller.run)  # whoever stops us may not wait for as long as we do
-            unsettled = await self._completer.drain(SETTLE_TIMEOUT_S)
+            unsettled = await self._completer.drain(settle_by - anyio.current_time())
             spilling.cancel_scope.cancel()
         in_memory = await self._spiller.spill()
         if not unsettled:
@@ -220,6 +244,10 @@ class Daemon:
 
     async def _drain(self, wait_s: float) -> None:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopped_at = min(self._stopped_at, anyio.current_time())
         self._dispatcher.stop()
 
     async def _watch_schema(self) -> None:
@@ -230,7 +258,7 @@ class Daemon:
             effect="claims no more, finishes what runs, then ends",
             remedy="install the new release here too",
         )
-        self._dispatcher.stop()
+        self._stop()
 
     async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -241,7 +269,7 @@ class Daemon:
                     logger().warning(Event.WORKER_KILLED, effect="other workers run its tasks again after the lease")
                     os._exit(130)
                 is_first = False
-                self._dispatcher.stop()
+                self._stop()
 
 
 async def serve(options: WorkerOptions, mapping: Mapping, backend: Backend) -> Report:

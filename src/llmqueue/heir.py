@@ -58,6 +58,10 @@ class Heir:
                 del self._open[path]
         self.is_behind = False
 
+    def hurry(self) -> None:
+        for completer in self._open.values():
+            completer.hurry()
+
     def _others(self) -> list[Path]:
         try:
             return sorted(path for path in self._folder.glob(f"*{SUFFIX}") if path != self._own)

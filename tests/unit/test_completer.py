@@ -13,6 +13,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from llmqueue import completer as completer_module
 from llmqueue.completer import MAX_FLUSH, Completer
 from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError
 from llmqueue.logs import Event
@@ -201,6 +202,23 @@ async def test_what_was_in_flight_when_it_was_stopped_is_still_there_for_the_dra
     assert await run.completer.drain(20) == 0
 
     assert run.settled == [0, 1, 2]
+
+
+async def test_at_a_stop_a_flush_that_hangs_is_cut_off_also_the_one_under_way(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completer_module, "HURRIED_S", 0.02)
+    run.store.gate = anyio.Event()  # silent
+    run.completer.put(end(1))
+    async with run.running():
+        await run.until(lambda: run.completer.unsettled == 1 and not run.completer._waiting)
+        run.completer.hurry()
+
+    with anyio.fail_after(20):
+        assert await run.completer.drain(0.1) == 1
+    run.store.gate.set()
+    assert await run.completer.drain(20) == 0
+    assert run.settled == [1]
 
 
 async def test_a_drain_gives_up_in_time_and_says_how_many_are_left(run: Run) -> None:
