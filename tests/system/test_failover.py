@@ -14,6 +14,7 @@ from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.simulator import expected_answer
 from llmqueue.simulator.call_log import read_calls
 from tests.support import processes
+from tests.support.cli import run_cli
 from tests.support.eventually import eventually
 from tests.support.server import Server, control, start_server
 from tests.support.standby import cut_off, promote, standby_of
@@ -37,6 +38,13 @@ def test_a_failover_that_loses_the_last_grants_oversteps_no_limit_and_loses_no_t
 @pytest.mark.slow
 def test_a_failover_costs_one_quiet_minute(primary: Server, tmp_path: Path) -> None:
     fail_over(primary, tmp_path, window_s=60.0, rpm=600, tasks=1500, speed="10")
+
+
+def test_a_standby_can_be_asked_what_the_primary_does(primary: Server) -> None:
+    prepare(primary, 60.0, 600, 2)
+    with standby_of(primary) as standby:
+        for command in (("status",), ("why", "1"), ("audit",)):
+            assert run_cli(standby.dsn(), *command).code == 0, command
 
 
 def fail_over(primary: Server, folder: Path, *, window_s: float, rpm: int, tasks: int, speed: str) -> None:
