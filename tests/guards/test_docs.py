@@ -133,7 +133,8 @@ def test_decisions_are_numbered_and_short() -> None:
 
 # what a decision or a reply is called; a Refusal's class is its second word
 CLASS = re.compile(
-    r"""\b(?:Release|Bury|Retry|Breakdown|Rejection)\(\s*f?"([a-z_]+)|\bRefusal\("\w+", "([a-z_]+)"|'error_class', '(\w+)'"""
+    r"""\b(?:Release|Bury|Retry|Breakdown|Rejection)\(\s*f?"([a-z_]+)"""
+    r"""|\bRefusal\("\w+", "([a-z_]+)"|'error_class', '(\w+)'"""
 )
 
 
