@@ -13,7 +13,7 @@ PGS ?= 18 16 $(if $(PG15_BIN),15)
 # Tests that start many processes run one at a time, the others side by side, each process with a server of its own.
 ONE_BY_ONE := tests/concurrency tests/system
 FIRST_ONLY := tests/system tests/sql/test_hot.py tests/sql/test_simulate.py tests/sql/test_field_bugs_queueing.py \
-              tests/properties/test_tokens.py
+              tests/properties/test_tokens.py tests/properties/test_use.py tests/properties/test_protocol.py
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
