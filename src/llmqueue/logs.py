@@ -81,8 +81,9 @@ class Event(StrEnum):
     """Wake-ups come again."""
 
     SPILL_WRITTEN = "spill_written"
-    """Finished ends have waited for the database for two seconds and were written to this worker's spill file; said
-    once per file. They are settled when it is back, by this process or the next one with this LLMQUEUE_HOME."""
+    """Finished ends have waited for the database for two seconds, or the worker ends, and were written to its spill
+    file; said once per file. They are settled when it is back, by this process or the next one with this
+    LLMQUEUE_HOME."""
     SPILL_FAILED = "spill_failed"
     """The spill file cannot be written (no space, no right, its bound of 1 GB): ends wait in memory alone meanwhile and
     would be lost with the process; make room, or let LLMQUEUE_HOME be writable. Or it cannot be read, or not removed.
