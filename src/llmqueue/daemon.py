@@ -248,6 +248,7 @@ class Daemon:
 
     def _stop(self) -> None:
         self._stopped_at = min(self._stopped_at, anyio.current_time())
+        self._spiller.hurry()
         self._dispatcher.stop()
 
     async def _watch_schema(self) -> None:

@@ -21,6 +21,8 @@ from llmqueue.spill import Place, Spill, make_folder
 LOOK_S = 0.25
 # The database answers within milliseconds; a restart of it takes longer than this.
 AFTER_S = 2.0
+# From a stop on: we may be killed at any time, and a file more or less does not matter any more.
+HURRIED_AFTER_S = 0.5
 MEMORY_CHARS = 64_000_000
 # Of one write: a file of a gigabyte is not made in memory first.
 BATCH_CHARS = 8_000_000
@@ -50,6 +52,10 @@ class Spiller:
         while True:
             await anyio.sleep(LOOK_S)
             await self.look()
+
+    def hurry(self) -> None:
+        """Lets nothing wait in memory alone for long from now on."""
+        self._after_s = min(self._after_s, HURRIED_AFTER_S)
 
     async def look(self) -> None:
         """Spills what has waited for too long, or is too much."""

@@ -157,6 +157,20 @@ async def test_an_answer_that_the_database_takes_at_once_is_never_written_to_dis
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_from_a_stop_on_an_answer_does_not_wait_for_long_in_memory_alone(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    worker.spiller = Spiller(worker.completer, worker.spill)
+    worker.completer.put(end(1))
+    wait(worker, 1.0)
+    await worker.spiller.look()
+    assert worker.in_memory == 1
+
+    worker.spiller.hurry()
+    await worker.spiller.look()
+
+    assert (worker.in_memory, worker.spill.waiting) == (0, 1)
+
+
 async def test_the_heartbeat_comes_before_what_waited_and_only_once(worker: Worker) -> None:
     worker.database.is_away = True
     worker.completer.put(end(1))
