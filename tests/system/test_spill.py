@@ -243,6 +243,33 @@ def test_a_stop_under_a_silent_database_has_the_last_answers_on_disk_at_once_and
 
 
 @pytest.mark.slow
+def test_a_stop_under_a_database_that_has_long_been_silent_counts_its_drain_from_the_signal(
+    own_server: Server, dsn: str, backend: HeldBackend, tmp_path: Path
+) -> None:
+    home, drain_s = tmp_path / "home", 10.0
+    insert(dsn, "prompt ", 3)
+    with proxied(socket_of(own_server)) as proxy:
+        env = environment(through(proxy, dsn), backend, home, DRAIN_S=str(drain_s), LEASE_S="120")
+        with processes.workers(tmp_path, 1, env=env) as [worker]:
+            eventually(lambda: len(backend.calls) == 3)
+            proxy.silence()
+            eventually(lambda: '"database_unreachable"' in worker.output)
+            worker.popen.terminate()
+            stopped_at = time.monotonic()
+            # a claim that is under way is waited for
+            eventually(lambda: '"worker_stopping"' in worker.output)
+            drained_at = max(time.monotonic(), stopped_at + drain_s)
+            eventually(lambda: spilled(home) == 3)
+            spilled_s = time.monotonic() - drained_at
+            assert worker.wait(120) == 1, worker.output[-3000:]
+            ended_s = time.monotonic() - drained_at
+
+    print(f"\nA database long silent: spilled {spilled_s:.1f} s after the drain, ended after {ended_s:.1f} s")
+    assert spilled_s < 5, "what it costs to say that it drains is no part of it"
+    assert ended_s < 25
+
+
+@pytest.mark.slow
 def test_a_stop_that_leaves_an_answer_behind_does_not_have_its_task_swept_at_once(
     own_server: Server, dsn: str, backend: HeldBackend, tmp_path: Path
 ) -> None:
