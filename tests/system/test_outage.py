@@ -97,6 +97,9 @@ def test_a_database_without_init_or_with_a_newer_schema_is_refused(database: str
         conn.execute(
             "insert into llmqueue.schema_version (version, name, applied_at) values (9999, 'from_the_future', now())"
         )
+        conn.execute(
+            "create or replace function llmqueue.oldest_program() returns integer language sql as 'select 9999'"
+        )
     newer = processes.run("worker", env=processes.environment(DATABASE_URL=installed))
     assert newer.returncode == 1
     assert "has llmqueue schema version 9999" in newer.stderr
