@@ -9,11 +9,13 @@ READY  := $(VENV)/.ready
 PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
-# These need no database and run once; the system tests and long simulations run on the first PostgreSQL, all others on each.
+# These need no database and run once; what starts processes, long simulations and the command line run on the first
+# PostgreSQL, all others on each.
 # Tests that start many processes run one at a time, the others side by side, each process with a server of its own.
 ONE_BY_ONE := tests/concurrency tests/system
-FIRST_ONLY := tests/system tests/sql/test_hot.py tests/sql/test_simulate.py tests/sql/test_field_bugs_queueing.py \
-              tests/properties/test_tokens.py tests/properties/test_use.py tests/properties/test_protocol.py
+FIRST_ONLY := tests/system tests/concurrency tests/sql/test_hot.py tests/sql/test_simulate.py \
+              tests/sql/test_field_bugs_queueing.py tests/sql/test_fuzz.py $(wildcard tests/sql/test_cli_*.py) \
+              $(filter-out %/test_limiter.py,$(wildcard tests/properties/test_*.py))
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
@@ -56,7 +58,7 @@ test: setup ## every test but the long ones: without a database once, the others
 	@set -e; alone='$(ONE_BY_ONE)'; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
 	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE)) $$skip $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	  $(BIN)/pytest --pg $$pg $$alone $(QUICK) $(ARGS); \
+	  [ -z "$$alone" ] || $(BIN)/pytest --pg $$pg $$alone $(QUICK) $(ARGS); \
 	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; alone='$(filter-out $(FIRST_ONLY),$(ONE_BY_ONE))'; \
 	done
 

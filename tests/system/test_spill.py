@@ -206,6 +206,7 @@ def test_ten_minutes_without_a_database_and_500_calls_in_flight_cost_no_answer_a
         assert process.output.count('"database_unreachable"') <= 12
 
 
+@pytest.mark.slow
 def test_a_stop_under_a_silent_database_has_the_last_answers_on_disk_at_once_and_ends_in_time(
     own_server: Server, dsn: str, backend: HeldBackend, tmp_path: Path
 ) -> None:
