@@ -30,7 +30,20 @@ from llmqueue.errors import (
     SchemaTooNew,
     SqlError,
 )
-from llmqueue.models import Bury, Claim, ClaimRow, Complete, Grant, Json, Release, Retry, Settlement, TaskId, Verdict
+from llmqueue.models import (
+    SEND_PART,
+    Bury,
+    Claim,
+    ClaimRow,
+    Complete,
+    Grant,
+    Json,
+    Release,
+    Retry,
+    Settlement,
+    TaskId,
+    Verdict,
+)
 from llmqueue.outage import Outage
 from llmqueue.slots import Room
 from llmqueue.texts import read_task, storable
@@ -271,11 +284,11 @@ class Store:
         return Claim(grants, verdicts, offset_s, turns, epoch)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
-        # The grant is no older than our start of the statement plus what the server says it waited; half of the guard
-        # is ours, the other half is left for the way to the backend (docs/decisions.md, 4).
+        # The grant is no older than our start of the statement plus what the server says it waited; a part of the guard
+        # is ours, the rest is left for the way to the backend (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
         task = read_task(task_id, row, prompt_is_json=self._prompt_is_json)
-        return Grant(row.model, task, granted_at, granted_at + row.guard_s / 2, row.timeout_s, row.kinds_ratio)
+        return Grant(row.model, task, granted_at, granted_at + SEND_PART * row.guard_s, row.timeout_s, row.kinds_ratio)
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""
