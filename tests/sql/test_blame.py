@@ -320,5 +320,6 @@ def test_a_task_that_always_fails_cannot_close_its_model_for_ever(queue: Queue) 
         queue.promote()
 
     assert queue.task(poison)["status"] == "failed"
-    assert closings <= 4, "after the third it waits by itself"
+    # After the third it waits by itself, once somebody else was the probe: drawn in SQL. It would be 20 otherwise.
+    assert closings <= 8
     assert queue.value("select count(*) from tasks where status = 'solved'") == 200
