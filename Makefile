@@ -10,12 +10,14 @@ PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
 # These need no database and run once; what starts processes, long simulations and the command line run on the first
-# PostgreSQL, all others on each.
+# PostgreSQL, all others on the first and the last, of a version between them the core.
 # Tests that start many processes run one at a time, the others side by side, each process with a server of its own.
 ONE_BY_ONE := tests/concurrency tests/system
-FIRST_ONLY := tests/system tests/concurrency tests/sql/test_hot.py tests/sql/test_simulate.py \
+FIRST_ONLY := tests/sql/test_hot.py tests/sql/test_simulate.py \
               tests/sql/test_field_bugs_queueing.py tests/sql/test_fuzz.py $(wildcard tests/sql/test_cli_*.py) \
               $(filter-out %/test_limiter.py,$(wildcard tests/properties/test_*.py))
+CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.py tests/sql/test_init_*.py) \
+        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py tests/sql/test_upgrade.py
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
@@ -55,11 +57,15 @@ demo: setup ## the whole system on this machine: embedded Postgres, simulated ba
 
 test: setup ## every test but the long ones: without a database once, the others on each PostgreSQL in PGS
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
-	@set -e; alone='$(ONE_BY_ONE)'; for pg in $(PGS); do \
+	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
-	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE)) $$skip $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	  [ -z "$$alone" ] || $(BIN)/pytest --pg $$pg $$alone $(QUICK) $(ARGS); \
-	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; alone='$(filter-out $(FIRST_ONLY),$(ONE_BY_ONE))'; \
+	  case $$pg in \
+	    $(firstword $(PGS))) chosen='$(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE))';; \
+	    $(lastword $(PGS))) chosen='$(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE) $(FIRST_ONLY))';; \
+	    *) chosen='$(CORE)';; \
+	  esac; \
+	  $(BIN)/pytest --pg $$pg $$chosen $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	  [ $$pg != $(firstword $(PGS)) ] || $(BIN)/pytest --pg $$pg $(ONE_BY_ONE) $(QUICK) $(ARGS); \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code

@@ -27,6 +27,7 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_database_costs_no_answer(own_server: Server, tmp_path: Path) -> None:
     dsn = own_server.dsn()
     install(dsn, AdoptionSpec())
