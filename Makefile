@@ -9,15 +9,14 @@ READY  := $(VENV)/.ready
 PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
-# These need no database and run once; what starts processes, long simulations and the command line run on the first
-# PostgreSQL, all others on the first and the last, of a version between them the core.
-# Tests that start many processes run one at a time, the others side by side, each process with a server of its own.
-ONE_BY_ONE := tests/concurrency tests/system
-FIRST_ONLY := tests/sql/test_hot.py tests/sql/test_simulate.py \
-              tests/sql/test_field_bugs_queueing.py tests/sql/test_fuzz.py $(wildcard tests/sql/test_cli_*.py) \
-              $(filter-out %/test_limiter.py,$(wildcard tests/properties/test_*.py))
+# These need no database and run once; all others run on the first PostgreSQL, the core on each. All SQL on each:
+# make test CORE="tests/guards tests/sql tests/properties"
 CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.py tests/sql/test_init_*.py) \
-        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py tests/sql/test_upgrade.py
+        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py tests/sql/test_upgrade.py \
+        tests/sql/test_epoch.py tests/properties/test_limiter.py
+# What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
+ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
+         tests/system/test_frozen.py tests/system/test_failover.py)
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
@@ -59,13 +58,12 @@ test: setup ## every test but the long ones: without a database once, the others
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
-	  case $$pg in \
-	    $(firstword $(PGS))) chosen='$(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE))';; \
-	    $(lastword $(PGS))) chosen='$(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE) $(FIRST_ONLY))';; \
-	    *) chosen='$(CORE)';; \
-	  esac; \
-	  $(BIN)/pytest --pg $$pg $$chosen $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	  [ $$pg != $(firstword $(PGS)) ] || $(BIN)/pytest --pg $$pg $(ONE_BY_ONE) $(QUICK) $(ARGS); \
+	  if [ $$pg != $(firstword $(PGS)) ]; then \
+	    $(BIN)/pytest --pg $$pg $(CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	  else \
+	    $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ALONE)) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	    $(BIN)/pytest --pg $$pg $(ALONE) $(QUICK) $(ARGS); \
+	  fi; \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
