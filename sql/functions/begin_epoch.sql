@@ -7,7 +7,7 @@
 create or replace function llmqueue.begin_epoch(p_seen bigint, p_now timestamptz default null)
 returns integer language plpgsql volatile as $$
 declare
-    v_margin constant bigint := 1000000000;
+    v_margin constant bigint := 1000000000::bigint;
     v_epoch llmqueue.epoch;
     v_because text;
     v_limiter llmqueue.limiter;
