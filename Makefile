@@ -9,11 +9,14 @@ READY  := $(VENV)/.ready
 PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
-# These need no database and run once; the system tests and long simulations run on the first PostgreSQL, all others on each.
-# Tests that start many processes run one at a time, the others side by side, each process with a server of its own.
-ONE_BY_ONE := tests/concurrency tests/system
-FIRST_ONLY := tests/system tests/sql/test_hot.py tests/sql/test_simulate.py tests/sql/test_field_bugs_queueing.py \
-              tests/properties/test_tokens.py
+# These need no database and run once; all others run on the first PostgreSQL, the core on each. All SQL on each:
+# make test CORE="tests/guards tests/sql tests/properties"
+CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.py tests/sql/test_init_*.py) \
+        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py tests/sql/test_upgrade.py \
+        tests/sql/test_epoch.py tests/properties/test_limiter.py
+# What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
+ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
+         tests/system/test_frozen.py tests/system/test_failover.py)
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
@@ -29,12 +32,12 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench bench-limits prove wheel pin clean
+.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel audit sbom pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS=... goes to demo, test, bench, bench-limits and prove"
+	@echo "  ARGS=... goes to demo, test, bench, bench-limits, chaos, fuzz and prove"
 	@echo "  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
 
 setup: $(READY) ## make .venv with everything pinned; done once, again when pyproject.toml or constraints.txt change
@@ -53,11 +56,14 @@ demo: setup ## the whole system on this machine: embedded Postgres, simulated ba
 
 test: setup ## every test but the long ones: without a database once, the others on each PostgreSQL in PGS
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
-	@set -e; alone='$(ONE_BY_ONE)'; for pg in $(PGS); do \
+	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
-	  $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ONE_BY_ONE)) $$skip $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	  $(BIN)/pytest --pg $$pg $$alone $(QUICK) $(ARGS); \
-	  skip='$(addprefix --ignore=,$(FIRST_ONLY))'; alone='$(filter-out $(FIRST_ONLY),$(ONE_BY_ONE))'; \
+	  if [ $$pg != $(firstword $(PGS)) ]; then \
+	    $(BIN)/pytest --pg $$pg $(CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	  else \
+	    $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ALONE)) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	    $(BIN)/pytest --pg $$pg $(ALONE) $(QUICK) $(ARGS); \
+	  fi; \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
@@ -79,8 +85,14 @@ bench: setup ## measure against peers and the machine's limits; ARGS names the p
 bench-limits: setup ## is the limiter exact and full, and how do other algorithms do; ARGS=--quick for a look
 	@$(BIN)/python -m bench.limits $(ARGS)
 
+chaos: setup ## a fleet and a fault every few seconds, then every promise is held against what is left; ARGS=--quick for a look
+	@$(BIN)/python -m bench.chaos $(ARGS)
+
+fuzz: setup ## nonsense for `add`, settings, command line and the backend's replies; ARGS="--minutes 10 --seed 1 --only add"
+	@$(BIN)/python -m bench.fuzz $(ARGS)
+
 prove: setup ## the long system tests: kills, lost databases, live quota changes
-	$(BIN)/pytest -m slow tests/system $(ARGS)
+	$(BIN)/pytest -m slow tests/system tests/concurrency/test_orders.py tests/properties/test_protocol.py $(ARGS)
 
 wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	@rm -rf dist
@@ -90,6 +102,26 @@ wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	sdist=$$(tar -tzf dist/*.tar.gz | grep -c '^[^/]*/sql/.*\.sql$$'); \
 	echo "SQL files: $$want here, $$wheel in the wheel, $$sdist in the sdist"; \
 	test "$$want" -gt 0 -a "$$want" -eq "$$wheel" -a "$$want" -eq "$$sdist"
+
+AUDIT   := .venv-audit
+RUNTIME := .venv-runtime
+
+$(AUDIT)/.ready: tools/audit.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install -qq --requirement tools/audit.txt
+	@touch $@
+
+audit: $(AUDIT)/.ready ## ask the advisory database about every pinned package; exit 2 where it cannot be reached
+	@$(AUDIT)/bin/python -m tools.audit $(AUDIT)/bin/pip-audit
+
+sbom: $(AUDIT)/.ready ## list what an installation holds (CycloneDX) in dist/sbom.json
+	@rm -rf $(RUNTIME); mkdir -p dist
+	$(PYTHON) -m venv --without-pip $(RUNTIME)
+	$(AUDIT)/bin/pip --python $(RUNTIME)/bin/python install -qq --constraint constraints.txt .
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/sbom.json $(RUNTIME)/bin/python
+	@rm -rf $(RUNTIME)
+	@$(AUDIT)/bin/python -c 'import json; print("dist/sbom.json:", len(json.load(open("dist/sbom.json"))["components"]), "packages")'
 
 pin: ## resolve anew and rewrite constraints.txt
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; touch "$$new/pins"; \
@@ -106,5 +138,5 @@ pin: ## resolve anew and rewrite constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from llmqueue.adoption import rights
 from tools import schema
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -16,7 +17,7 @@ LABELS: Final = ("What it does", "Returns", "Locks", "Why")
 # Who calls what; a function that is named nowhere is called by the others.
 CALLERS: Final = {
     "For people": ("cancel", "restart", "open_model"),
-    "Called by the worker": (
+    "Called by the worker (through the functions of its role)": (
         "register", "claim", "settle", "heartbeat", "do_chores", "disown", "clock_stepped", "drain_state",
         "prune_attempts", "leave", "top_up",
     ),
@@ -27,6 +28,7 @@ CALLERS: Final = {
         "fill_ledger", "lock_space",
     ),
     "Triggers": ("config_changed",),
+    "For the roles": (*rights.FUNCTIONS[rights.WORKER], "reader_why", "owners_path"),
 }  # fmt: skip
 REST: Final = "Called by the functions and views above"
 
@@ -55,6 +57,10 @@ These speak of your table, so `llmqueue init` writes them from the mapping
 | `llmqueue.wake_up()` | the trigger's function: NOTIFY when a worker waits or a hot task came; it never raises |
 | `llmqueue_ready`, `_oldest`, `_delayed`, `_failed` | partial indexes on your table, in its schema |
 | `llmqueue_wake_up` | the one trigger on your table: AFTER INSERT, once per statement |
+"""
+ROLES_INTRO: Final = """`llmqueue init --roles` creates these and grants in one database. Whatever is not listed is
+denied; each right is a line of [rights.py](../src/llmqueue/adoption/rights.py), and a test holds the whole table to the
+catalog.
 """
 
 
@@ -96,6 +102,7 @@ def sql_api(conn: schema.Connection) -> str:
         if relation.name == "llmqueue.model_config" or (relation.kind == "v" and relation.name != "llmqueue.task"):
             lines += _relation(conn, relation)
     lines.append(SEAM)
+    lines += _roles()
     for title, names in groups.items():
         lines.append(f"## {title}\n")
         for name in names:
@@ -107,6 +114,26 @@ def sql_api(conn: schema.Connection) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _roles() -> list[str]:
+    """What `init --roles` grants, from the lists that it grants from."""
+    lines = ["## Roles\n", ROLES_INTRO, "| role | is for | may read and write | may execute |", "|---|---|---|---|"]
+    for role, what in rights.ROLES.items():
+        tables: dict[str, list[str]] = {}
+        for right in rights.RIGHTS[role]:
+            name = f"`{right.relation}`" + (" (some columns)" if right.columns else "")
+            tables.setdefault(", ".join(right.privileges), []).append(name)
+        may = "; ".join(f"{privileges}: {', '.join(names)}" for privileges, names in tables.items())
+        may += "; insert: your table, but for the machine's columns" if role == rights.PRODUCER else ""
+        functions = ", ".join(f"`{name}`" for name in rights.FUNCTIONS[role])
+        lines.append(f"| `{role}` | {what} | {may} | {functions} |")
+    return [*lines, ""]
+
+
+def _role_names(function: str) -> str:
+    names = [f"`{role}`" for role, functions in rights.FUNCTIONS.items() if function in functions]
+    return f"- **Roles**: {', '.join(names)}" if names else "- **Roles**: none, the owner only"
+
+
 def _function(function: Function) -> list[str]:
     header = function.header
     return [
@@ -114,6 +141,7 @@ def _function(function: Function) -> list[str]:
         f"```sql\nllmqueue.{function.signature}\n```\n",
         f"{header['What it does'][0].upper()}{header['What it does'][1:]}\n",
         *(f"- **{label}**: {header[label]}" for label in LABELS[1:]),
+        _role_names(function.name),
         f"- `{function.traits}` · [{function.name}.sql](../sql/functions/{function.name}.sql)\n",
     ]
 

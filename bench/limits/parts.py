@@ -107,9 +107,9 @@ def tuned(size: Size) -> Section:
     freezes = [Freeze(0, FASTEST, 0.4 * minutes * 60, 60.0)]
     run = fleet.run(Plan(size.models(), minutes * 60, guard_s=0.25, way_s=0.1, freezes=freezes))
     found = _judged(run, size.models())
-    what = f"""The same with `LLMQUEUE_GUARD_S=0.25` and 0 to 100 ms on the way, for {minutes:g} minutes. Half of a
-        guard is for the worker, who sends a call within 125 ms or gives it back, and half is for what the ways of two
-        calls differ by: a smaller guard uses more of the quota, and is for a backend that is near."""
+    what = f"""The same with `LLMQUEUE_GUARD_S=0.25` and 0 to 100 ms on the way, for {minutes:g} minutes. Two
+        fifths of a guard are for the worker, who sends a call within 100 ms or gives it back, the rest is for what the
+        ways of two calls differ by: a smaller guard uses more of the quota, and is for a backend that is near."""
     text = "\n\n".join(["## With a guard of 0.25 s", prose(what), tables.verdicts(found), tables.facts(run)])
     return Section(text, tables.minute_targets("ten models, guard 0.25 s", found, 0.99))
 

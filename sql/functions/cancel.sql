@@ -1,6 +1,6 @@
 -- What it does: ends tasks as cancelled; the answer of one that is running is kept in the attempt log when it comes.
 -- Returns: the keys of those that were cancelled; ended ones are left alone.
--- Locks: their rows.
+-- Locks: their rows, in the order of their keys: two of these meet in the same order.
 -- Why: an operator's word. The call that may be under way is not taken back, and stays charged.
 create or replace function llmqueue.cancel(p_task_ids llmqueue.task_id[])
 returns setof llmqueue.task_id language plpgsql volatile
@@ -9,7 +9,7 @@ begin
     return query
         update llmqueue.task t
            set status = llmqueue.status_word('cancelled'), finished_at = clock_timestamp()
-          from unnest(p_task_ids) picked(id)
+          from (select given.id from unnest(p_task_ids) given(id) order by given.id) picked
          where t.id = picked.id and not t.is_ended
         returning t.id::llmqueue.task_id;
     delete from llmqueue.set_aside s where s.task_id = any (p_task_ids);   -- after the rows, in the order of settle()

@@ -3,8 +3,8 @@
 -- Returns: a row per claimed task (task_id not null) and, per model asked, one row with the verdict: reason null (all
 --   that was wanted), 'rpm', 'pace', 'burst', 'tpm', 'day', 'closed', 'concurrency', 'empty', 'paused', 'contended', 'unknown',
 --   and retry_in_s. waited_s is grant time − start of the statement, clock_at the database's clock at the grant. The last
---   row has turns, which the worker gives to its next claim.
--- Locks: the models' advisory locks: several with pg_try_, one with a wait of at most 200 ms; then task rows, which are
+--   row has turns, which the worker gives to its next claim; in it the epoch, and the highest fence that it was given.
+-- Locks: none before check_epoch(); then the models' advisory locks: several with pg_try_, one with a wait of at most 200 ms; then task rows, which are
 --   never waited for.
 -- Why: see claim_model(). Tasks of a pool that several of the models could take are shared out by weight first; what one of
 --   them does not take, the others take in the second round.
@@ -17,6 +17,8 @@ declare
     v_turns jsonb;
     v_users jsonb;
     v_served jsonb;
+    v_seen bigint;     -- the highest fence that this worker was given
+    v_epoch integer;
     v_shares jsonb;
     v_left jsonb;      -- shares that were not taken yet
     v_verdicts llmqueue.claimed[] := array[]::llmqueue.claimed[];
@@ -34,12 +36,13 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;   -- a deferred constraint of the owner's would fail the whole claim at its COMMIT
+    select t.users, t.served, t.seen into v_users, v_served, v_seen from llmqueue.read_turns(p_turns) t;
+    v_epoch := llmqueue.check_epoch(v_seen, p_now);   -- before anything is swept or granted
     perform llmqueue.do_chores(p_worker, p_chores, p_running, p_now);
     if not exists (select from llmqueue.worker w where w.worker = p_worker) then
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
 
-    select t.users, t.served into v_users, v_served from llmqueue.read_turns(p_turns) t;
     v_shares := llmqueue.share_out(v_models, p_slots, jsonb_build_object('served', v_served));
     v_left := v_shares;
     for v_round in 1..2 loop
@@ -63,6 +66,7 @@ begin
             v_users := v_granted.users;
             foreach v_task in array v_granted.tasks loop
                 v_claimed.task := v_task;
+                v_seen := greatest(v_seen, v_task.fence);
                 return next v_claimed;
                 if v_task.is_hot and v_hot > 0 then
                     v_hot := v_hot - 1;
@@ -79,7 +83,7 @@ begin
         exit when v_cold <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
     end loop;
 
-    v_turns := jsonb_build_object('users', v_users, 'served', v_served);
+    v_turns := jsonb_build_object('users', v_users, 'served', v_served, 'seen', v_seen, 'epoch', v_epoch);
     foreach v_claimed in array v_verdicts loop
         continue when v_claimed.model is null;
         v_claimed.turns := v_turns;

@@ -4,7 +4,8 @@
 -- Why: the later deadline wins: a shorter one must not cut a longer one off. Calls that were under way when it closed are
 --   refused too, and say nothing new: they may move the deadline, but neither double the pause nor lower the ceiling again.
 --   After 'quota' (429) others may share the key, so the calls per minute are lowered; after 'capacity' (503, 529) those at a
---   time. A ceiling is never cut to less than half.
+--   time. A ceiling is never cut to less than half. After 'failures' (5xx, resets) nothing is lowered: they say that the model
+--   is broken, not that it was asked too often.
 create or replace function llmqueue.close_model(
     p_model text, p_refusal text, p_pause_s double precision, p_because text, p_granted_at timestamptz, p_now timestamptz)
 returns timestamptz language plpgsql volatile as $$

@@ -1,4 +1,4 @@
--- What it does: closes the models that refused attempts of a settle.
+-- What it does: closes the models that refused attempts of a settle, or failed the call that tried whether they are back.
 -- Returns: {fence: seconds until its model reopens}, for each attempt that was refused.
 -- Locks: rows of model_state, in the order of the models' names.
 -- Why: a task that is refused again and again while others of the same model are answered is what is wrong, not the model: it
@@ -14,11 +14,12 @@ begin
     for v_item in
         select i.fence, i.task_id, i.refusal, i.pause_s, i.error_class, i.error, a.model, a.granted_at, a.lane, a.is_probe
           from jsonb_to_recordset(p_items) as i(
-                   fence bigint, task_id llmqueue.task_id, refusal text, pause_s double precision, error_class text, error text)
+                   fence bigint, task_id llmqueue.task_id, refusal text, pause_s double precision, error_class text, error text,
+                   counts boolean, may_be_backends boolean)
          cross join lateral (select a.model, a.granted_at, a.lane, a.is_probe from llmqueue.attempt a
                               where a.fence = i.fence and a.worker = p_worker and a.task_id = i.task_id
                                 and a.outcome is null limit 1) a
-         where i.refusal is not null
+         where i.refusal is not null or (a.is_probe and i.counts and i.may_be_backends)
          order by a.model, a.granted_at
     loop
         if llmqueue.is_suspect(v_item.task_id, v_item.model) then

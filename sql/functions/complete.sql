@@ -2,7 +2,7 @@
 -- Returns: how many answers were written to a task; settle() tells which.
 -- Locks: task rows in the order given, then attempt rows.
 -- Why: an answer counts if its attempt still holds the task, or if its task was given back or swept meanwhile and has
---   neither ended nor been started again: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
+--   neither ended nor been started again, or was parked because nobody knew what became of this very call: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
 --   settled already is left alone, so a flush can be sent twice. A task that was set back by hand has another life, and
 --   its prompt may be another: its finished_at is set until the first claim, and from then on newer attempts count from
 --   1 again, which those of the same life never do. A new row under the key of a deleted one has no fence. Row by row by the keys, as in lease_rows.
@@ -39,12 +39,14 @@ begin
                 or ((t.is_ready or t.is_delayed) and t.finished_at is null and t.fence >= v_item.fence
                     and not exists (select from llmqueue.attempt newer
                                      where newer.task_id = v_item.task_id and newer.fence > v_item.fence
-                                       and newer.attempt_no <= v_attempt.attempt_no)));
+                                       and newer.attempt_no <= v_attempt.attempt_no))
+                or (t.is_failed and t.fence = v_item.fence and v_attempt.outcome = 'lost' and v_attempt.error_class = 'outcome_unknown'));
         v_is_applied := found;
 
         update llmqueue.attempt a
            set ended_at = v_now,
                outcome = case when v_is_applied then 'completed' else 'late' end,
+               error_class = case when not v_is_applied then a.error_class end,
                sent_at = v_attempt.granted_at + make_interval(secs => v_item.sent_after_s),
                latency_s = v_item.latency_s,
                input_tokens = v_item.input_tokens,

@@ -9,6 +9,10 @@ begin
     if cardinality(p_chores) = 0 then
         return;
     end if;
+    set constraints all immediate;   -- an owner's deferred trigger must raise where its row can be left out, with our rights
+    if 'sweep' = any (p_chores) then
+        perform llmqueue.check_epoch(null, p_now);   -- first: it may wait for every model's lock
+    end if;
     if 'heartbeat' = any (p_chores) then
         perform llmqueue.heartbeat(p_worker, p_running, p_now);
     end if;

@@ -1,8 +1,9 @@
 -- What it does: reads the turns that a worker brings along from its last claim.
--- Returns: one row: users ('rank lane' -> user) and served (lane -> model -> number); empty where they are not like that.
+-- Returns: one row: users ('rank lane' -> user), served (lane -> model -> number), seen (the highest fence that the worker was
+--   given); empty where they are not like that.
 -- Locks: none.
 -- Why: they come from outside, perhaps from another release: nonsense must not stop a claim.
-create or replace function llmqueue.read_turns(p_turns jsonb, out users jsonb, out served jsonb)
+create or replace function llmqueue.read_turns(p_turns jsonb, out users jsonb, out served jsonb, out seen bigint)
 language plpgsql immutable as $$
 begin
     users := p_turns -> 'users';
@@ -14,5 +15,7 @@ begin
         and not jsonb_path_exists(served, '$.*.* ? (@.type() != "number" || @ > 1000000000000000 || @ < -1000000000000000)')) is not true then
         served := '{}'::jsonb;
     end if;
+    seen := case when jsonb_path_exists(p_turns, '$.seen ? (@.type() == "number" && @ >= 0 && @ < 1000000000000000)')
+                 then (p_turns ->> 'seen')::numeric::bigint end;
 end
 $$;

@@ -1,6 +1,6 @@
 -- What it does: sets ended or set-aside tasks back to ready, attempts counted anew, and takes away a note that set it aside.
 -- Returns: the keys of those that will run again.
--- Locks: their rows.
+-- Locks: their rows, in the order of their keys: two of these meet in the same order.
 -- Why: the same as setting the status by plain SQL (I18), for `tasks retry` and `dead retry`. finished_at stays, which
 --   tells the next claim that this is a new start.
 create or replace function llmqueue.restart(p_task_ids llmqueue.task_id[])
@@ -12,7 +12,7 @@ begin
         update llmqueue.task t
            set status = llmqueue.status_word('unsolved'), run_at = clock_timestamp(),
                finished_at = coalesce(t.finished_at, clock_timestamp())
-          from unnest(p_task_ids) picked(id)
+          from (select given.id from unnest(p_task_ids) given(id) order by given.id) picked
          where t.id = picked.id
            and (t.is_ended or t.is_delayed
                 or (t.is_running and not exists (select from llmqueue.attempt a where a.fence = t.fence and a.ended_at is null)))

@@ -20,14 +20,24 @@ declare
     v_failure record;
     v_free jsonb;   -- {task_id: true} of those that we could lock
     v_busy bigint[];
+    v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
 begin
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;
+    v_unknown := (select max(x.fence) from (select (item ->> 'fence')::bigint as fence from jsonb_array_elements(p_items) item
+                                             where item ->> 'verb' = 'complete') x
+                   where (select true from llmqueue.attempt a where a.fence = x.fence) is null);   -- row by row: a join would read the whole log
+    if v_unknown is not null then
+        perform llmqueue.check_epoch(v_unknown, p_now);   -- first: it may wait for every model's lock
+    end if;
     -- before anything else, and in one order: closing and opening models must not deadlock with another settle
     v_has_refusals := jsonb_path_exists(p_items, '$[*].refusal ? (@ != null)');
     perform from llmqueue.model_state s where s.closed_until is not null or v_has_refusals order by s.model for update;
+    if v_unknown is not null then
+        perform llmqueue.keep_lost(p_worker, p_items, v_now);
+    end if;
     with free as materialized (
         select t.id from llmqueue.task t
          where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))

@@ -30,6 +30,7 @@ begin
     if v_more <= 0 then
         return true;
     end if;
+    perform llmqueue.check_epoch(p_fence, p_now);
     update llmqueue.attempt a set input_charge = greatest(a.input_charge, p_input) where a.fence = p_fence;
     if not llmqueue.lock_model(v_attempt.model, true) then
         return false;

@@ -1,8 +1,8 @@
 -- What it does: says why a claim took no more for a model, and when to come back.
 -- Returns: one row: reason (null: all that was wanted) and retry_in_s, null when only a bell or the poll can tell.
 -- Locks: none; the caller holds the model's advisory lock.
--- Why: looked at after the charge, so that the calls just granted count. A share of a pool that was used up is no empty lane
---   while more tasks wait there.
+-- Why: looked at after the charge, so that the calls just granted count; without one the budget is still what it was. A share
+--   of a pool that was used up is no empty lane while more tasks wait there.
 create or replace function llmqueue.verdict(
     p_budget llmqueue.budget, p_taking llmqueue.taking, p_shares jsonb, p_is_full boolean, p_is_probe boolean, p_now timestamptz,
     out reason text, out retry_in_s double precision)
@@ -35,7 +35,7 @@ begin
         end if;
     end if;
     select * into v_wait
-      from llmqueue.when_free(llmqueue.allowance(p_budget.configured, p_now), v_is_hot, case when v_is_hot then 1 else v_slots end,
+      from llmqueue.when_free(case when p_taking.calls = 0 then p_budget else llmqueue.allowance(p_budget.configured, p_now) end, v_is_hot, case when v_is_hot then 1 else v_slots end,
                               case when p_taking.is_blocked then p_taking.next_tokens else 0 end,
                               case when p_taking.is_blocked then p_taking.next_output_tokens else 0 end);
     reason := v_wait.reason;

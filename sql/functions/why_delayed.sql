@@ -21,7 +21,7 @@ begin
     model := coalesce(nullif(v_task.lane, ''), v_last.model);
     detail := jsonb_strip_nulls(jsonb_build_object(
         'error', v_task.error, 'attempts', v_task.attempts, 'max_attempts', v_task.max_attempts,
-        'last_model', v_last.model, 'last_error_class', v_last.error_class, 'last_ended_at', v_last.ended_at,
+        'last_model', v_last.model, 'last_error_class', v_last.error_class, 'is_failure', nullif(v_last.error_class ~ '^(http_5|connection_lost)', false), 'last_ended_at', v_last.ended_at,
         'deadline_at', v_task.deadline_at, 'live_workers', (select w.live from llmqueue.workers_of(null, p_now) w)));
 end
 $$;

@@ -8,11 +8,11 @@ create or replace function llmqueue.why_model(
 language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_config llmqueue.model_config;
-    v_closing record;
     v_state record;
     v_charge llmqueue.candidate;
     v_picked llmqueue.picked;
     v_workers record;
+    v_troubled record;
     v_room record;
     v_is_hot boolean;
     v_most integer;
@@ -23,7 +23,7 @@ begin
         reason := 'unknown';
         return;
     end if;
-    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output']
+    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output', 'on_crash']
         || jsonb_build_object('effective_rpm', llmqueue.effective_rpm(p_model, v_config.rpm, p_now));
     if not v_config.enabled
        or 0 in (v_config.rpm, v_config.tpm, v_config.output_tpm, v_config.rpd, v_config.tpd, v_config.max_concurrency) then
@@ -48,12 +48,22 @@ begin
         return;
     end if;
 
-    select c.is_closed, c.retry_in_s into strict v_closing from llmqueue.closing(p_model, p_now) c;
-    if v_closing.is_closed then
-        select s.closed_until, s.closed_because into strict v_state from llmqueue.model_state s where s.model = p_model;
+    select * into strict v_troubled from llmqueue.troubled_workers(p_model, p_now);
+    if v_troubled.troubled > 0 then
+        detail := detail || jsonb_build_object('backend', to_jsonb(v_troubled));
+    end if;
+    if v_troubled.troubled >= v_troubled.serving then
+        reason := 'backend';
+        return;
+    end if;
+
+    -- as closing() sees it, which locks, and opens a model whose probe is being answered: whoever asks why must not
+    select s.closed_until, s.closed_because,
+           (select a.granted_at + interval '5 seconds' from llmqueue.attempt a where a.fence = s.probe_fence and a.ended_at is null) as probed_until
+      into v_state from llmqueue.model_state s where s.model = p_model and s.closed_until is not null;
+    if v_state.closed_until > p_now or v_state.probed_until > p_now then
         reason := case when v_state.closed_until > p_now then 'closed' else 'probe' end;
-        until_at := case when v_state.closed_until > p_now then v_state.closed_until
-                         else p_now + make_interval(secs => v_closing.retry_in_s) end;
+        until_at := case when v_state.closed_until > p_now then v_state.closed_until else v_state.probed_until end;
         detail := detail || jsonb_build_object('closed_because', v_state.closed_because);
         return;
     end if;

@@ -1,4 +1,5 @@
--- Each worker that is registered; a dead one stays until another has swept its tasks.
+-- Each worker that is registered; a dead one stays until another has swept its tasks. backend_trouble is what keeps it from
+-- calling the backend.
 create view llmqueue.worker_status as
 select w.worker,
        w.name,
@@ -9,7 +10,9 @@ select w.worker,
             else 'idle' end as state,
        w.running,
        round(extract(epoch from beat.now - w.heartbeat_at), 1) as heartbeat_age_s,
-       w.started_at
+       w.started_at,
+       w.backend_trouble,
+       w.backend_troubled_at
   from llmqueue.worker w
  cross join (select clock_timestamp() as now) beat;
 comment on view llmqueue.worker_status is 'Workers: working, idle, draining or dead (silent for longer than their lease).';

@@ -27,7 +27,6 @@ from llmqueue.models import (
     Reply,
     Retry,
     Settlement,
-    Unreachable,
 )
 
 Settle = Callable[[Settlement], None]
@@ -54,6 +53,12 @@ class Runner:
 
     async def run(self, grant: Grant) -> None:
         """Settles the grant exactly once, whatever happens; raises only cancellation."""
+        try:
+            await self._run(grant)
+        finally:
+            self._gate.ended(grant)
+
+    async def _run(self, grant: Grant) -> None:
         noted = sending.Sending(grant.send_before)
         sending.current.set(noted)
         if grant.task.unreadable is not None:
@@ -76,9 +81,7 @@ class Runner:
             if estimate is not None and not await self._is_charged(grant, estimate):
                 return Release("tokens")
             reply = await self._send(grant, noted)
-            if isinstance(reply, Unreachable):
-                self._gate.close()
-            return policy.decide(reply, attempt_no, self._rng)
+            return policy.decide(reply, attempt_no, self._rng, self._gate.judge(grant, reply))
         except sending.LateGrant:
             return LATE
         except Exception as error:  # noqa: BLE001 - an adapter's bug is this attempt's end, not the worker's

@@ -7,8 +7,10 @@ whether an error is worth waiting for (DatabaseUnreachable) or ends a worker (Da
 from __future__ import annotations
 
 import re
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+import anyio
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -16,6 +18,7 @@ from llmqueue import embedded
 from llmqueue.errors import (
     BY_SQLSTATE,
     DatabaseRefused,
+    DatabaseUnable,
     DatabaseUnreachable,
     Failure,
     LlmqueueError,
@@ -24,6 +27,8 @@ from llmqueue.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from psycopg.rows import TupleRow
 
     from llmqueue.settings import Settings
@@ -37,7 +42,32 @@ STEADFAST = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15000,
 }
+# What asking the server to give a statement up may take.
+CANCEL_S = 2.0
 SETTING = "LLMQUEUE_DATABASE_URL"
+
+# What the database or the role may have set otherwise. A transaction pooler does not pass it on: by the last one we see
+# whether there is one.
+SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        r"default_transaction_isolation=read\ committed",
+        "datestyle=ISO",
+        "intervalstyle=postgres",
+        "idle_session_timeout=0",
+        "statement_timeout=15s",
+        "llmqueue.session=own",
+    )
+)
+# PgBouncer to 1.19, from 1.20 on (which reads them), and others
+OPTIONS_REFUSED = re.compile(r"unsupported (options )?startup parameter")
+
+# Answers that a worker waits out, as it waits for a database that is away, besides 53: insufficient resources.
+UNABLE = {
+    "25006": f"it is a standby or set read-only. After a failover {SETTING} must lead to the new primary, for example "
+    "with both hosts and target_session_attrs=read-write",
+    "58030": "an input/output error of the server: see its log",
+}
 
 # libpq reports a failed connection as text only, without SQLSTATE. First match wins.
 UNREACHABLE = (
@@ -77,7 +107,8 @@ def listen_dsn(settings: Settings, database: str) -> str:
 def connect(dsn: str, *, application_name: str) -> psycopg.Connection[TupleRow]:
     """Opens an autocommit connection; raises DatabaseUnreachable or DatabaseRefused."""
     try:
-        return psycopg.connect(with_defaults(dsn, application_name), autocommit=True)
+        # no prepared statements: there may be a pooler before the database (design I20)
+        return psycopg.connect(with_defaults(dsn, application_name), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise classify(error, dsn) from None
 
@@ -95,6 +126,50 @@ def steadfast(dsn: str, application_name: str) -> str:
     return make_conninfo("", **(STEADFAST | given))
 
 
+def with_session(dsn: str) -> str:
+    """Adds to a DSN what a session of ours must be like, after the DSN's own options."""
+    own = conninfo_to_dict(dsn).get("options")
+    return make_conninfo(dsn, options=f"{own} {SESSION}" if own else SESSION)
+
+
+def is_pooler(dsn: str) -> bool:
+    """Whether a pooler such as PgBouncer stands before the database: it refuses or swallows options of a session."""
+    try:
+        with psycopg.connect(with_session(with_defaults(dsn, "llmqueue worker")), autocommit=True) as connection:
+            row = connection.execute("select current_setting('llmqueue.session', true)").fetchone()
+            return row != ("own",)
+    except psycopg.Error as error:
+        if OPTIONS_REFUSED.search(str(error)):
+            return True
+        raise classify(error, dsn) from None
+
+
+@asynccontextmanager
+async def deadline(connection: psycopg.AsyncConnection[TupleRow], timeout_s: float) -> AsyncIterator[None]:
+    """Raises TimeoutError when the block takes longer; then the statement is cancelled, or the connection closed.
+
+    The server is asked to give the statement up, over a connection of its own, which may hang like the first: after
+    CANCEL_S this one is closed without another word (psycopg does that when it is interrupted while it cancels).
+    """
+    try:
+        with anyio.fail_after(timeout_s + CANCEL_S):
+            async with anyio.create_task_group() as watch:
+                watch.start_soon(_cancel_after, connection, timeout_s)
+                yield
+                watch.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        [error] = group.exceptions  # the watch raises nothing
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            raise TimeoutError from error
+        raise error from None
+
+
+async def _cancel_after(connection: psycopg.AsyncConnection[TupleRow], timeout_s: float) -> None:
+    await anyio.sleep(timeout_s)
+    with suppress(psycopg.Error):
+        await connection.cancel_safe(timeout=CANCEL_S)
+
+
 def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
     """Raises NotInitialised or SchemaTooNew unless this program and the schema fit together."""
     database = conn.info.dbname
@@ -110,7 +185,7 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
             f'user "{conn.info.user}" has no rights on schema llmqueue of database "{database}". '
             "Connect as the role that ran llmqueue init, or a member of it"
         ) from None
-    if has is not None and has[0] > (knows := newest_version()):
+    if has is not None and has[0] > (knows := newest_version()) and not _is_still_served(conn, knows):
         raise SchemaTooNew(
             f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue knows {knows}. '
             "Upgrade llmqueue."
@@ -122,6 +197,15 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
             f'database "{database}" has llmqueue schema version {has[0]}, this llmqueue needs {knows}. '
             "Run: llmqueue init"
         )
+
+
+def _is_still_served(conn: psycopg.Connection[TupleRow], knows: int) -> bool:
+    """Whether a newer schema still works with programs that know version `knows` (docs/architecture.md, Upgrades)."""
+    try:
+        oldest = conn.execute("select llmqueue.oldest_program()").fetchone()
+    except psycopg.errors.UndefinedFunction:
+        return False
+    return oldest is not None and oldest[0] <= knows
 
 
 def newest_version() -> int:
@@ -155,10 +239,14 @@ def _classify_sqlstate(error: psycopg.Error, sqlstate: str, dsn: str) -> Llmqueu
         return BY_SQLSTATE[sqlstate](message)
     if sqlstate.startswith(("08", "57P")) or sqlstate == "53300":
         return _unreachable(message, dsn)
-    if sqlstate == "3D000":
-        return DatabaseRefused(f"{message}. Create it, or check {SETTING}.")
-    if sqlstate.startswith("28"):
-        return DatabaseRefused(_refused_login(message, dsn))
+    if sqlstate in UNABLE or sqlstate[:2] == "53":
+        remedy = UNABLE.get(sqlstate, "it goes on by itself once there is room")
+        return DatabaseUnable(f"the database {place(dsn)} cannot write now: {message}; {remedy}")
+    if sqlstate == "3D000" or sqlstate.startswith("28"):
+        is_missing = sqlstate == "3D000"
+        return DatabaseRefused(
+            f"{message}. Create it, or check {SETTING}." if is_missing else _refused_login(message, dsn)
+        )
     if sqlstate in {"3F000", "42P01", "42883"} and "llmqueue" in message:
         return NotInitialised(f"{message}: run llmqueue init")
     if sqlstate == "42501":

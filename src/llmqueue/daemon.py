@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import anyio
@@ -22,22 +24,35 @@ from llmqueue.dispatcher import Dispatcher
 from llmqueue.drain import until_drained
 from llmqueue.errors import DatabaseUnreachable, LlmqueueError, SqlError
 from llmqueue.gate import Gate
+from llmqueue.heir import Heir
 from llmqueue.leases import Leases
 from llmqueue.logs import Event, logger
 from llmqueue.mapping import Mapping
 from llmqueue.models import Grant, Settlement
+from llmqueue.spill import FOLDER, Database, Spill
+from llmqueue.spiller import Spiller
 from llmqueue.store import Store, Stranded
+from llmqueue.trouble import TroubleReport
 from llmqueue.wakeup import Bell, Listener
 
+# After the calls have ended: until then ends are sent to a database that does not take them.
 SETTLE_TIMEOUT_S = 10.0
+# Of these, until they are written to the spill whatever their age: a flush takes some 20 ms.
+SETTLE_SOON_S = 1.0
+SAY_DRAINING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """`models` None serves all; `drain_wait_s` None runs for ever, else ends when nothing can run within that time."""
+    """`models` None serves all; `drain_wait_s` None runs for ever, else ends when nothing can run within that time.
+
+    `home` holds the spill, which is for `database` alone.
+    `is_pooled`: `dsn` leads to a pooler; there is no listener then unless `listen_dsn` leads past it.
+    """
 
     dsn: str
     listen_dsn: str | None
+    is_pooled: bool
     backend_url: str
     slots: int
     models: Sequence[str] | None
@@ -46,13 +61,20 @@ class WorkerOptions:
     guard_s: float
     keep_attempts: timedelta
     drain_wait_s: float | None
+    home: Path
+    database: Database
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a worker ended. `stranded` are tasks that a drain had to leave; None: it was not drained."""
+    """How a worker ended. `stranded` are tasks that a drain had to leave; None: it was not drained.
+
+    Of the ends that are not settled, `spilled` lie in the file `spill` for the next start; the rest is lost.
+    """
 
     unsettled: int
+    spilled: int
+    spill: Path
     stranded: Sequence[Stranded] | None
     is_outgrown: bool
 
@@ -68,16 +90,22 @@ class Daemon:
             worker,
             prompt_is_json=mapping.prompt_is_json,
             answer_is_json=mapping.answer_is_json,
-            is_pooled=options.listen_dsn is not None,
+            is_pooled=options.is_pooled,
         )
         name = f"{socket.gethostname()}:{os.getpid()}"
         self._backend = backend
-        self._bell = Bell()
+        self._bell = Bell(hears=options.listen_dsn is not None or not options.is_pooled)
         self._gate = Gate(backend, options.backend_url, self._bell)
         self._leases = Leases(self._store, name, options.models, options.lease_s, options.guard_s)
         self._listener = Listener(options.listen_dsn or options.dsn, worker, self._bell, deaf_after_s=options.lease_s)
-        self._completer = Completer(self._store, self._settled)
-        self._runner = Runner(backend, self._gate, self._completer.put, self._store.top_up, random.Random())
+        self._spill = Spill(options.home / FOLDER, worker, options.database)
+        self._completer = Completer(self._store, self._settled, self._spill, self._reconnect)
+        self._spiller = Spiller(self._completer, self._spill)
+        self._heir = Heir(
+            self._store, options.home / FOLDER, options.database, own=self._spill.path, reconnect=self._reconnect
+        )
+        self._leases.may_sweep = lambda: not self._completer.is_behind and not self._heir.is_behind
+        self._runner = Runner(backend, self._gate, self._ended, self._store.top_up, random.Random())
         self._dispatcher = Dispatcher(
             self._store,
             self._bell,
@@ -88,9 +116,11 @@ class Daemon:
             slots=options.slots,
             models=options.models,
         )
+        self._dispatcher.is_full = lambda: self._spiller.is_full
         self._attempts: TaskGroup
         self._stranded: Sequence[Stranded] | None = None
         self._idle = anyio.Event()
+        self._stopped_at = math.inf
 
     async def serve(self) -> Report:
         """Works until a signal, or with drain_wait_s until nothing can run."""
@@ -105,62 +135,120 @@ class Daemon:
                     slots=self._options.slots,
                     backend=self._options.backend_url,
                 )
-                loops.start_soon(self._listener.run)
+                self._say_pooler()
+                if self._bell.hears:
+                    loops.start_soon(self._listener.run)
                 loops.start_soon(self._gate.run)
+                loops.start_soon(TroubleReport(self._store, self._gate).run)
                 loops.start_soon(self._completer.run)
+                loops.start_soon(self._spiller.run)
+                loops.start_soon(self._heir.run)
                 loops.start_soon(self._leases.run, lambda: len(self._dispatcher.running))
                 loops.start_soon(self._watch_schema)
                 loops.start_soon(housekeeper.run, self._store, self._options.keep_attempts)
                 if self._options.drain_wait_s is not None:
                     loops.start_soon(self._drain, self._options.drain_wait_s)
                 await self._dispatch()
+                settle_by = anyio.current_time() + SETTLE_TIMEOUT_S
+                await self._spill_unsettled()
+                self._completer.hurry()
+                self._heir.hurry()
                 loops.cancel_scope.cancel()
-            return await self._leave()
+            return await self._leave(settle_by)
         finally:
             with anyio.CancelScope(shield=True):
+                await self._spiller.spill()  # also when a wrong password or another schema ends us
                 await self._backend.aclose()
                 await self._store.aclose()
 
+    def _say_pooler(self) -> None:
+        if self._options.is_pooled and not self._bell.hears:
+            logger().warning(
+                Event.POOLER_SEEN,
+                effect="no wake-ups through it: polling every second",
+                remedy="set LLMQUEUE_LISTEN_URL to the database itself; settings such as timeouts: ALTER ROLE … SET",
+            )
+        elif self._options.is_pooled:
+            logger().info(Event.POOLER_SEEN, remedy="settings of the session, such as timeouts: ALTER ROLE … SET")
+
     async def _dispatch(self) -> None:
-        """Runs the dispatcher until it is told to stop, then waits up to drain_s for what is under way."""
+        """Runs the dispatcher until it is told to stop, then waits up to drain_s for the calls that are under way.
+
+        That is counted from the signal, as by whoever sent it: the last claim may wait for a silent database. Not for
+        their ends to be settled: that has a time of its own, and the database may be away.
+        """
         async with anyio.create_task_group() as self._attempts:
             await self._dispatcher.run()
             running = len(self._dispatcher.running)
             logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
             await self._say_draining()
-            with anyio.move_on_after(self._options.drain_s):
-                while self._dispatcher.running:
+            with anyio.CancelScope(deadline=self._stopped_at + self._options.drain_s):
+                while len(self._dispatcher.running) > self._completer.unsettled:
                     self._idle = anyio.Event()
                     await self._idle.wait()
             self._attempts.cancel_scope.cancel()
 
     async def _say_draining(self) -> None:
         try:
-            await self._store.do_chores(["drain"], len(self._dispatcher.running))
+            with anyio.move_on_after(SAY_DRAINING_S):
+                await self._store.do_chores(["drain"], len(self._dispatcher.running))
         except (DatabaseUnreachable, SqlError) as error:
             self._store.outage.began(error)
+
+    async def _spill_unsettled(self) -> None:
+        """Waits for the ends to be settled for a moment, then has all of them on disk before the loops end.
+
+        Loops take their time to end when the database is silent, and we may be killed meanwhile.
+        """
+        with anyio.move_on_after(SETTLE_SOON_S):
+            while self._completer.unsettled:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        if self._completer.unsettled:
+            await self._spiller.spill()
 
     def _start(self, grant: Grant) -> None:
         self._attempts.start_soon(self._runner.run, grant)
 
+    def _ended(self, settlement: Settlement) -> None:
+        self._completer.put(settlement)
+        self._idle.set()
+
     def _settled(self, settlement: Settlement) -> None:
         self._dispatcher.settled(settlement)
-        if not self._dispatcher.running:
-            self._idle.set()
+        self._idle.set()
 
-    async def _leave(self) -> Report:
-        unsettled = await self._completer.drain(SETTLE_TIMEOUT_S)
+    async def _leave(self, settle_by: float) -> Report:
+        async with anyio.create_task_group() as spilling:
+            spilling.start_soon(self._spiller.run)  # whoever stops us may not wait for as long as we do
+            unsettled = await self._completer.drain(settle_by - anyio.current_time())
+            spilling.cancel_scope.cancel()
+        in_memory = await self._spiller.spill()
+        if not unsettled:
+            await self._say_left()
+        spilled = unsettled - in_memory
+        logger().info(Event.WORKER_STOPPED, unsettled=unsettled, spilled=spilled)
+        return Report(unsettled, spilled, self._spill.path, self._stranded, self._store.outgrown.is_set())
+
+    async def _say_left(self) -> None:
+        """Not with unsettled ends: what is still ours would be swept and called again at once, not after a lease."""
         try:
             with anyio.fail_after(5):
                 await self._store.leave()
         except (DatabaseUnreachable, SqlError, TimeoutError) as error:
             # The others find out by the lease.
             self._store.outage.began(error)
-        logger().info(Event.WORKER_STOPPED, unsettled=unsettled)
-        return Report(unsettled, self._stranded, self._store.outgrown.is_set())
+
+    async def _reconnect(self) -> None:
+        await self._leases.beat(len(self._dispatcher.running))
 
     async def _drain(self, wait_s: float) -> None:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopped_at = min(self._stopped_at, anyio.current_time())
+        self._spiller.hurry()
         self._dispatcher.stop()
 
     async def _watch_schema(self) -> None:
@@ -171,7 +259,7 @@ class Daemon:
             effect="claims no more, finishes what runs, then ends",
             remedy="install the new release here too",
         )
-        self._dispatcher.stop()
+        self._stop()
 
     async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -182,7 +270,7 @@ class Daemon:
                     logger().warning(Event.WORKER_KILLED, effect="other workers run its tasks again after the lease")
                     os._exit(130)
                 is_first = False
-                self._dispatcher.stop()
+                self._stop()
 
 
 async def serve(options: WorkerOptions, mapping: Mapping, backend: Backend) -> Report:

@@ -18,7 +18,7 @@ from llmqueue.clock import ClockWatch
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
 from llmqueue.lateness import Lateness
-from llmqueue.leases import Leases
+from llmqueue.leases import SWEPT, Leases
 from llmqueue.logs import Event, logger
 from llmqueue.models import LATE, Claim, Grant, Release, Settlement
 from llmqueue.schedule import Schedule
@@ -35,7 +35,10 @@ DISOWN_FOR_S = 60.0
 
 
 class Dispatcher:
-    """`start(grant)` begins an attempt; `slots` bounds how many run at once in this process."""
+    """`start(grant)` begins an attempt; `slots` bounds how many run at once in this process.
+
+    While `is_full()` nothing is claimed: there would be no place to keep the answers.
+    """
 
     def __init__(
         self,
@@ -57,17 +60,20 @@ class Dispatcher:
         self._settle = settle
         self._slots = Slots(slots)
         self._models = models
+        self.is_full: Callable[[], bool] = lambda: False
         self._schedule = Schedule()
         self._clock = ClockWatch(store)
         self._poll_at = 0.0
         self._hot_poll_at = 0.0
         self._turns: str | None = None
+        self._epoch: int | None = None
         self._claim_size = MAX_CLAIM
         self._late_grants = 0
         self._lateness = Lateness()
         self._has_said_idle = False
         self._disown_until = 0.0
         self._must_register = True
+        self._registrations = 0
         self._is_stopping = False
 
     @property
@@ -103,7 +109,7 @@ class Dispatcher:
                 pause_s = RETRY_S[0]
                 await self._bell.wait(self._wait_s())
             except UnknownWorker:
-                logger().warning(Event.WORKER_SWEPT, effect="registering again; answers under way are still accepted")
+                logger().warning(Event.WORKER_SWEPT, effect=SWEPT)
                 self._must_register = True
             except (DatabaseUnreachable, SqlError) as error:
                 # Whether the claim took effect is not known: its tasks would belong to us and nobody would run them.
@@ -126,8 +132,11 @@ class Dispatcher:
     async def _round(self) -> None:
         if self._must_register:
             await self._leases.register()
-            self._must_register = self._has_said_idle = False
-        room = self._slots.room(at_most=self._next_claim_size())
+            self._must_register = False
+        if self._leases.registrations != self._registrations:  # a heartbeat may have found it out first
+            self._registrations = self._leases.registrations
+            self._has_said_idle = False
+        room = self._slots.room(at_most=self._gate.at_most(self._next_claim_size()))
         models = self._models_to_ask(room, time.monotonic())
         if models is not None and not models:
             await self._only_chores()
@@ -139,18 +148,28 @@ class Dispatcher:
             claim = await self._store.claim(_shuffled(models), room, chores, len(self.running), self._turns)
         self._leases.done(chores)
         self._turns = claim.turns or self._turns
+        self._note_epoch(claim.epoch)
         if claim.clock_offset_s is not None and await self._clock.has_stepped(claim.clock_offset_s):
             self._give_back(claim)
         else:
             self._lateness.claimed(claim.grants, time.monotonic(), time.monotonic() - asked_at)
             self._take(claim, room)
 
+    def _note_epoch(self, epoch: int | None) -> None:
+        """In a new epoch ends that we had written may be lost: their tasks are ours again, and nobody runs them."""
+        if epoch is None or epoch == self._epoch:
+            return
+        if self._epoch is not None:
+            logger().warning(Event.EPOCH_CHANGED, epoch=epoch, effect="nothing is granted for a minute")
+            self._disown_until = time.monotonic() + DISOWN_FOR_S
+        self._epoch = epoch
+
     def _models_to_ask(self, room: Room, now: float) -> Sequence[str] | None:
         """Returns all (None, or those that this worker serves) when a poll is due, else those whose time has come.
 
         A poll for hot tasks alone does not count as one for the others: they have theirs with the first free slot.
         """
-        if not room.total or not self._gate.is_open or self._lateness.is_paused(now):
+        if not room.total or self.is_full() or self._lateness.is_paused(now):
             return []
         if now >= (self._poll_at if room.for_any else self._hot_poll_at):
             self._hot_poll_at = now + POLL_S
@@ -174,7 +193,12 @@ class Dispatcher:
             self._leases.done(chores)
 
     def _idle_chore(self) -> list[str]:
-        """Says that we wait for work, in a claim that is followed by another look, so that nothing falls between."""
+        """Says that we wait for work, in a claim that is followed by another look, so that nothing falls between.
+
+        Not while no NOTIFY can be heard: it would only cost those who insert.
+        """
+        if not self._bell.hears:
+            return []
         if self._schedule.has_empty and not self._has_said_idle:
             self._has_said_idle = True
             self._bell.ring("task")
@@ -194,8 +218,9 @@ class Dispatcher:
                 self._schedule.note_hot(verdict, now, has_given=verdict.model in given)
         for grant in claim.grants:
             self._slots.take(grant)
+            self._gate.started(grant)
             self._start(grant)
-        if room.for_any and self._schedule.has_empty and not self._has_said_idle:
+        if self._bell.hears and room.for_any and self._schedule.has_empty and not self._has_said_idle:
             self._bell.ring("task")  # the next look says that we wait, and is followed by another
 
     def _give_back(self, claim: Claim) -> None:
@@ -204,8 +229,8 @@ class Dispatcher:
             self._settle(Settlement(grant, Release("clock_step"), None, None))
 
     def _wait_s(self) -> float:
-        room = self._slots.room()
-        if not room.total or not self._gate.is_open:
+        room = self._slots.room(at_most=self._gate.at_most(MAX_CLAIM))
+        if not room.total or self.is_full():
             return POLL_S
         if room.for_any:
             next_at = min(self._schedule.next_at(), self._poll_at)

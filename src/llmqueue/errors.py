@@ -4,6 +4,8 @@ LlmqueueError                     message says what, where and what to do; exit_
  ├─ UsageError                    2  wrong option, setting or input
  └─ Failure                       1  the thing asked for failed
      ├─ DatabaseUnreachable          down, starting, or no route to it; a worker waits for it
+     │   ├─ DatabaseUnable           it answers, but cannot write now: read-only, a standby, no space; waited for too
+     │   └─ DatabaseSilent             a statement was not answered in time: it may be too large, or the connection dead
      ├─ DatabaseRefused              wrong password, missing database or role
      ├─ NotInitialised               `llmqueue init` has not run, or has not finished
      ├─ SchemaTooNew                 a newer llmqueue has upgraded the schema
@@ -32,6 +34,14 @@ class Failure(LlmqueueError):
 
 
 class DatabaseUnreachable(Failure):
+    pass
+
+
+class DatabaseUnable(DatabaseUnreachable):
+    pass
+
+
+class DatabaseSilent(DatabaseUnreachable):
     pass
 
 

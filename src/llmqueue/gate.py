@@ -1,33 +1,108 @@
-"""Whether the backend can be reached. Closed by the first call that finds no connection, opened by a probe.
+"""Whether the backend may be called, and how much: closed while it cannot be reached, narrow while it fails.
 
-Nothing is claimed while it is closed, so an outage is one line in the log and not one per task (design I11).
+Nothing is claimed while it is closed, so an outage is one line in the log and not one per task (design I11). The first
+call that finds no connection closes it, a probe opens it. A backend that is there and fails its calls is the circuit's
+matter (circuit.py): then single calls try it.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass
 
 import anyio
 
+from llmqueue import circuit
 from llmqueue.backend import Backend
+from llmqueue.circuit import Circuit, Failed
 from llmqueue.logs import Event, logger
+from llmqueue.models import Breakdown, Grant, Late, Refusal, Reply, Unreachable
 from llmqueue.wakeup import Bell
 
 PROBE_S = (0.25, 10.0)
+# An adapter whose probe() hangs would else keep the gate closed without a word. Our own end by themselves.
+PROBE_TIMEOUT_S = 15.0
 # Open for that long without a refused connection: the next outage is a new one.
 STEADY_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What the backend does that keeps this worker from calling it; `since` in seconds of time.monotonic()."""
+
+    what: str
+    since: float
+
+
 class Gate:
-    """`is_open` says whether claiming makes sense; the bell rings when that becomes true."""
+    """at_most() says how many calls may go out; the bell rings when that becomes more."""
 
     def __init__(self, backend: Backend, url: str, bell: Bell) -> None:
         self._backend = backend
         self._url = url
         self._bell = bell
         self._closed = anyio.Event()
+        self._unreachable: Trouble | None = None
+        self._failing: Trouble | None = None
+        self.circuit = Circuit(random.Random())
         self.is_open = False
+
+    @property
+    def trouble(self) -> Trouble | None:
+        return self._unreachable or self._failing
+
+    def at_most(self, wanted: int) -> int:
+        """Returns how many of `wanted` calls may be started now."""
+        if not self.is_open:
+            return 0
+        leave = self.circuit.leave(time.monotonic())
+        return wanted if leave is None else min(wanted, leave)
+
+    def started(self, grant: Grant) -> None:
+        self.circuit.started(grant.task.fence, time.monotonic())
+
+    def ended(self, grant: Grant) -> None:
+        """Call at the end of an attempt, after judge() if it had a reply."""
+        self.circuit.ended(grant.task.fence)
+
+    def judge(self, grant: Grant, reply: Reply) -> circuit.Blame:
+        """Returns whose fault a failure is, and remembers how the call went."""
+        now = time.monotonic()
+        match reply:
+            case Unreachable():
+                self.close()
+            case Breakdown(error_class) if circuit.blames(error_class):
+                return self._failed(Failed(grant.model, grant.task.fence, grant.granted_at, error_class), now)
+            case Late() | Refusal() | Breakdown("timeout"):
+                pass  # nothing was sent, it is the model's, or one slow prompt: says nothing about the backend
+            case _:
+                self._succeeded(grant, now)
+        return "attempt"
+
+    def _failed(self, call: Failed, now: float) -> circuit.Blame:
+        was_closed = self.circuit.because is None
+        blame = self.circuit.failed(call, now)
+        if was_closed and self.circuit.because is not None:
+            self._failing = Trouble(
+                f"fails its calls: half of the last {circuit.WINDOW}, the last with {call.error_class}", now
+            )
+            logger().error(
+                Event.BACKEND_FAILING,
+                url=self._url,
+                error_class=call.error_class,
+                effect="one call at a time tries it; what fails meanwhile costs no attempt",
+            )
+        return blame
+
+    def _succeeded(self, grant: Grant, now: float) -> None:
+        was_closed = self.circuit.is_closed
+        self.circuit.succeeded(grant.model, grant.task.fence, now)
+        if self._failing is not None and self.circuit.because is None:
+            self._failing = None
+            logger().info(Event.BACKEND_BACK, url=self._url)
+        if not was_closed:
+            self._bell.ring("config")
 
     def close(self) -> None:
         if self.is_open:
@@ -41,6 +116,7 @@ class Gate:
             reason = await probe(self._backend)
             if reason is not None:
                 await self._until_reachable(reason)
+                self.circuit.go_slowly()
             opened_at = time.monotonic()
             self._closed = anyio.Event()
             self.is_open = True
@@ -54,16 +130,21 @@ class Gate:
         logger().error(
             Event.BACKEND_UNREACHABLE, url=self._url, error=reason, effect="nothing is claimed until it answers"
         )
+        self._unreachable = Trouble(f"cannot be reached: {reason}", time.monotonic())
         pause_s = PROBE_S[0]
-        while await probe(self._backend) is not None:
+        while (still := await probe(self._backend)) is not None:
+            self._unreachable = Trouble(f"cannot be reached: {still}", self._unreachable.since)
             await anyio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(pause_s * 2, PROBE_S[1])
+        self._unreachable = None
         logger().info(Event.BACKEND_BACK, url=self._url)
 
 
 async def probe(backend: Backend) -> str | None:
-    """Returns None when the backend can be reached, else why not, whatever the adapter raises."""
+    """Returns None when the backend can be reached, else why not, whatever the adapter raises, in bounded time."""
     try:
-        return await backend.probe()
+        with anyio.move_on_after(PROBE_TIMEOUT_S):
+            return await backend.probe()
+        return f"its probe did not end within {PROBE_TIMEOUT_S:.0f} s"
     except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the worker; it is shown as the reason
         return f"{type(error).__name__}: {error}"

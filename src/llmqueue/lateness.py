@@ -1,7 +1,7 @@
 """Notices that no grant can be sent in time, says so, and slows the claims down.
 
-A grant lives for half of the guard from the moment it was made (design I3). Where a claim itself takes longer, every
-grant is late when it arrives: tasks would be claimed and given back for ever, and the worker would look busy.
+A grant lives for two fifths of the guard from the moment it was made (design I3). Where a claim itself takes longer,
+every grant is late when it arrives: tasks would be claimed and given back for ever, and the worker would look busy.
 """
 
 from __future__ import annotations

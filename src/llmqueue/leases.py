@@ -14,11 +14,13 @@ import anyio
 
 from llmqueue import __version__
 from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
-from llmqueue.store import Store
+from llmqueue.logs import Event, logger
+from llmqueue.store import STATEMENT_TIMEOUT_S, Store
 
 PROMOTE_S = 0.5
 PRUNE_S = 30.0
 CALIBRATE_S = 30.0
+SWEPT = "registering again; answers under way are still accepted"
 
 
 class Leases:
@@ -31,6 +33,9 @@ class Leases:
         self._lease_s = lease_s
         self._guard_s = guard_s
         self._done_at: dict[str, float] = {}
+        self.registrations = 0  # what the database knew of a worker goes with its row: see the dispatcher
+        # While answers of attempts that may look lost wait to be settled, nobody's attempts are swept from here (I9).
+        self.may_sweep: Callable[[], bool] = lambda: True
         self._every_s = {
             "heartbeat": lease_s / 5,
             "sweep": lease_s / 5,
@@ -41,6 +46,7 @@ class Leases:
 
     async def register(self) -> None:
         await self._store.register(self._name, __version__, self._models, self._lease_s, self._guard_s)
+        self.registrations += 1
         self.done(["heartbeat"])
 
     @property
@@ -49,7 +55,8 @@ class Leases:
 
     def due_chores(self) -> list[str]:
         now = time.monotonic()
-        return [chore for chore, every_s in self._every_s.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+        due = [chore for chore, every_s in self._every_s.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+        return due if self.may_sweep() else [chore for chore in due if chore != "sweep"]
 
     def done(self, chores: Sequence[str]) -> None:
         """Call after the statement that carried them has succeeded."""
@@ -62,15 +69,17 @@ class Leases:
             if time.monotonic() - self._done_at.get("heartbeat", 0.0) < self._lease_s / 4:
                 continue
             try:
-                await self._store.heartbeat(running())
-                self.done(["heartbeat"])
-            except UnknownWorker:
-                await self._again()
+                await self.beat(running())
             except (DatabaseUnreachable, SqlError) as error:
                 self._store.outage.began(error)
 
-    async def _again(self) -> None:
+    async def beat(self, running: int) -> None:
+        """Says that the worker lives; registers it if it was swept, or has not been yet."""
         try:
+            # a half-open connection must leave time for another within the lease
+            await self._store.heartbeat(running, timeout_s=min(self._lease_s / 5, STATEMENT_TIMEOUT_S))
+            self.done(["heartbeat"])
+        except UnknownWorker:
+            if self.registrations:
+                logger().warning(Event.WORKER_SWEPT, effect=SWEPT)
             await self.register()
-        except (DatabaseUnreachable, SqlError) as error:
-            self._store.outage.began(error)

@@ -64,6 +64,9 @@ class Event(StrEnum):
 
     BACKEND_UNREACHABLE = "backend_unreachable"
     """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""
+    BACKEND_FAILING = "backend_failing"
+    """Half of the last 20 calls of this worker, over all models, failed with a 5xx or a lost connection: its circuit is
+    open. One call at a time tries the backend, up to 30 s apart; failures cost no attempt until it is back."""
     BACKEND_BACK = "backend_back"
     """The Models Backend answers again."""
     DATABASE_UNREACHABLE = "database_unreachable"
@@ -77,6 +80,32 @@ class Event(StrEnum):
     LISTENER_BACK = "listener_back"
     """Wake-ups come again."""
 
+    SPILL_WRITTEN = "spill_written"
+    """Finished ends have waited for the database for two seconds, or the worker ends, and were written to its spill
+    file; said once per file. They are settled when it is back, by this process or the next one with this
+    LLMQUEUE_HOME."""
+    SPILL_FAILED = "spill_failed"
+    """The spill file cannot be written (no space, no right, its bound of 1 GB): ends wait in memory alone meanwhile and
+    would be lost with the process; make room, or let LLMQUEUE_HOME be writable. Or it cannot be read, or not removed.
+    Said once."""
+    SPILL_FULL = "spill_full"
+    """Nor is there room in memory (64 MB of answers): the worker claims no more; calls in flight are still kept."""
+    SPILL_HAS_ROOM = "spill_has_room"
+    """The spill file can be written again, or is no longer needed."""
+    SPILL_INHERITED = "spill_inherited"
+    """A worker that is gone left `ends` in its spill file; they are settled now, in its name."""
+    SPILL_SETTLED = "spill_settled"
+    """The database has dealt with everything in the spill file; it is removed."""
+    SPILL_DAMAGED = "spill_damaged"
+    """Lines of a spill file were cut off or have changed and are left out; a last one was never relied on."""
+    SPILL_LEFT = "spill_left"
+    """A spill file is left alone (another database, no right to read it, another release); `remedy` says what to do."""
+
+    EPOCH_CHANGED = "epoch_changed"
+    """A failover or a restore may have lost state (see `llmqueue.epoch_status`): nothing is granted for a minute."""
+    POOLER_SEEN = "pooler_seen"
+    """The database is reached through a pooler such as PgBouncer: no prepared statements, no settings per session, and
+    without LLMQUEUE_LISTEN_URL no wake-ups: the worker polls every second."""
     CLOCK_STEP = "clock_step"
     """The clock of the database stepped against our own; the models are closed for a minute."""
     WARNING = "warning"

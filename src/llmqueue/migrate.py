@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from psycopg import sql
 
-from llmqueue.adoption import seam
+from llmqueue.adoption import rights, seam
 from llmqueue.adoption.steps import Step
 from llmqueue.adoption.table import Connection
 from llmqueue.errors import SchemaTooNew
@@ -104,6 +104,21 @@ def migration_steps(applied: frozenset[int]) -> list[Step]:
     return [_migration(version, file) for version, file in sorted(files.items()) if version not in applied]
 
 
+def upgrade(mapping: Mapping, migrations: Sequence[Step], rights_steps: Sequence[Step]) -> Step:
+    """Return one step for migrations of a schema that workers use, with all functions, views and rights.
+
+    A migration drops functions whose signatures change. Workers see the old ones or the new ones, never none, and
+    never one that their role may not call yet.
+    """
+    versions = ", ".join(step.key.removeprefix("migration ") for step in migrations)
+    steps = [*migrations, *(part.step() for part in parts(mapping)), *rights_steps]
+    return Step(
+        "upgrade",
+        f"upgrade llmqueue's schema to version {versions}, under the workers",
+        tuple(statement for step in steps for statement in step.statements),
+    )
+
+
 def version_of(file: SqlFile) -> int:
     """Return the number of a migration's file name."""
     match = _MIGRATION.fullmatch(file.name)
@@ -133,6 +148,13 @@ def parts(mapping: Mapping) -> tuple[Part, Part, Part]:
     )
 
 
+def rights_parts(for_everybody: tuple[str, ...], for_roles: tuple[str, ...]) -> list[Part]:
+    """Return the rights: applied after all else, since what is made anew has lost its rights."""
+    taken = Part("rights", "take the schema from everybody", for_everybody, rights.PUBLIC_HASH)
+    given = Part("roles", "grant each role what it needs", for_roles, rights.ROLES_HASH)
+    return [taken, given] if for_roles else [taken]
+
+
 def read_versions(conn: Connection) -> frozenset[int]:
     """Return the applied migrations; nothing before the first init."""
     if not _exists(conn, "llmqueue.schema_version"):
@@ -146,8 +168,14 @@ def read_applied(conn: Connection) -> dict[str, Applied]:
         return {}
     query = sql.SQL(
         "select part, source_hash, installed_hash is null or installed_hash = case part "
-        "when 'seam' then ({}) when 'functions' then ({}) when 'views' then ({}) end from llmqueue.applied"
-    ).format(*(seam.type_name(text) for text in (_SEAM_HASH, _FUNCTIONS_HASH, _VIEWS_HASH)))
+        "when 'seam' then ({}) when 'functions' then ({}) when 'views' then ({}) when 'rights' then ({}) "
+        "when 'roles' then ({}) end from llmqueue.applied"
+    ).format(
+        *(
+            seam.type_name(text)
+            for text in (_SEAM_HASH, _FUNCTIONS_HASH, _VIEWS_HASH, rights.PUBLIC_HASH, rights.ROLES_HASH)
+        )
+    )
     return {
         str(part): Applied(str(source_hash), bool(is_intact)) for part, source_hash, is_intact in conn.execute(query)
     }

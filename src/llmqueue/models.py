@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -60,6 +60,11 @@ class ClaimRow:
     guard_s: float
     kinds_ratio: float | None
     turns: str | None
+    epoch: int | None
+
+
+# Of the guard, what the worker has to send a call; the rest is for what the ways of two calls differ by.
+SEND_PART = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,8 @@ class Claim:
     clock_offset_s: tuple[float, float] | None
     # JSON that only the database reads, for the next claim: whose turn it is; None: as before
     turns: str | None = None
+    # number of the database's epoch: another one after a failover or a restore that may have lost state
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +119,8 @@ class Usage:
 
 # --- what a backend replies -------------------------------------------------------------------------------------
 
-# quota: 429; capacity: 503, 529; credentials: 401, 407
-RefusalKind = Literal["quota", "capacity", "credentials"]
+# quota: 429; capacity: 503, 529; credentials: 401, 407; failures: half of its last calls ended in a 5xx or a reset
+RefusalKind = Literal["quota", "capacity", "credentials", "failures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +188,8 @@ class Retry:
     """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts.
 
     With a `refusal` the database closes the model for `pause_s`, or for as long as it thinks fit when that is None,
-    and the task waits behind the reopening; `delay_s` is added to that.
+    and the task waits behind the reopening; `delay_s` is added to that. `may_be_backends`: a 5xx or a lost connection,
+    which closes a model again that it was the probe of.
     """
 
     error_class: str
@@ -190,6 +198,7 @@ class Retry:
     counts: bool
     refusal: RefusalKind | None = None
     pause_s: float | None = None
+    may_be_backends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +234,17 @@ class Settlement:
     sent_after_s: float | None
     latency_s: float | None
     kinds_estimate: int | None = None
+
+    def without_answer(self) -> Settlement:
+        """The same, light enough to be kept in memory while the answer lies in a file."""
+        if isinstance(self.decision, Complete | Bury):
+            return replace(self, decision=replace(self.decision, answer=None))
+        return self
+
+    def after(self, waited_s: float) -> Settlement:
+        """The same, settled that long after it ended: the database counts pauses from when it hears of them."""
+        if not isinstance(self.decision, Retry):
+            return self
+        delay_s = max(0.0, self.decision.delay_s - waited_s)
+        pause_s = None if self.decision.pause_s is None else max(0.0, self.decision.pause_s - waited_s)
+        return replace(self, decision=replace(self.decision, delay_s=delay_s, pause_s=pause_s))

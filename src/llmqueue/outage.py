@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from llmqueue.errors import DatabaseUnreachable, SchemaOutgrown
+from llmqueue.errors import DatabaseUnable, DatabaseUnreachable, SchemaOutgrown
 from llmqueue.logs import Event, logger
 
 REMIND_S = 60.0
@@ -27,7 +27,7 @@ class Outage:
             return
         self._said_at = now
         fields = {"error": str(error), "seconds": round(now - self._began_at), "effect": "trying again"}
-        if isinstance(error, DatabaseUnreachable):
+        if isinstance(error, DatabaseUnreachable) and not isinstance(error, DatabaseUnable):
             logger().error(Event.DATABASE_UNREACHABLE, **fields)
         else:
             logger().error(Event.DATABASE_FAILED, **fields)

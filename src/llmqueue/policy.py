@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import assert_never
 
+from llmqueue import circuit
 from llmqueue.models import (
     LATE,
     Answer,
@@ -13,7 +13,6 @@ from llmqueue.models import (
     Bury,
     Complete,
     Decision,
-    Json,
     Late,
     Refusal,
     Rejection,
@@ -22,7 +21,7 @@ from llmqueue.models import (
     Retry,
     Unreachable,
 )
-from llmqueue.texts import why_unstorable
+from llmqueue.texts import in_ascii, why_unstorable
 
 BACKOFF_BASE_S = 1.0
 BACKOFF_CAP_S = 300.0
@@ -31,13 +30,16 @@ REFUSAL_JITTER = 0.1
 REFUSAL_JITTER_CAP_S = 1.0
 
 
-def decide(reply: Reply, attempt_no: int, rng: random.Random) -> Decision:
-    """Returns what becomes of a task whose `attempt_no`-th attempt (from 1) got this reply."""
+def decide(reply: Reply, attempt_no: int, rng: random.Random, blame: circuit.Blame = "attempt") -> Decision:
+    """Returns what becomes of a task whose `attempt_no`-th attempt (from 1) got this reply.
+
+    `blame` is what other calls say about a Breakdown: if the backend or the model fails them too, it costs no attempt.
+    """
     match reply:
         case Answer(answer, usage):
             unstorable = why_unstorable(answer)
             if unstorable:
-                return Bury("unstorable_answer", unstorable, answer=_ascii(answer))
+                return Bury("unstorable_answer", unstorable, answer=in_ascii(answer))
             return Complete(answer, usage)
         case Late():
             return LATE
@@ -47,22 +49,28 @@ def decide(reply: Reply, attempt_no: int, rng: random.Random) -> Decision:
             jitter_s = REFUSAL_JITTER_CAP_S if pause_s is None else min(REFUSAL_JITTER * pause_s, REFUSAL_JITTER_CAP_S)
             return Retry(error_class, message, rng.uniform(0, jitter_s), counts=False, refusal=kind, pause_s=pause_s)
         case Breakdown(error_class, message):
-            return Retry(error_class, message, backoff_s(attempt_no, rng), counts=True)
+            return _break_down(error_class, message, backoff_s(attempt_no, rng), blame)
         case Rejection(error_class, message):
             return Bury(error_class, message)
         case _:
             assert_never(reply)
 
 
+def _break_down(error_class: str, message: str, delay_s: float, blame: circuit.Blame) -> Retry:
+    may_be_backends = circuit.blames(error_class)
+    match blame:
+        case "attempt":
+            return Retry(error_class, message, delay_s, counts=True, may_be_backends=may_be_backends)
+        case "model":
+            return Retry(error_class, message, 0.0, counts=False, refusal="failures", may_be_backends=may_be_backends)
+        case "backend":
+            # how long is the database's to say: it knows how often the task has been spared
+            return Retry(error_class, message, 0.0, counts=False, may_be_backends=may_be_backends)
+        case _:
+            assert_never(blame)
+
+
 def backoff_s(attempt_no: int, rng: random.Random) -> float:
     """Returns an exponential pause with full jitter, so that tasks that failed together do not return together."""
     ceiling_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempt_no - 1, 30))
     return rng.uniform(0.05, ceiling_s)
-
-
-def _ascii(answer: Json) -> str | None:
-    """Returns the answer as ASCII JSON for the attempt log, None if it is not even that."""
-    try:
-        return json.dumps(answer)
-    except (TypeError, ValueError, RecursionError):
-        return None

@@ -38,6 +38,8 @@ NOT_YET = frozenset({"METRICS_PORT"})
 NOT_OURS = re.compile(r"LLMQUEUE_(PORT|SERVICE|TEST)(_.*)?")
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+# Credentials of a URL, also where the @ is missing, and the next line of a .env that lost its line end.
+SECRET_INSIDE = re.compile(rf"@|//[^/?#]*:(?!\d*(?:[/?#]|$))|{PREFIX}", re.IGNORECASE)
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -113,7 +115,10 @@ def _lower(value: object) -> object:
 
 
 def _folder(value: Path) -> Path:
-    return value.expanduser().absolute()
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError:  # the ~ of a user who is not there
+        raise ValueError("no such user") from None
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
@@ -242,7 +247,8 @@ class Settings(BaseSettings):
     )
     home: Annotated[Path, AfterValidator(_folder)] = Field(
         default_factory=default_home,
-        description="folder of the embedded PostgreSQL",
+        description="folder of the spill (answers that a worker has while its database is away), and of the "
+        "embedded PostgreSQL",
         json_schema_extra={"must": "be the path of a folder"},
     )
 
@@ -284,6 +290,6 @@ def _explain(error: ErrorDetails) -> str:
     field = Settings.model_fields[name]
     extra = field.json_schema_extra
     must = extra["must"] if isinstance(extra, dict) else "be something else"
-    is_secret = "SecretStr" in str(field.annotation) or "@" in str(error["input"])
+    is_secret = "SecretStr" in str(field.annotation) or SECRET_INSIDE.search(str(error["input"]))
     got = "" if is_secret else f" (got {error['input']!r})"
     return f"{PREFIX}{name.upper()}: must {must}{got}"

@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from llmqueue import connect
 from llmqueue.errors import (
     DatabaseRefused,
+    DatabaseSilent,
     DatabaseUnreachable,
     LlmqueueError,
     NotInitialised,
@@ -29,7 +30,20 @@ from llmqueue.errors import (
     SchemaTooNew,
     SqlError,
 )
-from llmqueue.models import Bury, Claim, ClaimRow, Complete, Grant, Json, Release, Retry, Settlement, TaskId, Verdict
+from llmqueue.models import (
+    SEND_PART,
+    Bury,
+    Claim,
+    ClaimRow,
+    Complete,
+    Grant,
+    Json,
+    Release,
+    Retry,
+    Settlement,
+    TaskId,
+    Verdict,
+)
 from llmqueue.outage import Outage
 from llmqueue.slots import Room
 from llmqueue.texts import read_task, storable
@@ -38,27 +52,17 @@ STATEMENT_TIMEOUT_S = 15.0
 CONNECT_WAIT_S = 2.0
 # Shorter than the wait: the pool must not be in a long pause of its own when the database is back.
 RECONNECT_S = 1.5
-# With the listener's own connection this makes four for a busy worker (design I20).
-POOL_SIZE = 3
-
-# What the database or the role may have set otherwise; a transaction pooler does not pass it on.
-SESSION = " ".join(
-    f"-c {setting}"
-    for setting in (
-        r"default_transaction_isolation=read\ committed",
-        "datestyle=ISO",
-        "intervalstyle=postgres",
-        "idle_session_timeout=0",
-    )
-)
+# With those for claims and for LISTEN this makes four for a busy worker (design I20).
+POOL_SIZE = 2
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
-           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns
-      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
+           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns,
+           (turns ->> 'epoch')::integer as epoch
+      from llmqueue.worker_claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
                           %(turns)s::jsonb)"""
 
 
@@ -90,14 +94,24 @@ class Store:
         self._answer_is_json = answer_is_json
         # A transaction pooler knows neither session options nor, before 1.21, prepared statements (design I20).
         kwargs: dict[str, Any] = {"autocommit": True}
+        self._conninfo = connect.steadfast(dsn, "llmqueue worker")
         if is_pooled:
             kwargs["prepare_threshold"] = None
         else:
-            kwargs["options"] = SESSION
-        self._pool: Pool = AsyncConnectionPool(
-            connect.steadfast(dsn, "llmqueue worker"),
-            min_size=1,
-            max_size=POOL_SIZE,
+            self._conninfo = connect.with_session(self._conninfo)
+        # Claims have a connection of their own: the first claim of a session compiles and plans for up to 100 ms, which
+        # would be taken from the grants' time once for each connection of a pool.
+        self._claiming = self._make_pool(kwargs, min_size=1, max_size=1)
+        # All else takes turns on one connection and leaves the other to the heartbeat: were both held by statements
+        # that hang, the worker would be taken for dead before they are given up.
+        self._pool = self._make_pool(kwargs, min_size=0, max_size=POOL_SIZE)
+        self._turn = anyio.Semaphore(POOL_SIZE - 1)
+
+    def _make_pool(self, kwargs: dict[str, Any], *, min_size: int, max_size: int) -> Pool:
+        return AsyncConnectionPool(
+            self._conninfo,
+            min_size=min_size,
+            max_size=max_size,
             open=False,
             kwargs=kwargs,
             timeout=CONNECT_WAIT_S,
@@ -106,17 +120,30 @@ class Store:
         )
 
     async def open(self) -> None:
-        await self._pool.open(wait=False)
+        for pool in (self._claiming, self._pool):
+            await pool.open(wait=False)
 
     async def aclose(self) -> None:
-        await self._pool.close(timeout=2)
+        for pool in (self._claiming, self._pool):
+            await pool.close(timeout=2)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        async with self._turn, self._connection_of(self._pool) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _connection_of(
+        self, pool: Pool, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         try:
-            with anyio.fail_after(STATEMENT_TIMEOUT_S):
-                async with self._pool.connection() as connection:
-                    yield connection
+            async with pool.connection() as connection:
+                try:
+                    async with connect.deadline(connection, timeout_s):
+                        yield connection
+                except psycopg.errors.ReadOnlySqlTransaction:
+                    await connection.close()  # it leads to a standby: the next one may lead to the primary
+                    raise
         except PoolTimeout as error:
             raise await self._why_unreachable() from error
         except psycopg.Error as error:
@@ -125,8 +152,10 @@ class Store:
                 raise SchemaOutgrown(f"a newer llmqueue has upgraded the schema: {error}", error.sqlstate) from error
             raise self._translate(error) from error
         except TimeoutError as error:
-            message = f"the database has not answered for {STATEMENT_TIMEOUT_S:.0f} s"
-            raise DatabaseUnreachable(message) from error
+            for each in (self._claiming, self._pool):
+                await each.drain()  # idle ones may be as dead as this one: whoever comes next gets a new one
+            message = f"the database has not answered for {timeout_s:.0f} s"
+            raise DatabaseSilent(message) from error
 
     def _translate(self, error: psycopg.Error) -> LlmqueueError:
         """Whatever is not a reason to end is a reason to try again: DatabaseUnreachable or SqlError (design I10)."""
@@ -137,16 +166,25 @@ class Store:
         )
 
     async def _is_outgrown(self) -> bool:
-        """Whether a newer llmqueue has upgraded the schema; no, when that cannot be found out now."""
+        """Whether a newer llmqueue has upgraded the schema to one that this program does not fit any more.
+
+        No, when that cannot be found out now. A statement may fail for a moment while a schema is upgraded that still
+        works with this program: it is sent again like any other.
+        """
         try:
             with anyio.fail_after(CONNECT_WAIT_S):
                 async with self._pool.connection() as connection:
-                    row = await (
+                    has = await (
                         await connection.execute("select max(version) from llmqueue.schema_version")
                     ).fetchone()
+                    if has is None or has[0] is None or has[0] <= connect.newest_version():
+                        return False
+                    oldest = await (await connection.execute("select llmqueue.oldest_program()")).fetchone()
+        except psycopg.errors.UndefinedFunction:
+            return True
         except (psycopg.Error, TimeoutError):
             return False
-        return row is not None and row[0] is not None and row[0] > connect.newest_version()
+        return oldest is None or oldest[0] > connect.newest_version()
 
     async def _why_unreachable(self) -> LlmqueueError:
         """The pool only knows that it has no connection; one of our own says why."""
@@ -172,40 +210,51 @@ class Store:
         self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float
     ) -> float:
         """Makes the worker known. Returns the guard of the fleet in seconds."""
-        query: LiteralString = """select llmqueue.register(
+        query: LiteralString = """select llmqueue.worker_register(
             %(worker)s, %(name)s, %(version)s, %(models)s, %(lease_s)s, %(guard_s)s)"""
         args = {"name": name, "version": version, "models": models, "lease_s": lease_s, "guard_s": guard_s}
         agreed: float = await self._call(query, {"worker": self.worker, **args})
         return agreed
 
-    async def heartbeat(self, running: int) -> None:
+    async def heartbeat(self, running: int, timeout_s: float = STATEMENT_TIMEOUT_S) -> None:
         """Raises UnknownWorker when the worker was swept."""
-        await self._call(
-            "select llmqueue.heartbeat(%(worker)s, %(running)s)", {"worker": self.worker, "running": running}
-        )
+        query: LiteralString = "select llmqueue.worker_heartbeat(%(worker)s, %(running)s)"
+        async with self._connection_of(self._pool, timeout_s) as connection:
+            await connection.execute(query, {"worker": self.worker, "running": running})
 
     async def do_chores(self, chores: Sequence[str], running: int) -> None:
-        query: LiteralString = "select llmqueue.do_chores(%(worker)s, %(chores)s, %(running)s)"
-        await self._call(query, {"worker": self.worker, "chores": list(chores), "running": running})
+        query: LiteralString = "select llmqueue.worker_do_chores(%(worker)s, %(chores)s, %(running)s)"
+        async with self._connection_of(self._claiming) as connection:
+            await connection.execute(query, {"worker": self.worker, "chores": list(chores), "running": running})
 
     async def clock_stepped(self) -> None:
-        await self._call("select llmqueue.clock_stepped()", {})
+        await self._call("select llmqueue.worker_clock_stepped()", {})
 
     async def leave(self) -> None:
-        await self._call("select llmqueue.leave(%(worker)s)", {"worker": self.worker})
+        await self._call("select llmqueue.worker_leave(%(worker)s)", {"worker": self.worker})
+
+    async def note_backend(self, trouble: str | None, for_s: float) -> None:
+        """Says what keeps this worker from calling the backend, and for how long it has; None: nothing."""
+        query: LiteralString = "select llmqueue.worker_note_backend(%(worker)s, %(trouble)s, %(for_s)s)"
+        await self._call(query, {"worker": self.worker, "trouble": trouble, "for_s": for_s})
+
+    async def forgive(self, fences: Sequence[int]) -> list[int]:
+        """Gives the attempts of failures back that were the backend's. Returns those to be asked for again."""
+        query: LiteralString = "select llmqueue.worker_forgive(%(worker)s, %(fences)s::bigint[])"
+        return list(await self._call(query, {"worker": self.worker, "fences": list(fences)}))
 
     async def disown(self, known: Sequence[int]) -> int:
         """Releases attempts of this worker other than the known fences. Returns how many."""
-        query: LiteralString = "select llmqueue.disown(%(worker)s, %(known)s::bigint[])"
+        query: LiteralString = "select llmqueue.worker_disown(%(worker)s, %(known)s::bigint[])"
         return int(await self._call(query, {"worker": self.worker, "known": list(known)}))
 
     async def prune_attempts(self, keep: timedelta, limit: int) -> int:
-        query: LiteralString = "select llmqueue.prune_attempts(%(keep)s, %(limit)s)"
+        query: LiteralString = "select llmqueue.worker_prune_attempts(%(keep)s, %(limit)s)"
         return int(await self._call(query, {"keep": keep, "limit": limit}))
 
     async def drain_state(self, models: Sequence[str] | None, wait_s: float) -> list[Stranded]:
         async with self._connection() as connection, connection.cursor(row_factory=class_row(Stranded)) as cursor:
-            await cursor.execute("select * from llmqueue.drain_state(%s, %s)", (models, wait_s))
+            await cursor.execute("select * from llmqueue.worker_drain_state(%s, %s)", (models, wait_s))
             return await cursor.fetchall()
 
     # --- tasks --------------------------------------------------------------------------------------------------
@@ -216,7 +265,10 @@ class Store:
         """Returns granted tasks and a verdict per model; None asks for all enabled models."""
         args = {"worker": self.worker, "models": models, "chores": list(chores), "running": running}
         args |= {"slots": room.for_any, "hot_slots": room.for_hot, "turns": turns}
-        async with self._connection() as connection, connection.cursor(row_factory=class_row(ClaimRow)) as cursor:
+        async with (
+            self._connection_of(self._claiming) as connection,
+            connection.cursor(row_factory=class_row(ClaimRow)) as cursor,
+        ):
             started_at = time.monotonic()
             await cursor.execute(CLAIM, args)
             rows = await cursor.fetchall()
@@ -228,26 +280,28 @@ class Store:
         clocks = [row.clock_s for row in rows if row.clock_s is not None]
         offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
         turns = next((row.turns for row in rows if row.turns is not None), None)
-        return Claim(grants, verdicts, offset_s, turns)
+        epoch = next((row.epoch for row in rows if row.epoch is not None), None)
+        return Claim(grants, verdicts, offset_s, turns, epoch)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
-        # The grant is no older than our start of the statement plus what the server says it waited; half of the guard
-        # is ours, the other half is left for the way to the backend (docs/decisions.md, 4).
+        # The grant is no older than our start of the statement plus what the server says it waited; a part of the guard
+        # is ours, the rest is left for the way to the backend (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
         task = read_task(task_id, row, prompt_is_json=self._prompt_is_json)
-        return Grant(row.model, task, granted_at, granted_at + row.guard_s / 2, row.timeout_s, row.kinds_ratio)
+        return Grant(row.model, task, granted_at, granted_at + SEND_PART * row.guard_s, row.timeout_s, row.kinds_ratio)
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""
-        query: LiteralString = "select llmqueue.top_up(%(worker)s, %(fence)s, %(input_charge)s)"
+        query: LiteralString = "select llmqueue.worker_top_up(%(worker)s, %(fence)s, %(input_charge)s)"
         return bool(await self._call(query, {"worker": self.worker, "fence": fence, "input_charge": input_charge}))
 
-    async def settle(self, settlements: Sequence[Settlement]) -> dict[int, str]:
-        """Writes ends of attempts. Returns what became of each, by fence (see sql/functions/settle.sql)."""
+    async def settle(self, settlements: Sequence[Settlement], worker: UUID | None = None) -> dict[int, str]:
+        """Writes ends of attempts, ours or that worker's. Returns what became of each, by fence (see settle.sql)."""
         # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
         items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
         async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute("select * from llmqueue.settle(%s, %s::jsonb)", (self.worker, items))
+            query: LiteralString = "select * from llmqueue.worker_settle(%s, %s::jsonb)"
+            await cursor.execute(query, (worker or self.worker, items))
             return {row["fence"]: row["outcome"] for row in await cursor.fetchall()}
 
     def _item(self, settlement: Settlement) -> dict[str, Json]:
@@ -255,6 +309,7 @@ class Store:
         return {
             "fence": task.fence,
             "task_id": str(task.id),
+            "model": settlement.grant.model,
             "sent_after_s": settlement.sent_after_s,
             "latency_s": settlement.latency_s,
             "is_unsent": settlement.sent_after_s is None,
@@ -269,10 +324,11 @@ class Store:
                 text = answer if is_text else json.dumps(answer, ensure_ascii=False)
                 tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
                 return {"verb": "complete", "answer": text, **tokens}
-            case Retry(error_class, error, delay_s, counts, refusal, pause_s):
+            case Retry(error_class, error, delay_s, counts, refusal, pause_s, may_be_backends):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
                 closing = {} if refusal is None else {"refusal": refusal, "pause_s": pause_s}
-                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing}
+                blame = {"may_be_backends": True} if may_be_backends else {}
+                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing, **blame}
             case Bury(error_class, error, answer):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
                 return {"verb": "bury", "answer": answer, **cause}

@@ -67,15 +67,28 @@ def why_unstorable(answer: Json) -> str | None:
 
 
 def has_nul(value: Json) -> bool:
-    """Tells whether a text anywhere in the value has a NUL. The value has been dumped: it is no deeper than that."""
-    match value:
-        case str():
-            return "\x00" in value
-        case list():
-            return any(has_nul(item) for item in value)
-        case dict():
-            return any(has_nul(key) or has_nul(item) for key, item in value.items())
+    """Tells whether a text anywhere in the value has a NUL."""
+    # no recursion: json.dumps goes deeper than Python's own stack does, and a paid answer must not fail here
+    left = [value]
+    while left:
+        match left.pop():
+            case str(text):
+                if "\x00" in text:
+                    return True
+            case list(items):
+                left += items
+            case dict(items):
+                left += items.keys()
+                left += items.values()
     return False
+
+
+def in_ascii(answer: Json) -> str | None:
+    """Returns the answer as ASCII JSON for the attempt log, which any database can hold; None if it is no JSON."""
+    try:
+        return json.dumps(answer)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def storable(text: str) -> str:

@@ -18,9 +18,13 @@ RECONNECT_S = (0.2, 10.0)
 
 
 class Bell:
-    """Collects what has rung since it was last cleared: `task`, `hot`, `config`, or anything that ends a wait early."""
+    """Collects what has rung since it was last cleared: `task`, `hot`, `config`, or anything that ends a wait early.
 
-    def __init__(self) -> None:
+    `hears`: a NOTIFY can come; not through a pooler.
+    """
+
+    def __init__(self, *, hears: bool = True) -> None:
+        self.hears = hears
         self._event = anyio.Event()
         self._rung: set[str] = set()
 
@@ -75,7 +79,6 @@ class Listener:
             with anyio.fail_after(10):
                 for channel in (CHANNEL, self._own_channel):
                     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-            self._found()
             # what was inserted while nobody listened
             self._bell.ring("task")
             self._bell.ring("hot")
@@ -83,10 +86,13 @@ class Listener:
                 heard = False
                 async for notify in connection.notifies(timeout=self._deaf_after_s, stop_after=1):
                     heard = True
+                    self._found()  # not before: a transaction pooler takes LISTEN and is deaf
                     if notify.channel == CHANNEL:
                         self._bell.ring(notify.payload or "task")
                 if not heard:
-                    raise TimeoutError(f"no heartbeat heard for {self._deaf_after_s:.0f} s")
+                    raise TimeoutError(
+                        f"no heartbeat heard for {self._deaf_after_s:.0f} s: half-open, or through a pooler"
+                    )
 
     def _lost(self, error: Exception) -> None:
         if not self._is_lost:

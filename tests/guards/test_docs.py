@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from llmqueue import cli
+from llmqueue.backend.http import CAPACITY
 from llmqueue.settings import PREFIX, Settings
 from tools.docs import PROGRAM_PAGES, ROOT, SCHEMA_PAGES, SNAPSHOT
 from tools.program_pages import commands, verbs
@@ -128,3 +129,27 @@ def test_decisions_are_numbered_and_short() -> None:
 
     assert [entry.split(".")[0] for entry in entries] == [str(number) for number in range(1, len(entries) + 1)]
     assert [entry.splitlines()[0] for entry in entries if len(entry.strip().splitlines()) > 16] == []
+
+
+# what a decision or a reply is called; a Refusal's class is its second word
+CLASS = re.compile(
+    r"""\b(?:Release|Bury|Retry|Breakdown|Rejection)\(\s*f?"([a-z_]+)"""
+    r"""|\bRefusal\("\w+", "([a-z_]+)"|'error_class', '(\w+)'"""
+)
+
+
+def test_every_error_class_is_in_the_table_of_operations() -> None:
+    sources = [*(ROOT / "src/llmqueue").rglob("*.py"), *(ROOT / "sql/functions").glob("*.sql")]
+    found = {
+        found
+        for path in sources
+        if "simulat" not in str(path)
+        for groups in CLASS.findall(path.read_text())
+        for found in groups
+        if found
+    }
+    found |= {*CAPACITY.values(), "late_grant", "claim_lost", "outcome_unknown"}
+    _, _, table = (ROOT / "docs/operations.md").read_text().partition("## Error classes")
+
+    assert {"tokens", "timeout", "rate_limited", "claim_answer_lost"} <= found, "the pattern still finds them"
+    assert sorted(name for name in found if f"`{name}" not in table.partition("\n## ")[0]) == []

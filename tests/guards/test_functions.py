@@ -9,6 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from llmqueue.adoption.rights import FOR_EVERYBODY, READER, WORKER
+from llmqueue.adoption.rights import FUNCTIONS as FUNCTIONS_OF
 from tests.support.adoption import adopt, run
 from tools.sql_pages import FUNCTIONS, LABELS, read_function
 
@@ -17,6 +19,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 FILES = sorted(FUNCTIONS.glob("*.sql"))
 SQL_FILES = sorted(FUNCTIONS.parent.rglob("*.sql"))
 
+WORKERS = [name for name in FUNCTIONS_OF[WORKER] if name.startswith("worker_")]
 # Whoever may insert tasks, or may read the views, need not have rights on what lies below them.
 SECURITY_DEFINERS = {
     "wake_up": "runs on an INSERT by a role that has no rights on our schema",
@@ -27,6 +30,8 @@ SECURITY_DEFINERS = {
     "effective_rpm": "as count_60s, of the learned ceiling",
     "effective_concurrency": "as effective_rpm",
     "estimate_ready": "as count_backlog, over the statistics of its index",
+    "reader_why": "says what a task waits for to those who may read neither its prompt nor the ledger",
+    **dict.fromkeys(WORKERS, "a worker calls it, and reaches no table and no clock but through it (I7)"),
 }
 
 # What plpgsql_check says and we know better: (function, part of the message) -> why.
@@ -89,6 +94,39 @@ def test_only_functions_with_a_reason_run_with_the_owners_rights(conn: Connectio
     assert not loose, "SECURITY DEFINER without a fixed search_path"
 
 
+def test_a_workers_functions_are_those_of_the_store_without_a_clock(conn: Connection) -> None:
+    """Two files that must agree: a parameter or a default that one gains, the other needs too."""
+    query = """
+        select proname, pg_get_function_arguments(oid), pg_get_function_result(oid) from pg_proc
+         where pronamespace = 'llmqueue'::regnamespace
+    """
+    found = {str(name): (str(arguments), result) for name, arguments, result in conn.execute(query).fetchall()}
+    pairs = {name: name.removeprefix("worker_") for name in FUNCTIONS_OF[WORKER]} | {"reader_why": "why"}
+
+    given = {name: found[name] for name in pairs}
+    wanted = {name: (_without_now(found[inner][0]), found[inner][1]) for name, inner in pairs.items()}
+
+    assert given == wanted
+
+
+def test_no_role_of_a_worker_or_a_reader_gives_the_time(conn: Connection) -> None:
+    """p_now is for tests (I7). Readers may give it to what only counts: the views call that with their rights."""
+    query = "select proname, provolatile from pg_proc where 'p_now' = any (proargnames) and not prosecdef"
+    found = {str(name): volatile for name, volatile in conn.execute(query).fetchall()}
+
+    assert set(FUNCTIONS_OF[WORKER]).isdisjoint(found)
+    assert all(found.get(name) in {None, "s", "i"} for name in FUNCTIONS_OF[READER])
+
+
+def test_functions_are_not_everybodys(conn: Connection) -> None:
+    query = """
+        select p.proname from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
+         where p.pronamespace = 'llmqueue'::regnamespace and x.grantee = 0
+    """
+
+    assert [name for (name,) in conn.execute(query).fetchall()] == list(FOR_EVERYBODY)
+
+
 def test_no_function_has_two_signatures(conn: Connection) -> None:
     query = """
         select proname from pg_proc where pronamespace = 'llmqueue'::regnamespace group by proname having count(*) > 1
@@ -141,6 +179,10 @@ def test_plpgsql_check_finds_nothing(database: str, table: str) -> None:
     known = [tuple(line for line in found if line.startswith(f"{name}:") and part in line) for name, part in JUSTIFIED]
     rest = [line for line in found if not any(line in lines for lines in known)]
     assert not rest, "\n".join(rest)
+
+
+def _without_now(arguments: str) -> str:
+    return re.sub(r",? ?p_now timestamp with time zone DEFAULT NULL::timestamp with time zone", "", arguments)
 
 
 def _adopt(dsn: str, table: str) -> None:

@@ -16,7 +16,7 @@ from tests.support.sql import cloned
 
 settings.register_profile(
     "llmqueue",
-    max_examples=int(os.environ.get("LLMQUEUE_TEST_EXAMPLES", "120")),
+    max_examples=int(os.environ.get("LLMQUEUE_TEST_EXAMPLES", "80")),
     deadline=None,
     # The usual run is the same each time: CI is red for a change and not for a draw. More examples are drawn anew.
     derandomize="LLMQUEUE_TEST_EXAMPLES" not in os.environ,

@@ -112,6 +112,9 @@ def test_init_that_has_not_finished(installed: str) -> None:
 
 def test_schema_newer_than_the_program(installed: str) -> None:
     execute(installed, "insert into llmqueue.schema_version (version, name) values (9999, 'from_the_future')")
+    assert run_cli(installed, "status").code == 0, "it says that it still serves this program"
+    future = "create or replace function llmqueue.oldest_program() returns integer language sql as 'select 9999'"
+    execute(installed, future)
 
     done = run_cli(installed, "status")
 

@@ -129,7 +129,7 @@ def test_output_tpm_keeps_a_model_from_leaving_split(dsn: str) -> None:
         ("rpm", "-1"), ("max_concurrency", "-1"), ("timeout", "'0 s'"), ("tpm", "-1"), ("output_tpm", "-1"),
         ("token_mode", "'both'"), ("max_output", "0"), ("rpd", "-1"), ("tpd", "-1"), ("quota_timezone", "'Mars'"),
         ("burst_windows", """'{"0": 1}'"""), ("burst_windows", """'{"10": 2}'"""), ("burst_windows", "'[]'"),
-        ("weight", "-1"), ("weight", "'nan'"), ("hot_share", "1"), ("model", "''"),
+        ("weight", "-1"), ("weight", "'nan'"), ("hot_share", "1"), ("on_crash", "'drop'"), ("model", "''"),
     ],
 )  # fmt: skip
 def test_every_check_of_the_table_is_answered_by_its_option(

@@ -143,7 +143,7 @@ def test_lines_keep_their_order(dsn: str) -> None:
     (line,) = (row for row in run_cli(dsn, "status").rows if row[:2] == ["model", "m"])
 
     assert line[:8] == ["model", "m", "0", "60", "0", "0", "3", "true"]
-    assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", ""]
+    assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", "", "retry"]
 
 
 def test_set_aside_rows_are_shown(dsn: str) -> None:
@@ -161,3 +161,16 @@ def test_status_of_an_idle_database_is_quiet(installed: str) -> None:
     rows = run_cli(installed, "status").rows
 
     assert [row[0] for row in rows] == ["database"]
+
+
+def test_the_quiet_minute_after_a_failover_is_shown_while_it_lasts(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        assert not [note for note in notes(dsn) if "state may be lost" in note]
+
+        conn.execute("update llmqueue.epoch set timeline = '000000FF'")
+        conn.execute("select llmqueue.check_epoch(null)")
+        [shown] = [note for note in notes(dsn) if "state may be lost" in note]
+        assert shown.startswith("after a failover or a recovery state may be lost: nothing is granted until ")
+
+        conn.execute("update llmqueue.epoch set quiet_until = clock_timestamp()")
+        assert not [note for note in notes(dsn) if "state may be lost" in note]

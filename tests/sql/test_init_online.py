@@ -62,15 +62,15 @@ def test_interrupted_in_the_middle_of_an_index_the_rest_is_healed(database: str)
     assert len(rows(database, "select from pg_index where indrelid = 'tasks'::regclass")) == 6
 
 
-def test_a_valid_index_from_other_words_is_built_anew(installed: str) -> None:
+def test_a_valid_index_from_other_words_is_replaced(installed: str) -> None:
     run(installed, "update llmqueue.applied set source_hash = 'other' where part = 'index llmqueue_ready'")
 
     lines = adopt(installed)
 
     assert lines == [
-        "[1/3] drop the index llmqueue_ready, made from another definition",
-        "[2/3] remember what the indexes are made from",
-        "[3/3] build the index llmqueue_ready, beside the writers",
+        "[1/3] remember what the indexes are made from",
+        "[2/3] build the index that will replace llmqueue_ready, beside the writers",
+        "[3/3] put the new llmqueue_ready in the place of the old one",
         "done: public.tasks is adopted",
     ]
 

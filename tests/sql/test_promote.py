@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import psycopg
+
 from tests.support.sql import T0, Queue, retry
 
 
@@ -54,3 +56,25 @@ def test_rows_whose_promotion_is_swallowed_do_not_stand_before_all_others(queue:
     assert queue.promote(3) == 1
     assert queue.task(good)["status"] == "unsolved"
     assert queue.aside() == dict.fromkeys(bad, "promote")
+
+
+def test_an_owners_deferred_trigger_costs_its_row_and_no_other_chore(installed: str) -> None:
+    """With autocommit, as a worker's statements are: a constraint that is deferred would raise at the COMMIT."""
+    with psycopg.connect(installed, autocommit=True) as conn:
+        conn.execute(
+            "insert into tasks (prompt, status, run_at) select p, 'delayed', now() from unnest('{bad,good}'::text[]) p"
+        )
+        conn.execute(
+            "create function public.refuse() returns trigger language plpgsql as $$ begin "
+            "if new.prompt = 'bad' then raise exception 'no'; end if; return null; end $$"
+        )
+        conn.execute(
+            "create constraint trigger refuse after update on tasks deferrable initially deferred "
+            "for each row execute function public.refuse()"
+        )
+
+        conn.execute("select llmqueue.do_chores(gen_random_uuid(), array['promote'], 0)")
+
+        found = conn.execute("select prompt, status from tasks order by prompt").fetchall()
+        assert found == [("bad", "delayed"), ("good", "unsolved")]
+        assert conn.execute("select step, reason from llmqueue.set_aside").fetchall() == [("promote", "no")]

@@ -56,6 +56,17 @@ def test_an_old_ledger_goes_in_bounded_steps_whatever_the_plan(queue: Queue, for
     assert queue.values("select cell from llmqueue.ledger_grant") == [5001]
 
 
+def test_the_newest_attempt_stays_since_a_lost_state_is_known_by_it(queue: Queue) -> None:
+    queue.model("m", 60000)
+    queue.add(3)
+    grants = queue.claim(3).grants
+    queue.settle(*(complete(grant) for grant in grants))
+
+    queue.value("select llmqueue.prune_attempts('1 hour', 100, %s)", queue.now + timedelta(days=1))
+
+    assert queue.values("select fence from llmqueue.attempt") == [grants[-1].fence]
+
+
 def test_old_ended_attempts_go_and_open_or_young_ones_stay(queue: Queue) -> None:
     queue.model("m", 60000)
     queue.add(4)
@@ -83,4 +94,5 @@ def test_attempts_are_pruned_in_bounded_steps_behind_open_ones(queue: Queue) -> 
     for _ in range(10):
         queue.value("select llmqueue.prune_attempts(%s, 8, %s)", timedelta(days=30), queue.now)
 
-    assert queue.values("select fence from llmqueue.attempt order by 1") == [grant.fence for grant in grants[:5]]
+    left = [*grants[:5], grants[-1]]
+    assert queue.values("select fence from llmqueue.attempt order by 1") == [grant.fence for grant in left]

@@ -11,7 +11,9 @@ from uuid import uuid4
 import anyio
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
+from llmqueue.errors import DatabaseSilent
 from llmqueue.models import Claim, Complete, Grant, Release, Retry, Settlement, Usage
 from llmqueue.slots import Room
 from llmqueue.store import Store
@@ -176,4 +178,27 @@ async def test_a_grant_is_good_for_half_of_the_guard(store: Store, conn: Conn) -
     grant = await only(store)
 
     assert started_at <= grant.granted_at <= time.monotonic()
-    assert grant.send_before == grant.granted_at + 0.25
+    assert grant.send_before == pytest.approx(grant.granted_at + 0.2)
+
+
+async def test_a_statement_that_is_not_answered_in_time_is_told_from_a_database_that_is_away(
+    store: Store, conn: Conn, installed: str
+) -> None:
+    impatient = Store(
+        make_conninfo(installed, options="-c statement_timeout=50ms"),
+        store.worker,
+        prompt_is_json=False,
+        answer_is_json=False,
+        is_pooled=True,
+    )
+    await impatient.open()
+    try:
+        with conn.transaction():
+            conn.execute("select from llmqueue.worker for update")
+
+            with pytest.raises(DatabaseSilent):
+                await store.heartbeat(0, timeout_s=0.05)
+            with pytest.raises(DatabaseSilent):
+                await impatient.heartbeat(0)
+    finally:
+        await impatient.aclose()

@@ -127,6 +127,20 @@ def test_a_worker_that_wakes_up_from_a_gap_sweeps_nobody_before_it_has_beaten(qu
     assert queue.values("select count(*) from llmqueue.worker") == [2]
 
 
+def test_after_the_clock_has_jumped_ahead_nobody_is_swept_by_who_has_not_beaten_since(
+    queue: Queue, sweeper: UUID
+) -> None:
+    queue.add()
+    grant = queue.claim(1).only
+    queue.advance(4)
+    queue.beat(sweeper)
+    queue.advance(16.5)  # a jump: the other one's last beat looks like more than a lease ago, and it lives
+
+    assert queue.sweep(sweeper) == 0
+
+    assert queue.task(grant.id)["status"] == "running"
+
+
 def test_within_a_lease_of_the_servers_start_nobody_is_swept(queue: Queue, sweeper: UUID) -> None:
     queue.add()
     queue.claim(1)

@@ -159,22 +159,3 @@ def test_worker_status_tells_dead_draining_working_and_idle(conn: Conn) -> None:
     rows = fetch(conn, "select name, state from llmqueue.worker_status order by name")
 
     assert rows == [("a", "working"), ("b", "idle"), ("c", "draining"), ("d", "dead")]
-
-
-def test_reader_of_the_views_needs_no_right_on_the_tasks(conn: Conn) -> None:
-    conn.execute("insert into tasks (prompt) values ('secret')")
-    conn.execute("drop role if exists viewer_of_backlog")
-    conn.execute("create role viewer_of_backlog")
-    conn.execute("grant usage on schema llmqueue to viewer_of_backlog")
-    conn.execute("grant select on all tables in schema llmqueue to viewer_of_backlog")
-    conn.execute("revoke select on llmqueue.task from viewer_of_backlog")
-    try:
-        conn.execute("set role viewer_of_backlog")
-
-        assert fetch(conn, "select tasks from llmqueue.backlog") == [(1,)]
-        assert fetch(conn, "select count(*) from llmqueue.model_status") == [(0,)]
-        assert fetch(conn, "select count(*) from llmqueue.eta") == [(1,)]
-    finally:
-        conn.execute("reset role")
-        conn.execute("drop owned by viewer_of_backlog")
-        conn.execute("drop role viewer_of_backlog")

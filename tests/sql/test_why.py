@@ -202,6 +202,21 @@ def test_a_closed_model_whose_probe_this_task_may_be(queue: Queue) -> None:
     assert queue.claim().ids == [key]
 
 
+def test_asking_why_changes_nothing_and_works_where_nothing_can_be_written(queue: Queue) -> None:
+    key = add(queue)
+    close(queue, -1)
+    probe = queue.claim().only
+    queue.rows("update llmqueue.model_state set probe_fence = %s", probe.fence)
+    queue.advance(10)  # not refused for 5 s: a claim would open the model
+    waiting = add(queue)
+    queue.rows("set transaction_read_only = on")
+
+    assert verdict(queue, waiting)[0] == "ready"
+    assert verdict(queue, key)[0] == "running"
+
+    assert queue.values("select closed_until is not null from llmqueue.model_state") == [True]
+
+
 def test_a_closed_model_that_is_probed(queue: Queue) -> None:
     probe = add(queue)
     close(queue, -1)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def start(out_path: Path, *arguments: str, env: Mapping[str, str]) -> Process:
+    """Its LLMQUEUE_HOME is the folder `home` beside its output, unless `env` says another."""
+    env = {"LLMQUEUE_HOME": str(out_path.parent / "home")} | dict(env)
     with out_path.open("wb") as out:
         popen = subprocess.Popen(
             [*LLMQUEUE, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=dict(env)
@@ -48,6 +51,7 @@ def start(out_path: Path, *arguments: str, env: Mapping[str, str]) -> Process:
 
 
 def run(*arguments: str, env: Mapping[str, str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    env = {"LLMQUEUE_HOME": str(Path(tempfile.gettempdir()) / "llmqueue-test-home")} | dict(env)
     return subprocess.run(
         [*LLMQUEUE, *arguments],
         stdin=subprocess.DEVNULL,

@@ -84,9 +84,13 @@ def _start_from_wheel(version: int) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def bin_path_of_15() -> Path:
+    return Path(os.environ.get("LLMQUEUE_TEST_PG15_BIN") or "/usr/lib/postgresql/15/bin")
+
+
 @contextmanager
 def _start_15(version: int) -> Iterator[Server]:
-    bin_path = Path(os.environ.get("LLMQUEUE_TEST_PG15_BIN") or "/usr/lib/postgresql/15/bin")
+    bin_path = bin_path_of_15()
     if not (bin_path / "initdb").exists():
         pytest.skip(f"no PostgreSQL 15 in {bin_path}; name its bin folder in LLMQUEUE_TEST_PG15_BIN")
     user = SERVER_USER_OF_15 if os.geteuid() == 0 else None

@@ -74,7 +74,7 @@ class Queue:
         self.conn = cast(psycopg.Connection[DictRow], conn)
         self.now = now
         self.worker = self.register()
-        self._turns: dict[UUID, Any] = {}
+        self.turns: dict[UUID, Any] = {}
 
     # --- plain SQL ----------------------------------------------------------------------------------------------
 
@@ -168,10 +168,10 @@ class Queue:
             "chores": list(chores),
             "now": self.now,
             "hot_slots": hot_slots,
-            "turns": Jsonb(self._turns.get(worker)),
+            "turns": Jsonb(self.turns.get(worker)),
         }
         found = self.conn.execute(CLAIM, args).fetchall()
-        self._turns[worker] = next((row["turns"] for row in found if row["turns"] is not None), None)
+        self.turns[worker] = next((row["turns"] for row in found if row["turns"] is not None), None)
         verdicts = [row for row in found if row["task_id"] is None]
         names = tuple(field.name for field in fields(Grant) if field.name not in {"worker", "id"})
         return Claimed(

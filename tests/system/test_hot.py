@@ -41,5 +41,5 @@ def test_a_hot_task_is_answered_while_calls_that_never_end_hold_all_other_slots(
                     == (10,)
                 )
             )
-            assert running(conn) == cold
+            eventually(lambda: running(conn) == cold)  # late grants are given back and made again
             assert worker.stop() == 0

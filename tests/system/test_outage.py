@@ -27,6 +27,7 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_database_costs_no_answer(own_server: Server, tmp_path: Path) -> None:
     dsn = own_server.dsn()
     install(dsn, AdoptionSpec())
@@ -96,6 +97,9 @@ def test_a_database_without_init_or_with_a_newer_schema_is_refused(database: str
     with psycopg.connect(installed, autocommit=True) as conn:
         conn.execute(
             "insert into llmqueue.schema_version (version, name, applied_at) values (9999, 'from_the_future', now())"
+        )
+        conn.execute(
+            "create or replace function llmqueue.oldest_program() returns integer language sql as 'select 9999'"
         )
     newer = processes.run("worker", env=processes.environment(DATABASE_URL=installed))
     assert newer.returncode == 1

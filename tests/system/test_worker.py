@@ -74,6 +74,7 @@ def test_a_killed_worker_costs_its_tasks_nothing_but_time(
     assert conn.execute("select count(*) from llmqueue.worker").fetchone()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_changed_limit_holds_from_its_commit(installed: str, conn: psycopg.Connection, tmp_path: Path) -> None:
     window_s = 2.0
     conn.execute("update llmqueue.limiter set window_s = %s", (window_s,))
@@ -150,6 +151,7 @@ def test_a_second_ctrl_c_ends_at_once(installed: str, conn: psycopg.Connection, 
             assert worker.stop(signal.SIGINT, timeout_s=10) == 130
 
 
+@pytest.mark.slow
 def test_an_unreachable_backend_is_said_once_and_costs_no_attempt(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:

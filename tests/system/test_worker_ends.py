@@ -8,9 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator import expected_answer
 from tests.support import processes
 from tests.support.eventually import eventually
+from tests.support.held import answer_to, held_backend
 
 pytestmark = pytest.mark.system
 
@@ -46,12 +46,15 @@ def test_an_upgrade_under_a_running_worker_costs_no_answer(
 ) -> None:
     conn.execute("insert into llmqueue.model_config (model, rpm) values ('a', 6000)")
     conn.execute("insert into tasks (prompt) select 'prompt ' || n from generate_series(1, 8) n")
-    with processes.backend(tmp_path, "--any-model", "--speed", "2") as url:
-        env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url, DRAIN_S="120")
+    with held_backend() as backend:
+        env = processes.environment(DATABASE_URL=installed, BACKEND_URL=backend.url, DRAIN_S="120")
         with processes.workers(tmp_path, 1, env=env) as [worker]:
-            eventually(lambda: conn.execute("select count(*) from tasks where status = 'running'").fetchone() == (8,))
+            eventually(lambda: len(backend.calls) == 8)
             with conn.transaction():
                 conn.execute("insert into llmqueue.schema_version (version, name) values (99, 'of_the_future')")
+                conn.execute(
+                    "create or replace function llmqueue.oldest_program() returns integer language sql as 'select 99'"
+                )
                 conn.execute("""
                     do $$ declare f regprocedure; begin
                         for f in select oid from pg_proc
@@ -59,11 +62,12 @@ def test_an_upgrade_under_a_running_worker_costs_no_answer(
                         loop execute 'drop function ' || f || ' cascade'; end loop; end $$""")
             eventually(lambda: '"schema_outgrown"' in worker.output)
             conn.execute("insert into tasks (prompt) values ('for the next release')")
+            backend.release(8)
             assert worker.wait(120) == 1
 
     rows = conn.execute("select prompt, answer, attempts from tasks where status = 'solved'").fetchall()
     assert len(rows) == 8
-    assert [prompt for prompt, answer, attempts in rows if (answer, attempts) != (expected_answer(prompt), 1)] == []
+    assert [prompt for prompt, answer, attempts in rows if (answer, attempts) != (answer_to(str(prompt)), 1)] == []
     assert worker.output.count('"schema_outgrown"') == 1
     assert '"attempt_ended"' in worker.output.split('"schema_outgrown"')[1], "a call was in flight"
     assert "install the new release here too" in worker.output.strip().splitlines()[-1]

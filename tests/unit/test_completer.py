@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
+from uuid import UUID, uuid4
 
 import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from llmqueue import completer as completer_module
 from llmqueue.completer import MAX_FLUSH, Completer
-from llmqueue.errors import DatabaseUnreachable, SqlError
+from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError
 from llmqueue.logs import Event
 from llmqueue.models import Complete, Grant, RefusalKind, Retry, Settlement, Task, Usage
 from llmqueue.outage import Outage
+from llmqueue.spill import Database, Spill
 from llmqueue.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +42,7 @@ class Recorder:
         self.gate = anyio.Event()
         self.gate.set()
 
-    async def settle(self, batch: Sequence[Settlement]) -> dict[int, str]:
+    async def settle(self, batch: Sequence[Settlement], worker: UUID) -> dict[int, str]:
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
@@ -56,9 +60,18 @@ class Run:
     def __init__(self) -> None:
         self.store = Recorder()
         self.settled: list[int] = []
+        self.beat_failures: list[Exception] = []
         self.completer = Completer(
-            cast(Store, self.store), lambda settlement: self.settled.append(settlement.grant.task.fence)
+            cast(Store, self.store),
+            lambda settlement: self.settled.append(settlement.grant.task.fence),
+            Spill(Path("/nowhere"), uuid4(), Database("1/1", "db")),
+            self.beat,
         )
+
+    async def beat(self) -> None:
+        if self.beat_failures:
+            raise self.beat_failures.pop()
+        self.store.flushes.append([])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -119,6 +132,32 @@ async def test_an_outage_loses_nothing_and_frees_no_slot_before_its_end(run: Run
     assert [fence for flush in run.store.flushes for fence in flush] == [1, 2]
 
 
+async def test_a_flush_that_the_database_cannot_do_in_time_is_sent_in_ever_smaller_parts(run: Run) -> None:
+    def slow(batch: Sequence[Settlement]) -> dict[int, str]:
+        if len(batch) > 3:
+            raise DatabaseSilent("the database has not answered for 15 s")
+        return dict.fromkeys(fences(batch), "completed")
+
+    run.store.outcomes = slow
+    for fence in range(10):
+        run.completer.put(end(fence))
+    async with run.running():
+        await run.until(lambda: len(run.settled) == 10)
+
+    assert run.settled == list(range(10))
+
+
+async def test_a_heartbeat_that_is_not_answered_says_nothing_about_the_size(run: Run) -> None:
+    run.store.failures = [DatabaseUnreachable("away")]
+    run.beat_failures = [DatabaseSilent("the database has not answered for 4 s")] * 2
+    for fence in range(10):
+        run.completer.put(end(fence))
+    async with run.running():
+        await run.until(lambda: len(run.settled) == 10)
+
+    assert run.store.flushes == [[], list(range(10))]
+
+
 async def test_a_busy_row_is_asked_for_again_and_keeps_its_slot(run: Run) -> None:
     asked = 0
 
@@ -163,6 +202,23 @@ async def test_what_was_in_flight_when_it_was_stopped_is_still_there_for_the_dra
     assert await run.completer.drain(20) == 0
 
     assert run.settled == [0, 1, 2]
+
+
+async def test_at_a_stop_a_flush_that_hangs_is_cut_off_also_the_one_under_way(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completer_module, "HURRIED_S", 0.02)
+    run.store.gate = anyio.Event()  # silent
+    run.completer.put(end(1))
+    async with run.running():
+        await run.until(lambda: run.completer.unsettled == 1 and not run.completer._waiting)
+        run.completer.hurry()
+
+    with anyio.fail_after(20):
+        assert await run.completer.drain(0.1) == 1
+    run.store.gate.set()
+    assert await run.completer.drain(20) == 0
+    assert run.settled == [1]
 
 
 async def test_a_drain_gives_up_in_time_and_says_how_many_are_left(run: Run) -> None:

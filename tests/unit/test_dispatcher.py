@@ -287,3 +287,14 @@ async def test_grants_that_are_all_late_slow_the_claims_down_and_it_is_said(run:
 
     assert asked >= CLAIMS
     assert len(run.database.asked) == asked, "a pause that a bell does not end"
+
+
+async def test_nothing_is_claimed_while_there_is_no_place_for_answers(run: Run) -> None:
+    is_full = True
+    run.dispatcher.is_full = lambda: is_full
+    run.database.cold = 5
+    async with run.running():
+        await anyio.sleep(SPIN_S)
+        assert (run.started, run.database.asked) == ([], [])
+        is_full = False
+        await run.until(lambda: len(run.started) == 5)

@@ -42,3 +42,13 @@ def test_every_chore_is_due_at_its_own_pace(clock: Clock) -> None:
         chores.done(chores.due_chores())
 
     assert done == {"promote": 120, "heartbeat": 15, "sweep": 15, "prune": 2, "calibrate": 2}
+
+
+def test_nobody_is_swept_while_answers_of_attempts_that_look_lost_wait(clock: Clock) -> None:
+    chores = Leases(cast("Store", None), "name", None, lease_s=20.0, guard_s=0.5)
+    is_behind = True
+    chores.may_sweep = lambda: not is_behind
+
+    assert set(chores.due_chores()) == {"heartbeat", "promote", "prune", "calibrate"}
+    is_behind = False
+    assert "sweep" in chores.due_chores()

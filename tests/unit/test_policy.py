@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from llmqueue.circuit import Blame
 from llmqueue.models import (
     Answer,
     Breakdown,
@@ -68,6 +69,18 @@ def test_a_breakdown_counts_and_backs_off_with_full_jitter() -> None:
         ceiling = min(BACKOFF_CAP_S, 2.0 ** (attempt_no - 1) if attempt_no < 50 else BACKOFF_CAP_S)
         assert 0.05 <= min(pauses) <= 0.2 * ceiling + 0.05
         assert 0.8 * ceiling <= max(pauses) <= ceiling
+
+
+@pytest.mark.parametrize(
+    ("blame", "counts", "refusal"), [("attempt", True, None), ("model", False, "failures"), ("backend", False, None)]
+)
+def test_a_breakdown_counts_only_where_it_is_the_attempts_own(
+    blame: Blame, counts: bool, refusal: RefusalKind | None
+) -> None:
+    decision = decide(Breakdown("http_502", "Bad Gateway"), 1, RNG, blame)
+
+    assert isinstance(decision, Retry)
+    assert (decision.counts, decision.refusal, decision.may_be_backends) == (counts, refusal, True)
 
 
 def test_a_rejection_is_a_dead_letter_at_once() -> None:

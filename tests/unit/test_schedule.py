@@ -7,7 +7,7 @@ import math
 import pytest
 
 from llmqueue.models import Verdict
-from llmqueue.schedule import CONTENDED_S, JITTER_S, Schedule
+from llmqueue.schedule import CONTENDED_S, GRID_S, JITTER_S, Schedule
 
 # those that come with the time when more may be had
 TIMED = ["rpm", "pace", "burst", "tpm", "day", "closed"]
@@ -52,14 +52,29 @@ def test_a_refused_model_is_asked_when_it_said_and_not_before(schedule: Schedule
     note(schedule, "m", reason, 2.5)
 
     assert schedule.due(102.4999) == []
-    assert 102.5 <= schedule.next_at() <= 102.5 + JITTER_S
-    assert schedule.due(102.5 + JITTER_S) == ["m"]
+    assert 102.5 <= schedule.next_at() <= 102.5 + GRID_S + JITTER_S
+    assert schedule.due(102.5 + GRID_S + JITTER_S) == ["m"]
+
+
+def test_models_refused_for_about_as_long_are_asked_together(schedule: Schedule) -> None:
+    for n in range(10):
+        note(schedule, f"m{n}", "rpm", 0.25 + n / 250)
+
+    assert len({schedule._ask_at[f"m{n}"] for n in range(10)}) <= 3
+
+
+def test_a_hot_task_is_asked_for_without_regard_to_the_others(schedule: Schedule) -> None:
+    schedule.note(Verdict("m", None, None), 100.0)
+    schedule.hot_came(100.0)
+    note(schedule, "m", "pace", 0.3)
+
+    assert 100.3 <= schedule.next_hot_at() <= 100.3 + JITTER_S
 
 
 def test_a_time_in_the_past_means_now(schedule: Schedule) -> None:
     note(schedule, "m", "rpm", -3.0)
 
-    assert 100.0 <= schedule.next_at() <= 100.0 + JITTER_S
+    assert 100.0 <= schedule.next_at() <= 100.0 + GRID_S + JITTER_S
 
 
 def test_a_contended_model_is_asked_again_soon(schedule: Schedule) -> None:
@@ -128,7 +143,7 @@ def test_a_day_s_quota_is_waited_for_that_long(schedule: Schedule) -> None:
     note(schedule, "m", "day", 40_000.0)
 
     assert schedule.due(40_099.0) == []
-    assert schedule.due(40_100.0 + JITTER_S) == ["m"]
+    assert schedule.due(40_100.0 + GRID_S + JITTER_S) == ["m"]
 
 
 # --- hot tasks --------------------------------------------------------------------------------------------------

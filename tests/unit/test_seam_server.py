@@ -15,13 +15,16 @@ GOOD = Server(
     role="owner",
     may_create_schema=True,
     has_schema=False,
-    owns_schema=True,
+    schema_owner=None,
 )
 
 
 def test_nothing_speaks_against_a_good_server() -> None:
     assert judge(GOOD) == []
-    assert judge(replace(GOOD, major=15, version="15.0", has_schema=True, may_create_schema=False)) == []
+    assert (
+        judge(replace(GOOD, major=15, version="15.0", has_schema=True, schema_owner="owner", may_create_schema=False))
+        == []
+    )
 
 
 def test_an_old_server_a_standby_and_a_foreign_schema_are_refused_with_the_remedy() -> None:
@@ -31,6 +34,8 @@ def test_an_old_server_a_standby_and_a_foreign_schema_are_refused_with_the_remed
     assert judge(replace(GOOD, is_standby=True, is_read_only=True)) == [
         "the server is a standby, where nothing can be written. Connect to the primary."
     ]
-    assert judge(replace(GOOD, has_schema=True, owns_schema=False)) == [
-        "the schema llmqueue belongs to another role than owner. Connect as the role that ran init first."
-    ]
+    (problem,) = judge(replace(GOOD, has_schema=True, schema_owner="App Owner"))
+    assert problem == (
+        'the schema llmqueue belongs to the role "App Owner", and this session is owner. '
+        'Connect as "App Owner", or add ?options=-crole%3DApp%20Owner to the URL of a member of it.'
+    )

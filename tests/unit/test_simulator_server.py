@@ -171,6 +171,27 @@ async def test_nonsense_limits_are_refused_and_change_nothing(limits: object, st
             assert await unchanged.json() == {"m": None}
 
 
+async def test_rates_of_faults_changed_live_hold_from_the_next_call():
+    async with serving() as (_, client):
+        async with client.put("/faults", json={"error_rate": 1}) as changed:
+            assert (await changed.json())["error_rate"] == 1
+        async with client.post("/single", json=single("p")) as faulty:
+            assert faulty.status == 500
+        async with client.put("/faults", json={}):
+            pass
+        async with client.post("/single", json=single("p")) as answered:
+            assert answered.status == 200
+
+
+@pytest.mark.parametrize("rates", [{"error_rate": 2}, {"error_rate": True}, {"unknown": 0.1}, {"hang_rate": "1"}, []])
+async def test_nonsense_rates_are_refused_and_change_nothing(rates: object):
+    async with serving() as (_, client):
+        async with client.put("/faults", json=rates) as refused:
+            assert refused.status == 422
+        async with client.get("/faults") as unchanged:
+            assert set((await unchanged.json()).values()) == {0.0}
+
+
 async def test_an_unknown_model_is_404_and_any_model_serves_it():
     async with serving() as (_, client):
         async with client.post("/single", json=single("p", "other")) as reply:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmqueue.models import ClaimRow
-from llmqueue.texts import read_task
+from llmqueue.models import ClaimRow, Json
+from llmqueue.texts import has_nul, read_task, why_unstorable
 
 ROW = ClaimRow(
     model="m",
@@ -29,6 +29,7 @@ ROW = ClaimRow(
     guard_s=0.5,
     kinds_ratio=None,
     turns=None,
+    epoch=None,
 )
 
 
@@ -53,3 +54,22 @@ def test_json_is_read_only_from_a_json_column() -> None:
 )
 def test_what_cannot_be_read_says_why(prompt: str | None, params: str | None) -> None:
     assert read_task(1, replace(ROW, prompt=prompt, params=params), prompt_is_json=True).unreadable
+
+
+def nested(inner: Json, depth: int) -> Json:
+    value = inner
+    for _ in range(depth):
+        value = {"a": [value]}
+    return value
+
+
+def test_a_nul_is_found_however_deep_it_lies() -> None:
+    # the stack of a test is not that of a worker: far deeper than either
+    assert has_nul(nested("x\x00", 50_000))
+    assert has_nul(nested({"x\x00": 1}, 50_000))
+    assert not has_nul(nested("x", 50_000))
+    assert not has_nul([1, None, True, 1.5])
+
+
+def test_an_answer_as_deep_as_json_can_be_read_is_storable() -> None:
+    assert why_unstorable(nested("x", 450)) is None

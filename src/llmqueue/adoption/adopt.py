@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from llmqueue.adoption import advice
+from llmqueue.adoption import advice, cluster
 from llmqueue.adoption.checks import Findings, check_relation, resolve
 from llmqueue.adoption.default_table import default_mapping
 from llmqueue.adoption.indexes import Progress, build
@@ -25,6 +25,7 @@ from llmqueue.adoption.table import Connection, Table, read_table, schema_names,
 from llmqueue.connect import classify, connect
 from llmqueue.errors import AdoptionRefused, Failure
 from llmqueue.mapping import Mapping, find_mapping, quoted
+from llmqueue.migrate import read_applied
 
 __all__ = ["AdoptionSpec", "Plan", "install", "plan"]
 
@@ -135,7 +136,7 @@ def _plan(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Plan:
     with conn.transaction():
         conn.execute("set transaction isolation level repeatable read")
         found = _find(conn, spec, search_path)
-        steps = remaining(conn, found.mapping, found.table)
+        steps = remaining(conn, found.mapping, found.table, search_path=search_path, with_roles=spec.with_roles)
     return Plan(found.mapping.label, tuple(steps), tuple(found.warnings))
 
 
@@ -167,9 +168,17 @@ def _find(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Adopt
             label = mapping.label
     if mapping is not None and not findings.problems:
         check_index_names(conn, mapping, table, findings)
+        findings.problems += _check_roles(conn, mapping, search_path, with_roles=spec.with_roles)
     if findings.problems or mapping is None:
         raise AdoptionRefused(_refusal(label, findings.problems))
     return Adoption(mapping, table, findings.warnings)
+
+
+def _check_roles(conn: Connection, mapping: Mapping, search_path: list[str], *, with_roles: bool) -> list[str]:
+    if not with_roles and "roles" not in read_applied(conn):
+        return []
+    found = cluster.read_cluster(conn, mapping, cluster.owners_path(conn, mapping, search_path))
+    return cluster.check(found, mapping, with_roles=with_roles)
 
 
 def _refusal(label: str, problems: list[str]) -> str:

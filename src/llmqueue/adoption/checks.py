@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmqueue.adoption.columns import OWN_STATUS, OWN_STATUS_COLUMN, QUEUED, STATUSES, OurColumn, ours
+from llmqueue.adoption.server import act_as
 from llmqueue.adoption.spec import AdoptionSpec, near, parse_name
 from llmqueue.adoption.status_words import Values, check_words
 from llmqueue.adoption.table import ORDINARY, Column, Connection, Table
@@ -52,8 +53,8 @@ def check_relation(table: Table, findings: Findings) -> bool:
         )
     if not relation.is_owner:
         findings.problems.append(
-            f"it belongs to the role {quoted(relation.owner)}, and only that role may add columns. "
-            f"Connect as {quoted(relation.owner)}, or as a member of it."
+            f"it belongs to the role {quoted(relation.owner)}, which is to own what init makes for it, "
+            f"and this session is {quoted(relation.role)}. {act_as(relation.owner)}"
         )
     if not relation.may_create_in_schema:
         schema = quoted(relation.schema)

@@ -1,10 +1,14 @@
-"""Builds the indexes CONCURRENTLY and says how far it is; what an interrupted build left behind is built anew."""
+"""Builds the indexes CONCURRENTLY and says how far it is; what an interrupted build left behind is built anew.
+
+An index of another definition is replaced: the new one is built beside it under another name, and takes its place.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import psycopg
@@ -22,6 +26,7 @@ Progress = Callable[[str, float | None], None]
 
 _LOOK_EVERY_S: Final = 0.5
 _LINE_EVERY_S: Final = 10.0
+_INTERRUPTED: Final = "left invalid by an interrupted build"
 
 _PROGRESS: Final = """
     select phase, blocks_done::float8 / nullif(blocks_total, 0), lockers_total - lockers_done, current_locker_pid
@@ -29,34 +34,50 @@ _PROGRESS: Final = """
 """
 
 
-def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Applied]) -> list[Step]:
+@dataclass(frozen=True, slots=True)
+class IndexSteps:
+    """What is left to do about the indexes: building, and putting what was built in the place of an older one."""
+
+    builds: list[Step]
+    swaps: list[Step]
+
+
+def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Applied]) -> IndexSteps:
     """Return the steps that make the indexes what they should be; none for one that is.
 
-    `there` has the indexes of our names on the user's table.
+    `there` has the indexes of our names on the user's table. A valid one of another definition serves until its
+    replacement is built: claims never run without an index.
     """
     drops: list[Step] = []
     records: list[str] = []
     builds: list[Step] = []
+    swaps: list[Step] = []
+
+    def build_as(name: str, title: str) -> None:
+        if not _is_known(mapping, name, applied):
+            records.append(record_index(name, seam.index(mapping, name)))
+        builds.append(Step(f"index {name}", title, (seam.index(mapping, name),), is_transaction=False))
+
     for name in seam.INDEXES:
-        create = seam.index(mapping, name)
-        known = applied.get(f"index {name}")
-        is_known = known is not None and known.source_hash == digest([create])
-        index = there.get(name)
-        if index is not None and not (is_known and index.is_valid):
-            why = "made from another definition" if index.is_valid else "left invalid by an interrupted build"
-            drops.append(
-                Step(f"drop {name}", f"drop the index {name}, {why}", (_drop(mapping, name),), is_transaction=False)
-            )
-            index = None
-        if not is_known:
-            records.append(record_index(name, create))
-        if index is None:
-            title = f"build the index {name}, beside the writers"
-            builds.append(Step(f"index {name}", title, (create,), is_transaction=False))
-    if not records:
-        return drops + builds
+        index, new = there.get(name), there.get(seam.replacement(name))
+        is_right = index is not None and index.is_valid and _is_known(mapping, name, applied)
+        is_new_right = new is not None and new.is_valid and _is_known(mapping, new.name, applied)
+        if new is not None and (is_right or not is_new_right):
+            drops.append(_drop_step(mapping, new, "it is of no use any more" if new.is_valid else _INTERRUPTED))
+        if is_right:
+            continue
+        if is_new_right:
+            swaps.append(_swap(mapping, name))
+        elif index is not None and index.is_valid:
+            build_as(seam.replacement(name), f"build the index that will replace {name}, beside the writers")
+            swaps.append(_swap(mapping, name))
+        else:
+            if index is not None:
+                drops.append(_drop_step(mapping, index, _INTERRUPTED))
+            build_as(name, f"build the index {name}, beside the writers")
     # Remembered before they are built: a valid index of ours is then known to be made from this.
-    return [*drops, Step("indexes", "remember what the indexes are made from", tuple(records)), *builds]
+    remember = [Step("indexes", "remember what the indexes are made from", tuple(records))] if records else []
+    return IndexSteps([*drops, *remember, *builds], swaps)
 
 
 def build(conn: Connection, step: Step, *, report: Report, progress: Progress | None) -> None:
@@ -122,5 +143,23 @@ def _describe(row: tuple[object, ...]) -> tuple[str, float | None]:
     return str(phase), float(str(fraction)) if fraction is not None else None
 
 
-def _drop(mapping: Mapping, name: str) -> str:
-    return seam.text(sql.SQL("drop index concurrently if exists {}").format(sql.Identifier(mapping.table_schema, name)))
+def _is_known(mapping: Mapping, name: str, applied: dict[str, Applied]) -> bool:
+    known = applied.get(f"index {name}")
+    return known is not None and known.source_hash == digest([seam.index(mapping, name)])
+
+
+def _drop_step(mapping: Mapping, index: Index, why: str) -> Step:
+    drop = sql.SQL("drop index concurrently if exists {}").format(sql.Identifier(mapping.table_schema, index.name))
+    return Step(f"drop {index.name}", f"drop the index {index.name}, {why}", (seam.text(drop),), is_transaction=False)
+
+
+def _swap(mapping: Mapping, name: str) -> Step:
+    """One short transaction: whoever looks sees the old index or the new one."""
+    new = seam.replacement(name)
+    drop = sql.SQL("drop index if exists {}").format(sql.Identifier(mapping.table_schema, name))
+    rename = sql.SQL("alter index {} rename to {}").format(
+        sql.Identifier(mapping.table_schema, new), sql.Identifier(name)
+    )
+    forget = sql.SQL("delete from llmqueue.applied where part = {}").format(sql.Literal(f"index {new}"))
+    statements = (seam.text(drop), seam.text(rename), record_index(name, seam.index(mapping, name)), seam.text(forget))
+    return Step(f"swap {name}", f"put the new {name} in the place of the old one", statements)

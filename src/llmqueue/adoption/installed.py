@@ -54,7 +54,7 @@ def check_still_there(mapping: Mapping, table: Table | None, findings: Findings)
 def check_index_names(conn: Connection, mapping: Mapping, table: Table | None, findings: Findings) -> None:
     """Find indexes of our names on another table: left over from an adoption that was dropped."""
     oid = table.relation.oid if table else None
-    for index in read_indexes(conn, mapping.table_schema, seam.INDEXES).values():
+    for index in read_indexes(conn, mapping.table_schema, seam.all_index_names()).values():
         if index.table_oid != oid:
             name = f"{quoted(mapping.table_schema)}.{index.name}"
             findings.problems.append(

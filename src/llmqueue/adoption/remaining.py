@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from llmqueue.adoption import seam
+from llmqueue.adoption import cluster, rights, seam
 from llmqueue.adoption.columns import ours
 from llmqueue.adoption.default_table import column_definition, create_table
 from llmqueue.adoption.indexes import index_steps
 from llmqueue.adoption.steps import Step
 from llmqueue.adoption.table import Connection, Table, read_indexes
 from llmqueue.mapping import Mapping, find_mapping
-from llmqueue.migrate import Applied, migration_steps, parts, read_applied, read_versions
-from llmqueue.resources import sql_dir
+from llmqueue.migrate import Applied, migration_steps, parts, read_applied, read_versions, rights_parts, upgrade
+from llmqueue.resources import sql_dir, sql_files
 
 
-def remaining(conn: Connection, mapping: Mapping, table: Table | None) -> list[Step]:
+def remaining(
+    conn: Connection, mapping: Mapping, table: Table | None, *, search_path: Sequence[str], with_roles: bool
+) -> list[Step]:
     """Return the steps in the order in which they run; none when there is nothing to change.
 
     Raises:
@@ -27,12 +30,15 @@ def remaining(conn: Connection, mapping: Mapping, table: Table | None) -> list[S
     applied = read_applied(conn)
     steps = [] if find_mapping(conn) else [_schema_step(mapping, table)]
     steps += _domain_steps(conn, mapping)
-    steps += migration_steps(read_versions(conn))
-    steps += _column_steps(mapping, table)
-    steps += _part_steps(mapping, applied)
-    there = read_indexes(conn, mapping.table_schema, seam.INDEXES)
-    oid = table.relation.oid if table else None
-    steps += index_steps(mapping, {name: index for name, index in there.items() if index.table_oid == oid}, applied)
+    migrations = migration_steps(read_versions(conn))
+    if migrations and "functions" in applied:
+        steps += _column_steps(mapping, table)
+        rights_steps = _rights_steps(conn, mapping, table, applied, migrations, search_path, with_roles=with_roles)
+        steps.append(upgrade(mapping, migrations, rights_steps))
+    else:
+        steps += [*migrations, *_column_steps(mapping, table), *_part_steps(mapping, applied)]
+        steps += _rights_steps(conn, mapping, table, applied, steps, search_path, with_roles=with_roles)
+    steps += _index_steps(conn, mapping, table, applied)
     if table is None or not table.has_trigger:
         steps.append(
             Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (seam.trigger(mapping),))
@@ -90,6 +96,13 @@ def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
     ]
 
 
+def _index_steps(conn: Connection, mapping: Mapping, table: Table | None, applied: dict[str, Applied]) -> list[Step]:
+    there = read_indexes(conn, mapping.table_schema, seam.all_index_names())
+    oid = table.relation.oid if table else None
+    left = index_steps(mapping, {name: index for name, index in there.items() if index.table_oid == oid}, applied)
+    return [*left.builds, *left.swaps]
+
+
 def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
     steps: list[Step] = []
     for part in parts(mapping):
@@ -99,3 +112,38 @@ def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
         if not is_current or (steps and steps[0].key == "seam"):
             steps.append(part.step())
     return steps
+
+
+def _rights_steps(
+    conn: Connection,
+    mapping: Mapping,
+    table: Table | None,
+    applied: dict[str, Applied],
+    before: list[Step],
+    search_path: Sequence[str],
+    *,
+    with_roles: bool,
+) -> list[Step]:
+    """Rights are granted where roles were asked for once: roles are the cluster's, rights the database's."""
+    path = cluster.owners_path(conn, mapping, search_path)
+    found = cluster.read_cluster(conn, mapping, path)
+    roles = set(rights.ROLES) if with_roles else found.existing if "roles" in applied else frozenset()
+    steps = cluster.create_step(found) if with_roles else []
+    place = rights.Place(mapping, table, not found.is_schema_public, found.sequences)
+    grants = rights.for_roles(place, roles)
+    # `create or replace` keeps rights; what is new or dropped first has those that everybody has.
+    made_anew = any(step.key != "functions" for step in before) or (bool(before) and _has_new_functions(conn))
+    for part in rights_parts(rights.for_everybody(path), grants):
+        known = applied.get(part.name)
+        is_current = known is not None and known.source_hash == part.source_hash and known.is_intact
+        if not is_current or made_anew:
+            steps.append(part.step())
+    return steps
+
+
+def _has_new_functions(conn: Connection) -> bool:
+    query = "select proname::text from pg_proc where pronamespace = to_regnamespace('llmqueue')"
+    there = {str(name) for (name,) in conn.execute(query)}
+    return any(
+        file.name.removeprefix("functions/").removesuffix(".sql") not in there for file in sql_files("functions")
+    )

@@ -17,6 +17,7 @@ from llmqueue.adoption.columns import STATUSES, VIEW_COLUMNS
 from llmqueue.mapping import Mapping
 
 INDEXES: Final = ("llmqueue_ready", "llmqueue_oldest", "llmqueue_delayed", "llmqueue_deadline", "llmqueue_failed")
+_REPLACEMENT: Final = "_new"
 TRIGGER: Final = "llmqueue_wake_up"
 
 _ColumnOf = Callable[[str], sql.Composable]
@@ -119,8 +120,18 @@ def view(mapping: Mapping) -> str:
     return text(select)
 
 
+def replacement(name: str) -> str:
+    """Return the name under which an index is built that is to replace one of INDEXES."""
+    return name + _REPLACEMENT
+
+
+def all_index_names() -> tuple[str, ...]:
+    """Return INDEXES and the names of their replacements."""
+    return (*INDEXES, *map(replacement, INDEXES))
+
+
 def index(mapping: Mapping, name: str) -> str:
-    """Return one of INDEXES, to be built without holding up writers."""
+    """Return one of INDEXES or its replacement, to be built without holding up writers."""
     over = expressions(mapping, None)
     key, finished_at = sql.Identifier(mapping.column("id")), sql.Identifier(mapping.column("finished_at"))
     deadline_at = sql.Identifier(mapping.column("deadline_at"))
@@ -138,7 +149,7 @@ def index(mapping: Mapping, name: str) -> str:
             sql.SQL("({} or {}) and {} is not null").format(over.is_ready, over.is_delayed, deadline_at),
         ),
         "llmqueue_failed": (finished_at, over.is_failed),
-    }[name]
+    }[name.removesuffix(_REPLACEMENT)]
     return text(
         sql.SQL("create index concurrently if not exists {} on {} ({}) where {}").format(
             sql.Identifier(name), mapping.table, columns, condition

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 from psycopg.rows import class_row
 
@@ -18,8 +19,7 @@ _SERVER: Final = """
            current_database()::text as database, current_user::text as role,
            has_database_privilege(current_database(), 'create') as may_create_schema,
            to_regnamespace('llmqueue') is not null as has_schema,
-           coalesce((select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = 'llmqueue'), true)
-               as owns_schema
+           (select pg_get_userbyid(nspowner)::text from pg_namespace where nspname = 'llmqueue') as schema_owner
 """
 
 
@@ -35,7 +35,12 @@ class Server:
     role: str
     may_create_schema: bool
     has_schema: bool
-    owns_schema: bool
+    schema_owner: str | None
+
+
+def act_as(role: str) -> str:
+    """Return the remedy for a session of the wrong role."""
+    return f"Connect as {quoted(role)}, or add ?options=-crole%3D{quote(role)} to the URL of a member of it."
 
 
 def check_server(conn: Connection) -> list[str]:
@@ -66,8 +71,10 @@ def judge(server: Server) -> list[str]:
             f"the role {role} may not create a schema in database {database}. "
             f"Let its owner run: grant create on database {database} to {role};"
         )
-    if server.has_schema and not server.owns_schema:
+    if server.has_schema and server.schema_owner != server.role:
+        # a superuser or a member could, and what it makes would be its own: functions that run with its rights
         problems.append(
-            f"the schema llmqueue belongs to another role than {role}. Connect as the role that ran init first."
+            f"the schema llmqueue belongs to the role {quoted(str(server.schema_owner))}, and this session is {role}. "
+            f"{act_as(str(server.schema_owner))}"
         )
     return problems

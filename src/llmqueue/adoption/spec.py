@@ -78,6 +78,7 @@ class AdoptionSpec:
     columns: Mapping[str, str] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
     own_status: bool = False
+    with_roles: bool = False
     lock_wait_s: float = DEFAULT_LOCK_WAIT_S
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ _RELATION: Final = """
            c.relpersistence::text as persistence, c.relispartition as is_partition,
            exists (select from pg_inherits i where i.inhparent = c.oid) as has_children,
            c.relrowsecurity as has_row_security, c.relforcerowsecurity as forces_row_security,
-           pg_get_userbyid(c.relowner) as owner, pg_has_role(c.relowner, 'usage') as is_owner,
+           pg_get_userbyid(c.relowner) as owner, pg_get_userbyid(c.relowner) = current_user as is_owner,
            has_schema_privilege(n.oid, 'create') as may_create_in_schema, current_user::text as role
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')

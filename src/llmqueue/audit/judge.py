@@ -37,7 +37,7 @@ class Scope:
 
     @property
     def send_within_us(self) -> int:
-        """A call is sent by half a guard after its grant; the other half is for the way to the backend."""
+        """A call is sent by half a guard after its grant, of today's workers by two fifths; the rest is for its way."""
         return round(self.guard_s * SECOND_US / 2)
 
 

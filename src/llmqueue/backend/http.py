@@ -18,6 +18,7 @@ from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
 
 from llmqueue.backend import retry_after, sending
+from llmqueue.backend.body import TooLarge, Undecodable, read_body
 from llmqueue.models import Breakdown, Late, Refusal, Rejection, Reply, Unreachable
 
 CONNECT_TIMEOUT_S = 5.0
@@ -32,6 +33,12 @@ CAPACITY = {503: "unavailable", 529: "overloaded"}
 CREDENTIALS = {401, 407}
 CREDENTIALS_PAUSE_S = 60.0
 MESSAGE_CHARS = 300
+# What the headers say about the body does not hold any more once it has been read and decoded.
+OF_THE_BODY = {b"content-encoding", b"content-length", b"transfer-encoding"}
+# An answer is paid for, so this is far above any; what is larger is a backend gone mad, and is not read to its end.
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+# Of an error only its words and its pause are of use.
+MAX_ERROR_BYTES = 64 * 1024
 
 
 class PunctualConnector(aiohttp.TCPConnector):
@@ -63,31 +70,63 @@ class PunctualRequest(ClientRequest):
         await super().write_bytes(writer, conn, content_length)
 
 
+class LegibleResponse(aiohttp.ClientResponse):
+    """Makes the words behind the status text: bytes of another encoding would cost the answer, in httpx."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        started = await super().start(connection)
+        self.reason = (self.reason or "").encode("utf-8", "replace").decode()
+        return started
+
+
 def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
     """Returns a client without limits or timeouts of its own: slots and attempts have theirs."""
 
     def session() -> aiohttp.ClientSession:
         connector = PunctualConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=httpx.create_ssl_context())
         return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), request_class=PunctualRequest
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=PunctualRequest,
+            response_class=LegibleResponse,
         )
 
+    # Compressed replies are read if they come, and not asked for: their size is not known before they are.
+    headers = {"Accept-Encoding": "identity", **headers}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
     transport = AiohttpTransport(client=session)
     return httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=timeout)
 
 
 async def post(http: httpx.AsyncClient, path: str, body: object, key: str) -> httpx.Response | Reply:
-    """Returns the response of a 200, else the reply that its status or the failure stands for."""
+    """Returns the response of a 200, read and decoded, else the reply that its status or the failure stands for."""
+    sent_key = header_key(key)
     try:
-        response = await http.post(path, json=body, headers={"Idempotency-Key": header_key(key)})
+        async with http.stream("POST", path, json=body, headers={"Idempotency-Key": sent_key}) as stream:
+            response = await _read(stream)
     except sending.LateGrant:
         return Late()
+    except TooLarge as error:
+        return Breakdown("reply_too_large", f"the reply is larger than {error.limit:,} bytes")
+    except Undecodable as error:
+        return Breakdown("unreadable_reply", str(error)[:MESSAGE_CHARS])
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         return _failed(error)
-    if response.status_code == httpx.codes.OK:
-        return response
-    return reply_of(response)
+    echoed = response.headers.get("Idempotency-Key", sent_key)
+    if echoed != sent_key:
+        return Breakdown("reply_of_another", "the reply carries the Idempotency-Key of another call")
+    return response if response.status_code == httpx.codes.OK else reply_of(response)
+
+
+async def _read(stream: httpx.Response) -> httpx.Response:
+    """Reads at most what is of use. Leaving the stream early closes its connection."""
+    if stream.status_code == httpx.codes.OK:
+        content = await read_body(stream, MAX_REPLY_BYTES)
+    else:
+        content = await read_body(stream, MAX_ERROR_BYTES, is_cut=True)
+    # as bytes: httpx takes only ASCII for text, and a backend may send anything
+    headers = [(name, value) for name, value in stream.headers.raw if name.lower() not in OF_THE_BODY]
+    return httpx.Response(stream.status_code, headers=headers, content=content)
 
 
 def header_key(key: str) -> str:
@@ -106,19 +145,34 @@ def _failed(error: Exception) -> Reply:
 
 
 def reply_of(response: httpx.Response) -> Reply:
+    """Returns what a status other than 200 stands for."""
     status = response.status_code
     message = f"HTTP {status} {_excerpt(response)}".strip()
-    if status == httpx.codes.TOO_MANY_REQUESTS or status in CAPACITY:
-        asked_s = retry_after.read(response.headers, response.content)
-        if status in CAPACITY:
-            return Refusal("capacity", CAPACITY[status], message, asked_s)
-        pause_s = retry_after.until_reset(response.headers) if asked_s is None else asked_s
-        return Refusal("quota", "rate_limited", message, pause_s)
+    if httpx.codes.is_redirect(status):
+        return Breakdown(f"http_{status}", f"HTTP {status}: a redirect to {_target(response)}, which is not followed")
+    asked_s = retry_after.read(response.headers, response.content)
+    if asked_s is None and status == httpx.codes.TOO_MANY_REQUESTS:
+        asked_s = retry_after.until_reset(response.headers)
+    return reply_of_status(status, message, asked_s)
+
+
+def reply_of_status(status: int, message: str, asked_s: float | None) -> Reply:
+    """Returns whose fault a status is; `asked_s` is the pause that was asked for."""
+    if status in CAPACITY:
+        return Refusal("capacity", CAPACITY[status], message, asked_s)
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        return Refusal("quota", "rate_limited", message, asked_s)
     if status in CREDENTIALS:
         return Refusal("credentials", "credentials_refused", message, CREDENTIALS_PAUSE_S)
     if status == httpx.codes.REQUEST_TIMEOUT or not httpx.codes.is_client_error(status):
         return Breakdown(f"http_{status}", message)
     return Rejection(f"http_{status}", message)
+
+
+def _target(response: httpx.Response) -> str:
+    """Where to, without what may be secret in it."""
+    location: str = response.headers.get("Location", "nowhere")
+    return location.partition("?")[0][:MESSAGE_CHARS]
 
 
 def _excerpt(response: httpx.Response) -> str:
@@ -142,7 +196,22 @@ def why(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, aiohttp.ClientConnectorDNSError):
             return f"unknown host name {cause.host}"
+        if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+            return _untrusted(cause)[:MESSAGE_CHARS]
+        if isinstance(cause, aiohttp.ClientConnectorSSLError):
+            return f"{cause.host} port {cause.port}: no TLS there ({_reason(cause.os_error)})"[:MESSAGE_CHARS]
         if isinstance(cause, aiohttp.ClientConnectorError) and cause.os_error.errno is not None:
             return f"{cause.host} port {cause.port}: {os.strerror(abs(cause.os_error.errno)).lower()}"[:MESSAGE_CHARS]
         cause = cause.__cause__
     return f"{type(error).__name__}: {error}"[:MESSAGE_CHARS]
+
+
+def _untrusted(error: aiohttp.ClientConnectorCertificateError) -> str:
+    certificate = error.certificate_error
+    said = getattr(certificate, "verify_message", "") or _reason(certificate)
+    remedy = "if its certificate is signed by a CA of your own, name that CA's file in SSL_CERT_FILE"
+    return f"{error.host} port {error.port}: its certificate is not trusted ({said}); {remedy}"
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "reason", None) or type(error).__name__).lower().replace("_", " ")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 
 from llmqueue.backend import http
+from llmqueue.backend.inner_error import read_error
 from llmqueue.backend.protocol import Call
 from llmqueue.models import Answer, Breakdown, Json, Reply, Usage
 
@@ -48,7 +49,8 @@ class ModelsBackend:
         except (ValueError, RecursionError):
             return Breakdown("unreadable_reply", f"200 without JSON, {len(response.content)} bytes")
         if not isinstance(body, dict) or body.get(self._fields.answer) is None:
-            return Breakdown("unreadable_reply", f"200 without a field {self._fields.answer!r}")
+            missing = Breakdown("unreadable_reply", f"200 without a field {self._fields.answer!r}")
+            return read_error(body) or missing
         usage = body.get(self._fields.usage)
         return Answer(
             body[self._fields.answer], read_usage(usage, self._fields.input_tokens, self._fields.output_tokens)

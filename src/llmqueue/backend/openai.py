@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 
 from llmqueue.backend import http
+from llmqueue.backend.inner_error import read_error
 from llmqueue.backend.models import read_usage
 from llmqueue.backend.protocol import Call
 from llmqueue.models import Answer, Breakdown, Json, Rejection, Reply
@@ -40,9 +41,13 @@ def messages(prompt: Json) -> Json:
 def _read(response: httpx.Response) -> Reply:
     try:
         body = response.json()
+    except (ValueError, RecursionError):
+        return Breakdown("unreadable_reply", f"200 without JSON, {len(response.content)} bytes")
+    try:
         content = body["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return Breakdown("unreadable_reply", f"200 without choices[0].message.content, {len(response.content)} bytes")
+    except (LookupError, TypeError):
+        missing = f"200 without choices[0].message.content, {len(response.content)} bytes"
+        return read_error(body) or Breakdown("unreadable_reply", missing)
     if content is None:
-        return Breakdown("unreadable_reply", "200 with a message without content")
+        return read_error(body) or Breakdown("unreadable_reply", "200 with a message without content")
     return Answer(content, read_usage(body.get("usage"), "prompt_tokens", "completion_tokens"))

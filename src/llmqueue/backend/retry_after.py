@@ -84,6 +84,11 @@ def _in_body(body: bytes) -> float | None:
         asked: Json = json.loads(body)["error"]["retry_after"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
+    return read_pause(asked)
+
+
+def read_pause(asked: Json) -> float | None:
+    """Returns the seconds of a `retry_after` in a body, None if they are no number."""
     is_value = isinstance(asked, int | float | str) and not isinstance(asked, bool)
     return _capped(_number(str(asked))) if is_value else None
 

@@ -131,10 +131,12 @@ def _bad_lines(errors: Path | None) -> Iterator[Callable[[BadLine], None]]:
         def report(bad: BadLine) -> None:
             nonlocal seen
             seen += 1
+            # it may quote a cell, or what an owner's trigger says: one bad line is one line here
+            reason = clean(bad.reason.replace("\n", "\\n").replace("\t", "\\t"))
             if seen <= BAD_LINES_SHOWN:
-                typer.echo(clean(f"line {bad.line}: {bad.reason}"), err=True)
+                typer.echo(f"line {bad.line}: {reason}", err=True)
             if file is not None:
-                file.write(f"{bad.line}\t{clean(bad.reason)}\n")
+                file.write(f"{bad.line}\t{reason}\n")
 
         yield report
     if seen > BAD_LINES_SHOWN:

@@ -44,6 +44,14 @@ def init(
             "--own-status", help="Leave their status alone but for the done value; keep ours in a column of its own."
         ),
     ] = False,
+    roles: Annotated[
+        bool,
+        typer.Option(
+            "--roles",
+            help="Create the roles llmqueue_worker, llmqueue_producer, llmqueue_operator and llmqueue_reader where they"
+            " are missing, and grant each what it needs in this database.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan as SQL for psql, and change nothing.")
     ] = False,
@@ -69,6 +77,7 @@ def init(
         columns=parse_pairs("--column", column or (), "NAME=COLUMN"),
         words=parse_pairs("--word", word or (), "STATUS=VALUE"),
         own_status=own_status,
+        with_roles=roles,
         lock_wait_s=lock_wait,
     )
     _run(spec, dry_run)

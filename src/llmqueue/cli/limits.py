@@ -39,6 +39,7 @@ RULES: Final = {
     "timeout": "a number of seconds above 0 and at most a year",
     "weight": "a number of at least 0 (0 keeps the model out of the default pool)",
     "hot_share": f"a number from 0 to {MOST_HOT}",
+    "on_crash": "retry or park",
     "quota_timezone": "a time zone such as UTC or America/Los_Angeles (all: select name from pg_timezone_names)",
     "burst_windows": (
         "SECONDS=SHARE, such as 10=0.1667 or 10=1/6: seconds above 0 and below 100 with at most three decimals, and a "
@@ -61,6 +62,7 @@ CONSTRAINTS: Final = {
     "burst_windows_are_shares_by_seconds": "burst_windows",
     "weight_is_not_negative": "weight",
     "hot_share_is_a_share": "hot_share",
+    "on_crash_is_known": "on_crash",
 }
 NAMELESS: Final = "model_has_a_name"
 OF_SPLIT: Final = "output_tpm_is_of_split"
@@ -74,6 +76,13 @@ class TokenMode(StrEnum):
     MAX = "max"
     SPLIT = "split"
     ACTUAL = "actual"
+
+
+class OnCrash(StrEnum):
+    """What becomes of a call that may have been sent when its worker dies."""
+
+    RETRY = "retry"
+    PARK = "park"
 
 
 def read_columns(

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 # Reasons that end by themselves; the others wait for a person, and no time can be named.
 PASSING: Final = frozenset(
-    {None, "behind", "closed", "probe", "concurrency", "rpm", "tpm", "burst", "day", "pace", "clock"}
+    {None, "behind", "backend", "closed", "probe", "concurrency", "rpm", "tpm", "burst", "day", "pace", "clock"}
 )
 # Of these it is not known how fast they go on.
-SHUT: Final = frozenset({"closed", "probe", "day"})
+SHUT: Final = frozenset({"backend", "closed", "probe", "day"})
 # More models than this that wait for the same are one line, which names the first few.
 MOST_LINES: Final = 5
 NAMED: Final = 3
@@ -26,6 +26,7 @@ OF_MANY: Final[dict[str | None, tuple[str, str]]] = {
     "paused": ("are paused", ". Run: llmqueue models resume NAME"),
     "never_fits": ("can never take it, its charge is above their limits", ""),
     "no_worker": ("have no live worker", f". {NO_WORKER}"),
+    "backend": ("wait for the backend, with which the workers have trouble", ""),
     "closed": ("are closed", ""),
     "probe": ("are closed, each with a probe under way", ""),
     "concurrency": ("have their concurrency full", ""),
@@ -77,7 +78,6 @@ def _named(rows: Sequence[Why]) -> str:
 
 def _of_model(row: Why) -> str:
     detail = row.detail
-    because = detail.get("closed_because", "refusals")
     match row.reason:
         case "unknown":
             set_it = f"llmqueue models set {shlex.quote(row.model or '')} --rpm N"
@@ -89,10 +89,8 @@ def _of_model(row: Why) -> str:
             said = f"can never take it: it is charged {_charge(row)} ({_limits(row, 'tpm', 'output_tpm', 'tpd')}){end}"
         case "no_worker":
             said = _no_worker(row)
-        case "closed":
-            said = f"is closed until {row.until} because of {because}"
-        case "probe":
-            said = f"is closed because of {because}; a probe is under way, and opens it if it ends well"
+        case "backend" | "closed" | "probe":
+            said = _shut(row)
         case "concurrency":
             kept = f", {detail['kept_for_hot']:,} kept for hot tasks" if row.has("kept_for_hot") else ""
             said = f"has its concurrency full ({plural(detail['most_in_flight'], 'slot')}{kept})"
@@ -116,6 +114,24 @@ def _no_worker(row: Why) -> str:
     others = [f"{live:,} for other models"] if live else []
     others += [f"{draining:,} draining"] if draining else []
     return f"has no live worker{' (' + ', '.join(others) + ')' if others else ''}. {NO_WORKER}"
+
+
+def _shut(row: Why) -> str:
+    because = row.detail.get("closed_because", "refusals")
+    match row.reason:
+        case "closed":
+            return f"is closed until {row.until} because of {because}"
+        case "probe":
+            return f"is closed because of {because}; a probe is under way, and opens it if it ends well"
+    found = row.detail["backend"]
+    count, names = found["troubled"], found["names"] or []
+    more = f" and {count - len(names):,} more" if count > len(names) else ""
+    who = f"{'worker' if count == 1 else 'workers'} {', '.join(names)}{more}"
+    since = row.at(found["since"])
+    return (
+        f"waits for the backend, which {found['trouble']} (since {since}, {who}). It is tried again by itself; "
+        "LLMQUEUE_BACKEND_URL names it"
+    )
 
 
 def _workers(row: Why) -> str:

@@ -20,7 +20,7 @@ USUAL_WEIGHT, USUAL_HOT_SHARE = 1, 0.1
 # The end of a model's line for a program, in an order that stays.
 LINE_END = (
     *("effective_rpm", "tpm", "tokens_60s", "output_tpm", "output_tokens_60s", "rpd", "calls_today", "tpd"),
-    *("tokens_today", "effective_concurrency", "closed_until", "closed_because"),
+    *("tokens_today", "effective_concurrency", "closed_until", "closed_because", "on_crash"),
 )
 
 
@@ -58,6 +58,7 @@ class ModelStatus:
     max_output: int | None
     quota_timezone: str
     effective_concurrency: int | None
+    on_crash: str
 
     @property
     def is_able(self) -> bool:
@@ -69,6 +70,11 @@ class ModelStatus:
         """The limits that are 0, and so pause the model."""
         names = ("rpm", "tpm", "output_tpm", "rpd", "tpd", "max_concurrency")
         return [name for name in names if getattr(self, name) == 0]
+
+    @property
+    def parks(self) -> str | None:
+        """Shown only where it is not the usual."""
+        return self.on_crash if self.on_crash != "retry" else None
 
     @property
     def lowered_rpm(self) -> int | None:
@@ -131,7 +137,7 @@ def read_models(conn: psycopg.Connection[TupleRow]) -> list[ModelStatus]:
             select model, enabled, rpm, max_concurrency, timeout, calls_60s, use_pct, running, ready, ready_is_estimate,
                    oldest_ready_at, tpm, output_tpm, token_mode, weight, hot_share, effective_rpm, tokens_60s,
                    output_tokens_60s, tpm_use_pct, rpd, calls_today, tpd, tokens_today, closed_until, closed_because,
-                   burst_windows, max_output, quota_timezone, effective_concurrency
+                   burst_windows, max_output, quota_timezone, effective_concurrency, on_crash
               from llmqueue.model_status order by model
             """
         ).fetchall()
@@ -160,6 +166,8 @@ def _limits(model: ModelStatus) -> Iterator[str]:
         yield f"weight {model.weight:g}"
     if model.hot_share != USUAL_HOT_SHARE:
         yield f"hot share {model.hot_share:g}"
+    if model.parks:
+        yield "parks calls of dead workers"
     if not model.enabled:
         yield "paused"
 

@@ -32,6 +32,7 @@ def notes(
     for lane in backlog:
         if lane.status == "unsolved":
             yield from _stuck(lane, by_name, members.get(lane.model))
+    yield from _backend(workers)
     yield from filter(None, (model.closed for model in models))
     for model in models:
         if model.model in day_ends and (used := used_up(model)):
@@ -43,6 +44,25 @@ def notes(
         )
     if backlog and not any(worker.state != "dead" for worker in workers):
         yield "no worker is running. Start one: llmqueue worker"
+
+
+def quiet_minute(because: str, until: datetime) -> str:
+    """Why nothing is granted after a failover or a restore; see sql/functions/end_of_epoch.sql."""
+    what = {"timeline": "a failover or a recovery", "system": "a restore on another server"}.get(because, "a restore")
+    return f"after {what} state may be lost: nothing is granted until {moment(until)}, so that no limit is overstepped"
+
+
+def _backend(workers: Sequence[Worker]) -> Iterator[str]:
+    alive = [worker for worker in workers if worker.state != "dead"]
+    troubled = [worker for worker in alive if worker.backend_trouble]
+    since = min((worker.backend_troubled_at for worker in troubled if worker.backend_troubled_at), default=None)
+    if since is None:
+        return
+    who = f"{len(troubled):,} of {len(alive):,} workers"
+    yield (
+        f"the backend {troubled[-1].backend_trouble} (since {moment(since)}, {who}). It is tried again by itself, at "
+        "no attempt of a task's; LLMQUEUE_BACKEND_URL names it"
+    )
 
 
 def used_up(model: ModelStatus) -> list[str]:

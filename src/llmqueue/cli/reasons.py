@@ -136,7 +136,10 @@ def _delayed(row: Why) -> Iterator[str]:
         case "retry":
             why = f"attempt {detail['attempts']} of {detail['max_attempts']} failed ({detail.get('error', '?')})"
         case "refused":
-            why = f"model {detail['last_model']} refused it ({detail.get('error', '?')}), which cost no attempt"
+            who = (
+                "the backend failed it" if row.detail.get("is_failure") else f"model {detail['last_model']} refused it"
+            )
+            why = f"{who} ({detail.get('error', '?')}), which cost no attempt"
         case _:
             why = "its run_at says so"
     if row.is_past:

@@ -13,7 +13,7 @@ import typer
 
 from llmqueue.cli.database import open_database
 from llmqueue.cli.model_status import LINE_END, ModelStatus, opens, read_models
-from llmqueue.cli.notes import notes, used_up
+from llmqueue.cli.notes import notes, quiet_minute, used_up
 from llmqueue.cli.output import Column, age, clean, console, duration, readable, table, write_json, write_line
 from llmqueue.cli.pools import read_pools
 from llmqueue.errors import LlmqueueError
@@ -54,6 +54,8 @@ class Worker:
     running: int
     heartbeat_age_s: Decimal
     started_at: datetime
+    backend_trouble: str | None = None
+    backend_troubled_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,9 @@ WORKERS = (
 )
 
 
+QUIET = "select because, quiet_until from llmqueue.epoch_status where quiet_until > clock_timestamp()"
+
+
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C; live on a terminal.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, with --watch one line each time.")] = False,
@@ -161,7 +166,7 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
     with conn.cursor(row_factory=class_row(Worker)) as cursor:
         workers = cursor.execute(
             """
-            select name, version, state, running, heartbeat_age_s, started_at
+            select name, version, state, running, heartbeat_age_s, started_at, backend_trouble, backend_troubled_at
               from llmqueue.worker_status order by name, started_at limit 1000
             """
         ).fetchall()
@@ -178,6 +183,7 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
     models = read_models(conn)
     set_aside = set_aside or SetAside(0, None, None)
     said = list(notes(backlog, models, read_pools(conn), workers, set_aside, _day_ends(conn, models)))
+    said += [quiet_minute(because, until) for because, until in conn.execute(QUIET).fetchall()]
     return Snapshot(_database(conn, settings), backlog, models, workers, set_aside, said)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +32,10 @@ SHOW_TASK = """
       from llmqueue.task t where t.id = (%s::text)::llmqueue.task_id
 """
 SHOW_ATTEMPTS = """
-    select to_jsonb(a) - array['task_id', 'cell'] from llmqueue.attempt a
+    select to_jsonb(a) - array['task_id', 'cell']
+           || jsonb_build_object('worker_name', (select w.name from llmqueue.worker w where w.worker = a.worker),
+                                 'sent_after_s', extract(epoch from a.sent_at - a.granted_at))
+      from llmqueue.attempt a
      where a.task_id = (%s::text)::llmqueue.task_id order by a.fence limit 1000
 """
 STATES = """
@@ -120,9 +123,21 @@ def _line(name: str, value: object, *, full: bool) -> None:
         write_line(name, text)
 
 
-def _summary(attempt: dict[str, object]) -> str:
+def _summary(attempt: dict[str, Any]) -> str:
+    """Its whole story in one line: outcome, model, worker, times, usage, what went wrong."""
     ended = attempt["outcome"] or "running"
-    parts = [f"{ended} on {attempt['model']}", f"granted {attempt['granted_at']}"]
+    worker = attempt["worker_name"] or attempt["worker"]
+    parts = [f"{ended} on {attempt['model']}", f"granted {attempt['granted_at']} to worker {worker}", _sent(attempt)]
+    parts += [f"ended {attempt['ended_at']}"] if attempt["ended_at"] else []
+    used = [attempt["input_tokens"], attempt["output_tokens"]]
+    parts += [f"{used[0] or 0:,} input and {used[1] or 0:,} output tokens"] if used != [None, None] else []
     parts += [f"{attempt['latency_s']:.1f} s"] if isinstance(attempt["latency_s"], int | float) else []
-    parts += [f"{attempt['error_class']}: {attempt['error']}"] if attempt["error"] else []
-    return ", ".join(parts)
+    parts += [": ".join(str(attempt[name]) for name in ("error_class", "error") if attempt[name])]
+    return ", ".join(filter(None, parts))
+
+
+def _sent(attempt: dict[str, Any]) -> str:
+    """A call is known to be sent once its end is written: a dead worker takes it along whether it was."""
+    if attempt["sent_after_s"] is not None:
+        return f"sent {attempt['sent_after_s'] * 1000:.0f} ms later"
+    return {"released": "not sent", "lost": "perhaps sent"}.get(attempt["outcome"] or "", "")

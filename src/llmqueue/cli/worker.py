@@ -18,6 +18,7 @@ from llmqueue.errors import DatabaseUnreachable, SchemaTooNew, UsageError
 from llmqueue.mapping import Mapping, read_mapping
 from llmqueue.outage import Outage
 from llmqueue.settings import load_settings
+from llmqueue.spill import Database, read_database
 
 WAIT_S = (0.2, 5.0)
 DRAIN_WAIT_S = 60.0
@@ -37,17 +38,19 @@ def worker(
     """Run the daemon that turns tasks into answers.
 
     Ctrl-C or SIGTERM: claims no more, waits up to LLMQUEUE_DRAIN_S for the calls in flight, gives back what was not
-    sent, ends with 0 (1 if a --drain was not done). A second Ctrl-C ends at once.
+    sent, ends with 0 (1 if a --drain was not done, or if answers wait in the spill file). A second Ctrl-C ends at once.
     """
     if drain_wait != DRAIN_WAIT_S and not drain:
         raise UsageError("--drain-wait goes with --drain.")
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     dsn = connect.dsn(settings)
-    mapping = _wait_for_schema(dsn, is_drain=drain)
+    mapping, database, is_pooler = _wait_for_schema(dsn, is_drain=drain)
+    listen_dsn = settings.listen_url.get_secret_value() if settings.listen_url else None
     options = WorkerOptions(
         dsn=dsn,
-        listen_dsn=settings.listen_url.get_secret_value() if settings.listen_url else None,
+        listen_dsn=listen_dsn,
+        is_pooled=is_pooler or listen_dsn is not None,
         backend_url=settings.backend_url,
         slots=concurrency or settings.concurrency,
         models=model or None,
@@ -56,6 +59,8 @@ def worker(
         guard_s=settings.guard_s,
         keep_attempts=settings.keep_attempts,
         drain_wait_s=drain_wait if drain else None,
+        home=settings.home,
+        database=database,
     )
 
     async def run() -> Report:
@@ -64,6 +69,8 @@ def worker(
     report = anyio.run(run)
     if drain:
         typer.echo(last_line(report))
+    if report.unsettled:
+        typer.echo(unsettled_line(report))
     if report.is_outgrown:
         raise SchemaTooNew(
             "a newer llmqueue has upgraded the schema under this worker: install the new release here too."
@@ -72,8 +79,11 @@ def worker(
         raise typer.Exit(1)
 
 
-def _wait_for_schema(dsn: str, *, is_drain: bool) -> Mapping:
-    """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker."""
+def _wait_for_schema(dsn: str, *, is_drain: bool) -> tuple[Mapping, Database, bool]:
+    """Waits for a database that is away or starting (I10); a wrong password or a missing schema ends the worker.
+
+    Returns whether it is reached through a pooler, too.
+    """
     outage = Outage()
     pause_s = WAIT_S[0]
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,14 +92,15 @@ def _wait_for_schema(dsn: str, *, is_drain: bool) -> Mapping:
         try:
             with connect.connect(dsn, application_name="llmqueue worker") as connection:
                 connect.require_schema(connection)
-                mapping = read_mapping(connection)
+                mapping, database = read_mapping(connection), read_database(connection)
+            is_pooler = connect.is_pooler(dsn)
         except DatabaseUnreachable as error:
             outage.began(error)
             time.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(2 * pause_s, WAIT_S[1])
         else:
             outage.ended()
-            return mapping
+            return mapping, database, is_pooler
 
 
 def last_line(report: Report) -> str:
@@ -105,3 +116,20 @@ def last_line(report: Report) -> str:
         more = ", …" if (row.tasks or 0) > len(row.examples or []) else ""
         parts.append(f"{row.tasks} {row.reason}{lane}: {examples}{more}")
     return "drained, but these tasks cannot run: " + "; ".join(parts)
+
+
+def unsettled_line(report: Report) -> str:
+    """Returns what is said of ends that the database does not have."""
+    lines = []
+    if report.spilled:
+        lines.append(
+            f"{report.spilled} finished calls could not be written to the database and wait in {report.spill}: "
+            "the next worker with this LLMQUEUE_HOME settles them. Start it within the lease after the database is "
+            "back, or they are called again"
+        )
+    if lost := report.unsettled - report.spilled:
+        lines.append(
+            f"{lost} finished calls could be written neither to the database nor to {report.spill}: "
+            "their tasks run again"
+        )
+    return "\n".join(lines)

@@ -49,7 +49,7 @@ def run(console: Console, home: Home, program: str) -> tuple[Verdict, str]:
     with stage.only_one(home), processes.running(home.logs) as children:
         ready = _set_up(console, home, children, program)
         with connect(ready.dsn, application_name="llmqueue demo") as conn, live.view(console) as view:
-            workers = _start_workers(children, ready)
+            workers = _start_workers(children, ready, home)
             play = Play(conn, view, ready.backend_url)
             play.until_ended(workers)
             problems = [*play.problems, *_ended_badly(workers)]
@@ -111,8 +111,9 @@ def _backend_options(home: Home) -> list[str]:
     return [*pace, *limits, "--log", str(home.calls)]
 
 
-def _start_workers(children: Processes, ready: Stage) -> list[Child]:
+def _start_workers(children: Processes, ready: Stage, home: Home) -> list[Child]:
     settings = {"DATABASE_URL": ready.dsn, "BACKEND_URL": ready.backend_url, "LOG_FORMAT": "json"}
+    settings["HOME"] = str(home.folder)
     return [children.start_worker(number, settings) for number in range(1, scenario.WORKERS + 1)]
 
 

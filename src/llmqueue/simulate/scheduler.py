@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
-from llmqueue.models import Bury, Claim, ClaimRow, Complete, Grant, Release, Retry, Settlement, Task, Verdict
+from llmqueue.models import SEND_PART, Bury, Claim, ClaimRow, Complete, Grant, Release, Retry, Settlement, Task, Verdict
 from llmqueue.simulate.scenario import HOT, INPUT_TOKENS
 from llmqueue.slots import Room
 
@@ -22,7 +22,8 @@ BYTES_PER_TOKEN = 4
 _CLAIM: LiteralString = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts,
            null as prompt, null as params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s,
-           waited_s, null as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns
+           waited_s, null as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns,
+           (turns ->> 'epoch')::integer as epoch
       from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb, %s)"""
 
 
@@ -107,7 +108,7 @@ def _time(at_s: float) -> datetime:
 def _grant(row: ClaimRow, at_s: float) -> Grant:
     key = int(str(row.task_id))
     task = Task(key, row.fence, row.attempt_no, row.max_attempts, row.restarts, None, None, is_hot=bool(row.is_hot))
-    return Grant(row.model, task, at_s, at_s + row.guard_s / 2, row.timeout_s)
+    return Grant(row.model, task, at_s, at_s + SEND_PART * row.guard_s, row.timeout_s)
 
 
 def _item(settlement: Settlement) -> dict[str, object]:

@@ -6,12 +6,19 @@ A marker makes a test exact:
     [[fault:hang]]        no reply until the client leaves
     [[fault:reset]]       the connection is reset after the call's latency
     [[fault:unreadable]]  200 with broken JSON
+    [[fault:redirect]]    307 to the same path, which would answer
+    [[fault:error-inside]]  200 with {"error": …} in the place of an answer
+    [[fault:no-answer]]   200 with JSON that has no answer
+    [[fault:other-key]]   200 with an answer and the Idempotency-Key of another call
+    [[fault:bomb]]        200 whose 100 kB of gzip become 100 MB
+    [[fault:endless]]     200 with an answer that never ends, as fast as it is read
+    [[fault:drip]]        200 with an answer that never ends, a byte every 50 ms
     [[fault:500 x2]]      only the first two calls with this prompt
 
 Several markers act one after the other: `[[fault:500 x2]][[fault:429 x1]]` fails twice with 500, then once
 with 429, then answers. A call over the limit does not use a marker up, and only a 429 does not count against
-the limit. In a batch a hang, a reset or an unreadable reply takes the whole batch with it; any other fault is
-the error of its item.
+the limit. In a batch a fault that is no status takes the whole batch with it; any other is the error of its
+item.
 """
 
 import re
@@ -22,7 +29,8 @@ from random import Random
 
 from llmqueue.simulator.answers import Json, canonical_text, texts_in
 
-_MARKER = re.compile(r"\[\[fault:([45]\d\d|hang|reset|unreadable)(?: x(\d+))?\]\]")
+BROKEN = ("reset", "unreadable", "redirect", "error-inside", "no-answer", "other-key", "bomb", "endless", "drip")
+_MARKER = re.compile(rf"\[\[fault:([45]\d\d|hang|{'|'.join(BROKEN)})(?: x(\d+))?\]\]")
 
 
 @dataclass(frozen=True, slots=True)

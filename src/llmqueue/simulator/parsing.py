@@ -1,8 +1,10 @@
 """From a request's body to calls: the three shapes in which a prompt arrives."""
 
 import json
+from dataclasses import fields as fields_of
 
 from llmqueue.simulator.answers import Json
+from llmqueue.simulator.faults import FaultRates
 from llmqueue.simulator.simulation import Call
 
 
@@ -51,6 +53,20 @@ def parse_limits(body: bytes) -> dict[str, int | None]:
             raise Malformed(422, f"the limit of {model} must be a whole number from 0 or null")
         limits[model] = rpm
     return limits
+
+
+def parse_faults(body: bytes) -> FaultRates:
+    """The rates of PUT /faults: shares of calls by the names of FaultRates."""
+    rates: dict[str, float] = {}
+    names = {field.name for field in fields_of(FaultRates)}
+    for name, rate in parse_object(body).items():
+        if name not in names or not isinstance(rate, int | float) or isinstance(rate, bool):
+            raise Malformed(422, f"a rate must be a number, by one of the names {', '.join(sorted(names))}")
+        rates[name] = rate
+    try:
+        return FaultRates(**rates)
+    except ValueError as error:
+        raise Malformed(422, str(error)) from None
 
 
 def parse_object(body: bytes) -> dict[str, Json]:

@@ -2,6 +2,8 @@
 
 import json
 import time
+import zlib
+from functools import cache
 
 from aiohttp import web
 
@@ -28,8 +30,8 @@ def single(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
             return reply(_answer(answered))
         case Refused() as refused:
             return _refusal(refused)
-        case Broken():
-            return _unreadable()
+        case Broken() as broken:
+            return _broken(broken, calls[0])
 
 
 def batch(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
@@ -43,8 +45,8 @@ def batch(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
                 results.append({"id": call.key, "error": _error(refused)})
             case Answered() as answered:
                 results.append({"id": call.key, **_answer(answered)})
-            case Broken():
-                return _unreadable()
+            case Broken() as broken:
+                return _broken(broken, call)
     return reply({"results": results})
 
 
@@ -55,8 +57,8 @@ def chat(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
             return reply(_completion(calls[0], answered))
         case Refused() as refused:
             return _refusal(refused)
-        case Broken():
-            return _unreadable()
+        case Broken() as broken:
+            return _broken(broken, calls[0])
 
 
 def _completion(call: Call, answered: Answered) -> Json:
@@ -89,5 +91,27 @@ def _refusal(refused: Refused) -> web.Response:
     return reply({"error": _error(refused)}, refused.status, refused.retry_after_s)
 
 
-def _unreadable() -> web.Response:
-    return web.Response(body=b'{"answer": "cut o', content_type="application/json")
+def _broken(broken: Broken, call: Call) -> web.Response:
+    """What a client cannot use, in one of the ways that faults.py names."""
+    match broken.how:
+        case "redirect":
+            return web.Response(status=307, headers={"Location": "/single?secret=of-the-location"})
+        case "error-inside":
+            return reply({"error": {"type": "server_error", "message": "simulated error inside a 200"}})
+        case "no-answer":
+            return reply({"usage": {"prompt_tokens": 1, "completion_tokens": 0}})
+        case "other-key":
+            answer = reply({"answer": "of another call", "usage": {}})
+            answer.headers["Idempotency-Key"] = f"not {call.key}"
+            return answer
+        case "bomb":
+            headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+            return web.Response(body=_bomb(), headers=headers)
+        case _:
+            return web.Response(body=b'{"answer": "cut o', content_type="application/json")
+
+
+@cache
+def _bomb() -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    return b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(100)), packer.flush()])

@@ -6,6 +6,7 @@
     GET  /health               {"ok": true, "models": […]}
     GET  /calls                ?since=SEQ&model=NAME&limit=N: a page of the call log; pass `next` as `since`
     GET  /limits, PUT /limits  {"MODEL": calls per minute or null}; what is not named keeps its limit
+    GET  /faults, PUT /faults  {"error_rate": 0.5, …}: the rates of all models; what is not named becomes 0
 
 How to ask for faults is told in faults.py, for a certain answer in answers.py.
 """
@@ -14,13 +15,22 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict
 
 from aiohttp import web
 
 from llmqueue.simulator import replies
 from llmqueue.simulator.answers import Json
 from llmqueue.simulator.call_log import Arrival, as_json
-from llmqueue.simulator.parsing import Malformed, parse_batch, parse_chat, parse_limits, parse_single
+from llmqueue.simulator.parsing import (
+    Malformed,
+    parse_batch,
+    parse_chat,
+    parse_faults,
+    parse_limits,
+    parse_single,
+)
 from llmqueue.simulator.simulation import Broken, Call, Outcome, Simulation
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -42,6 +52,8 @@ def build_app(simulation: Simulation) -> web.Application:
             web.get("/calls", _log_handler(simulation)),
             web.get("/limits", _limits_handler(simulation)),
             web.put("/limits", _change_limits_handler(simulation)),
+            web.get("/faults", _faults_handler(simulation)),
+            web.put("/faults", _change_faults_handler(simulation)),
         ]
     )
     return app
@@ -61,8 +73,9 @@ def _calls_handler(
             log.finish(log.arrive(arrival, "", request.headers.get("Idempotency-Key")), error.status)
             return replies.malformed(error)
         outcomes = await _run_all(simulation, calls, arrival)
-        if Broken("reset") in outcomes:
-            await _reset(request)
+        for outcome in outcomes:
+            if isinstance(outcome, Broken) and (stream := _STREAMS.get(outcome.how)):
+                return await stream(request)
         return render(calls, outcomes)
 
     return handle
@@ -83,14 +96,42 @@ async def _body(request: web.Request) -> bytes:
         raise Malformed(413, f"the body is larger than {_MAX_BODY_BYTES} bytes") from None
 
 
-async def _reset(request: web.Request) -> None:
+async def _reset(request: web.Request) -> web.StreamResponse:
     """Sends a TCP reset and waits to be cancelled by the lost connection."""
     if request.transport is None:
-        return  # the client has left already
+        return web.Response()  # the client has left already
     connection = request.transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     request.transport.abort()
     await asyncio.get_running_loop().create_future()
+    return web.Response()
+
+
+async def _endless(request: web.Request) -> web.StreamResponse:
+    return await _stream(request, b"x" * 65_536, 0.0)
+
+
+async def _drip(request: web.Request) -> web.StreamResponse:
+    return await _stream(request, b"x", 0.05)
+
+
+async def _stream(request: web.Request, piece: bytes, pause_s: float) -> web.StreamResponse:
+    """An answer that goes on until the client leaves."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        await response.write(b'{"answer": "')
+        while True:
+            await response.write(piece)
+            await asyncio.sleep(pause_s)
+    return response
+
+
+_STREAMS: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+    "reset": _reset,
+    "endless": _endless,
+    "drip": _drip,
+}
 
 
 def _health_handler(simulation: Simulation) -> Handler:
@@ -143,3 +184,21 @@ def _change_limits_handler(simulation: Simulation) -> Handler:
 
 def _limits(simulation: Simulation) -> Json:
     return {**simulation.limits.rpm}
+
+
+def _faults_handler(simulation: Simulation) -> Handler:
+    async def handle(_: web.Request) -> web.StreamResponse:
+        return replies.reply({**asdict(simulation.faults)})
+
+    return handle
+
+
+def _change_faults_handler(simulation: Simulation) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            simulation.faults = parse_faults(await _body(request))
+        except Malformed as error:
+            return replies.malformed(error)
+        return replies.reply({**asdict(simulation.faults)})
+
+    return handle

@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from llmqueue.simulator.answers import Json, Usage, expected_answer, expected_usage
 from llmqueue.simulator.call_log import Arrival, CallLog
 from llmqueue.simulator.config import SimulatorConfig
-from llmqueue.simulator.faults import ForcedFaults
+from llmqueue.simulator.faults import BROKEN, ForcedFaults
 from llmqueue.simulator.latency import fit_for
 from llmqueue.simulator.limits import RateLimits
 
@@ -57,7 +57,7 @@ class Refused:
 class Broken:
     """A reply that the client cannot use."""
 
-    how: Literal["reset", "unreadable"]
+    how: str  # one of faults.BROKEN
 
 
 Outcome: TypeAlias = Answered | Refused | Broken
@@ -73,11 +73,12 @@ class _Plan:
 
 
 class Simulation:
-    """The models of one backend. Limits may be changed while it runs."""
+    """The models of one backend. Limits and rates of faults may be changed while it runs."""
 
     def __init__(self, config: SimulatorConfig, log: CallLog) -> None:
         self.config = config
         self.log = log
+        self.faults = config.faults
         self.limits = RateLimits(dict.fromkeys(config.models) | dict(config.rpm), config.window_s, config.provider)
         self._forced = ForcedFaults()
         self._positions = {model: position for position, model in enumerate(config.models)}
@@ -106,7 +107,7 @@ class Simulation:
             message = f"{call.model} takes {limit} calls in {self.config.window_s:g} s"
             return _Plan(Refused(429, message, retry_after_s), fault="limit")
         rng = self._rng(call.model)
-        rates = self.config.faults_by_model.get(call.model, self.config.faults)
+        rates = self.config.faults_by_model.get(call.model, self.faults)
         fault = self._forced.next_fault(call.prompt) or rates.draw(rng)
         latency_s = self._latency_s(call.model, rng)
         if fault is None:
@@ -131,11 +132,10 @@ class Simulation:
 
 
 def _faulty_plan(fault: str, call: Call, latency_s: float) -> _Plan:
-    match fault:
-        case "hang":
-            return _Plan(_answer(call), math.inf, fault)
-        case "reset" | "unreadable":
-            return _Plan(Broken(fault), latency_s, fault)
+    if fault == "hang":
+        return _Plan(_answer(call), math.inf, fault)
+    if fault in BROKEN:
+        return _Plan(Broken(fault), latency_s, fault)
     status = int(fault)
     message = f"simulated fault {status}"
     if status in _MODEL_REFUSALS:
@@ -153,6 +153,8 @@ def _status(outcome: Outcome) -> int | None:
             return status
         case Broken(how="reset"):
             return None
+        case Broken(how="redirect"):
+            return 307
     return 200
 
 

@@ -1,0 +1,13 @@
+-- What it does: disown() for the worker's role: with the owner's rights, by the database's clock.
+-- Returns: what disown() returns.
+-- Locks: those of disown().
+-- Why: the clock and the ledger are out of a worker's reach: its role may execute worker_* and nothing else (I7).
+--   With the search path of the owner's own sessions, where the triggers of the tasks table find what they name.
+create or replace function llmqueue.worker_disown(p_worker uuid, p_known bigint[])
+returns integer language plpgsql volatile
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform set_config('search_path', llmqueue.owners_path(), true);   -- until this function ends
+    return llmqueue.disown(p_worker, p_known);
+end
+$$;

@@ -1,0 +1,38 @@
+"""Many workers see the new epoch at once: it begins once, nobody is granted anything before, nobody deadlocks."""
+
+from __future__ import annotations
+
+import psycopg
+
+from tests.support.sessions import sessions
+
+WORKERS = 5
+MODELS = 4
+
+
+def test_an_epoch_that_many_see_at_once_begins_once(
+    installed: str, conn: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    with sessions(installed) as opened:
+        queues = [opened.queue() for _ in range(WORKERS)]
+        for number in range(MODELS):
+            queues[0].model(f"m{number}", 60000)
+        queues[0].add(1000)
+        for queue in queues:
+            assert queue.claim(2).grants
+        conn.execute("update llmqueue.epoch set timeline = '000000FF'")
+        [(highest,)] = conn.execute("select max(fence) from llmqueue.attempt").fetchall()
+
+        # the first to notice is held up in the middle, by who has a model's lock; meanwhile all the others come
+        with conn.transaction():
+            conn.execute("select pg_advisory_xact_lock(llmqueue.lock_space(), hashtext('m2'))")
+            claims = [opened.start(lambda queue=queue: queue.claim(50, chores=["sweep"])) for queue in queues]
+            for queue in queues:
+                opened.wait_until_waiting(queue.conn)
+        claimed = [claim.result(60) for claim in claims]
+
+    assert [found.grants for found in claimed] == [[]] * WORKERS
+    epochs = conn.execute("select because, fence_floor from llmqueue.epoch order by epoch_no").fetchall()
+    assert [because for because, _ in epochs] == ["installed", "timeline"]
+    assert int(str(epochs[1][1])) > int(str(highest))
+    assert conn.execute("select max(fence) from llmqueue.attempt").fetchone() == (highest,)

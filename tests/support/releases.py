@@ -1,0 +1,94 @@
+"""Other releases of this program: an earlier commit from the git history, and a next one made from this tree."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import processes
+
+ROOT = Path(__file__).parents[2]
+# Version 2 of the schema, and programs that end when they meet a newer one.
+BEFORE_THE_PROMISE = "b85741ad7f73283a21001b1f4d5ca7410929ea94"
+# Came with programs that go on when the newer schema says that it serves them (docs/architecture.md, Upgrades).
+PROMISE = "sql/functions/oldest_program.sql"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A tree with `src` and `sql`; its programs are started with PYTHONPATH, which goes before the installed one."""
+
+    folder: Path
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        return processes.environment(**settings) | {"PYTHONPATH": str(self.folder / "src")}
+
+    def run(self, *arguments: str, env: Mapping[str, str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        done = processes.run(*arguments, env=env, timeout_s=timeout_s)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    @property
+    def sql(self) -> Path:
+        return self.folder / "sql"
+
+    @property
+    def version(self) -> int:
+        return max(int(path.name[:4]) for path in (self.sql / "migrations").glob("*.sql"))
+
+    def add_migration(self, name: str, text: str) -> Path:
+        path = self.sql / "migrations" / f"{self.version + 1:04}_{name}.sql"
+        path.write_text(text)
+        return path
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replaces the one place in a file of the tree."""
+        path = self.folder / name
+        text = path.read_text()
+        assert text.count(old) == 1, f"{old!r} in {name}: {text.count(old)} times"
+        path.write_text(text.replace(old, new))
+
+
+def next_release(folder: Path) -> Release:
+    """A copy of this tree, to be changed."""
+    for part in ("src", "sql"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return Release(folder)
+
+
+def earlier_release(folder: Path, commit: str | None = None) -> Release:
+    """The tree of a commit, by default of the first that made the promise; skips the test where there is no history."""
+    if commit is None:
+        commit = _git("log", "--diff-filter=A", "--format=%H", "--", PROMISE).decode().strip().splitlines()[-1]
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", commit, "src", "sql"))) as tar:
+        tar.extractall(folder, filter="data")
+    return Release(folder)
+
+
+def _git(*arguments: str) -> bytes:
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("no git history here: an earlier release cannot be had")
+    done = subprocess.run([git, "-C", str(ROOT), *arguments], capture_output=True, check=False, timeout=60)
+    if done.returncode or not done.stdout:
+        pytest.skip(
+            f"not in this history (a shallow clone?): git {' '.join(arguments)}: {done.stderr.decode().strip()}"
+        )
+    return done.stdout
+
+
+def program_of(release: Release) -> str:
+    """The file that `import llmqueue` finds in a process of this release."""
+    code = "import llmqueue; print(llmqueue.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=release.environment(), capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
