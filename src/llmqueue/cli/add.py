@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 BAD_LINES_SHOWN = 20
 
+# What some reader of a report may take for the end of a line or a field, written as in Python's source.
+ONE_LINE = str.maketrans({c: c.encode("unicode_escape").decode() for c in "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"})
+
 
 def add(
     file: Annotated[
@@ -132,7 +135,7 @@ def _bad_lines(errors: Path | None) -> Iterator[Callable[[BadLine], None]]:
             nonlocal seen
             seen += 1
             # it may quote a cell, or what an owner's trigger says: one bad line is one line here
-            reason = clean(bad.reason.replace("\n", "\\n").replace("\t", "\\t"))
+            reason = clean(bad.reason.translate(ONE_LINE))
             if seen <= BAD_LINES_SHOWN:
                 typer.echo(f"line {bad.line}: {reason}", err=True)
             if file is not None:
