@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+import httpx
 import pytest
 
 from llmqueue.attempt import Runner
@@ -45,6 +46,18 @@ async def test_a_grant_that_ran_out_while_connecting_sends_nothing_and_keeps_the
         sending.current.set(sending.Sending(send_before=time.monotonic() + 60))
         assert isinstance(await backend.call(CALL), Answer)
         assert len(server.log.calls()) == 1
+        await backend.aclose()
+
+
+async def test_the_first_call_reads_no_certificates_while_its_grant_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(CONFIG) as server:
+        backend = ModelsBackend(server.url, None, Fields())
+        read: list[object] = []
+        monkeypatch.setattr(httpx, "create_ssl_context", lambda *args, **kwargs: read.append(args))
+        sending.current.set(sending.Sending(send_before=time.monotonic() + 60))
+
+        assert isinstance(await backend.call(CALL), Answer)
+        assert read == []
         await backend.aclose()
 
 

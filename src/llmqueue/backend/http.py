@@ -81,9 +81,11 @@ class LegibleResponse(aiohttp.ClientResponse):
 
 def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
     """Returns a client without limits or timeouts of its own: slots and attempts have theirs."""
+    # Reading the CA certificates takes up to 0.1 s: now, and not of the first grant's time.
+    trusted = httpx.create_ssl_context()
 
     def session() -> aiohttp.ClientSession:
-        connector = PunctualConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=httpx.create_ssl_context())
+        connector = PunctualConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=trusted)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -94,7 +96,7 @@ def client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
     # Compressed replies are read if they come, and not asked for: their size is not known before they are.
     headers = {"Accept-Encoding": "identity", **headers}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-    transport = AiohttpTransport(client=session)
+    transport = AiohttpTransport(verify=trusted, client=session)
     return httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=timeout)
 
 
