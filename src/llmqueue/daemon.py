@@ -249,7 +249,7 @@ class Daemon:
     def _stop(self) -> None:
         self._stopped_at = min(self._stopped_at, anyio.current_time())
         self._spiller.hurry()
-        self._dispatcher.stop()
+        self._dispatcher.stop(claim_by=self._stopped_at + self._options.drain_s)
 
     async def _watch_schema(self) -> None:
         await self._store.outgrown.wait()

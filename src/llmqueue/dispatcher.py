@@ -8,6 +8,7 @@ query a second for everything. While only slots for hot tasks are free it asks f
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 import anyio
 
 from llmqueue.clock import ClockWatch
-from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
+from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
 from llmqueue.lateness import Lateness
 from llmqueue.leases import SWEPT, Leases
@@ -75,6 +76,8 @@ class Dispatcher:
         self._must_register = True
         self._registrations = 0
         self._is_stopping = False
+        self._claim_by = math.inf
+        self._claiming: anyio.CancelScope | None = None
 
     @property
     def running(self) -> Collection[Grant]:
@@ -93,9 +96,12 @@ class Dispatcher:
         if not before.for_any or self._wait_s() <= 0:
             self._bell.ring("slot")
 
-    def stop(self) -> None:
-        """Claims no more; what runs goes on."""
+    def stop(self, claim_by: float) -> None:
+        """Claims no more; what runs goes on. A claim that is under way is given up at that time of the event loop."""
         self._is_stopping = True
+        self._claim_by = claim_by
+        if self._claiming is not None:
+            self._claiming.deadline = claim_by
         self._bell.ring("stop")
 
     async def run(self) -> None:
@@ -144,8 +150,10 @@ class Dispatcher:
         await self._disown()
         asked_at = time.monotonic()
         chores = [*self._leases.due_chores(), *(self._idle_chore() if room.for_any else [])]
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(deadline=self._claim_by, shield=True) as self._claiming:
             claim = await self._store.claim(_shuffled(models), room, chores, len(self.running), self._turns)
+        if self._claiming.cancelled_caught:
+            raise DatabaseSilent("the worker stopped before its claim was answered")
         self._leases.done(chores)
         self._turns = claim.turns or self._turns
         self._note_epoch(claim.epoch)

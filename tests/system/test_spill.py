@@ -257,16 +257,14 @@ def test_a_stop_under_a_database_that_has_long_been_silent_counts_its_drain_from
             eventually(lambda: '"database_unreachable"' in worker.output)
             worker.popen.terminate()
             stopped_at = time.monotonic()
-            # a claim that is under way is waited for
-            eventually(lambda: '"worker_stopping"' in worker.output)
-            drained_at = max(time.monotonic(), stopped_at + drain_s)
             eventually(lambda: spilled(home) == 3)
+            drained_at = stopped_at + drain_s
             spilled_s = time.monotonic() - drained_at
             assert worker.wait(120) == 1, worker.output[-3000:]
             ended_s = time.monotonic() - drained_at
 
     print(f"\nA database long silent: spilled {spilled_s:.1f} s after the drain, ended after {ended_s:.1f} s")
-    assert spilled_s < 5, "what it costs to say that it drains is no part of it"
+    assert spilled_s < 8, "neither what it costs to say that it drains nor a claim under way is part of it"
     assert ended_s < 25
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Database:
         self.retry_in_s: float | None = None
         self.asked: list[Asked] = []
         self.turns: str | None = None
+        self.is_silent = False
 
     async def register(self, *_: object) -> float:
         return 0.5
@@ -65,7 +67,7 @@ class Database:
         self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, turns: str | None
     ) -> Claim:
         self.asked.append(Asked(models, room, chores, turns))
-        await anyio.sleep(0)
+        await (anyio.sleep_forever() if self.is_silent else anyio.sleep(0))
         if self.reason is not None:
             return Claim((), (Verdict("m", self.reason, self.retry_in_s), EMPTY), None, self.turns)
         hot = min(self.hot, room.total)
@@ -97,7 +99,7 @@ class Run:
         async with anyio.create_task_group() as group:
             group.start_soon(self.dispatcher.run)
             yield
-            self.dispatcher.stop()
+            self.dispatcher.stop(claim_by=math.inf)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         with anyio.fail_after(20):
@@ -298,3 +300,13 @@ async def test_nothing_is_claimed_while_there_is_no_place_for_answers(run: Run) 
         assert (run.started, run.database.asked) == ([], [])
         is_full = False
         await run.until(lambda: len(run.started) == 5)
+
+
+async def test_a_stop_does_not_wait_for_a_silent_database_beyond_its_time(run: Run) -> None:
+    run.database.is_silent = True
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run.dispatcher.run)
+            await run.until(lambda: len(run.database.asked) == 1)
+            run.dispatcher.stop(claim_by=anyio.current_time())
+    assert len(run.database.asked) == 1
