@@ -3,8 +3,8 @@
 -- Locks: none; the caller holds the model's advisory lock.
 -- Why: the ledger is the hard cap: every cell of 250 ms that touches the last window + guard is counted, so a grant and
 --   one that is no longer counted lie at least window + guard apart. The bucket, a second's worth of calls, only smooths:
---   it is refilled at the rate, and at 1.1 times the rate while the window holds less than an even flow would, so that
---   lost time is made up for and calls do not bunch (decision 23). Both are read from insert-only rows (design I2).
+--   it is refilled at the rate, and at 1.1 to 1.5 times the rate while the window holds less than an even flow would, so
+--   that lost time is made up for and calls do not bunch (decision 23). Both are read from insert-only rows (design I2).
 create or replace function llmqueue.allowance(p_config llmqueue.model_config, p_now timestamptz)
 returns llmqueue.budget language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
@@ -17,7 +17,8 @@ declare
     v_capacity double precision;
     v_burst bigint;
     v_age_s double precision;
-    v_even double precision;   -- the part of the limit that an even flow would have used
+    v_even double precision;       -- the part of the limit that an even flow would have used
+    v_behind_s double precision;   -- how long an even flow takes for what is missing to it
 begin
     v_budget.model := p_config.model;
     v_budget.configured := p_config;
@@ -39,9 +40,15 @@ begin
       into v_budget.open_calls, v_budget.open_hot_calls, v_budget.open_tokens, v_budget.open_output_tokens
       from llmqueue.ledger_grant g where g.model = p_config.model and g.cell = v_last.cell;
     v_first := floor((extract(epoch from v_budget.granted_at) - v_budget.span_s::numeric) / v_cell_s::numeric)::bigint;
-    select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, coalesce(sum(c.tokens), 0)::bigint as tokens,
-           coalesce(sum(c.output_tokens), 0)::bigint as output_tokens, min(c.cell) as oldest
-      into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
+    if p_config.tpm is null and p_config.output_tpm is null then
+        select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, 0::bigint as tokens, 0::bigint as output_tokens,
+               min(c.cell) as oldest
+          into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
+    else
+        select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, coalesce(sum(c.tokens), 0)::bigint as tokens,
+               coalesce(sum(c.output_tokens), 0)::bigint as output_tokens, min(c.cell) as oldest
+          into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
+    end if;
     if v_last.cell >= v_first then
         v_used.calls := v_used.calls + v_budget.open_calls;
         v_used.hot_calls := v_used.hot_calls + v_budget.open_hot_calls;
@@ -52,7 +59,8 @@ begin
 
     v_age_s := (extract(epoch from v_budget.granted_at) - coalesce(v_used.oldest, v_budget.cell) * v_cell_s::numeric)::double precision;
     v_even := least(1, v_age_s / (v_budget.span_s + v_cell_s));
-    v_budget.pace := v_rate * case when v_used.calls < v_budget.rpm * v_even then 1.1 else 1 end;
+    v_behind_s := greatest(0, v_budget.rpm * v_even - v_used.calls) / nullif(v_rate, 0);
+    v_budget.pace := v_rate * case when v_behind_s > 0 then 1 + greatest(0.1, least(0.5, v_behind_s / 2)) else 1 end;
     v_age_s := extract(epoch from v_budget.granted_at - v_last.granted_at)::double precision;
     v_budget.level := least(v_budget.capacity, coalesce(
         -- a debt from before a limit was lowered is no larger than what the window holds

@@ -30,6 +30,8 @@ from llmqueue.wakeup import Bell
 POLL_S = 1.0
 # Grants live for a quarter of a second: more at once could not all be sent in time. Late ones halve it (design I3).
 MAX_CLAIM = 200
+# The first claim of a session compiles and plans; a large one would be late as a whole.
+FIRST_CLAIM = 32
 RETRY_S = (0.2, 1.0)
 # How long after a claim whose answer was lost its tasks may still turn up.
 DISOWN_FOR_S = 60.0
@@ -68,7 +70,7 @@ class Dispatcher:
         self._hot_poll_at = 0.0
         self._turns: str | None = None
         self._epoch: int | None = None
-        self._claim_size = MAX_CLAIM
+        self._claim_size = FIRST_CLAIM
         self._late_grants = 0
         self._lateness = Lateness()
         self._has_said_idle = False

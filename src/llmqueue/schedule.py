@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 
 from llmqueue.models import Verdict
 
@@ -13,6 +14,11 @@ from llmqueue.models import Verdict
 GRID_S = 0.05
 JITTER_S = 0.01
 CONTENDED_S = (0.002, 0.015)
+# What a window holds leaves it by cells of 250 ms, in all models at the same moments: asked for then, all would come in
+# one large claim, four times a second. Each model waits for a part of that, always the same, which costs no quota: what
+# is granted so much later entered the window so much later (docs/decisions.md, 44).
+SPREAD_S = 0.2
+OF_WINDOWS = {"rpm", "tpm", "burst"}
 
 
 class Schedule:
@@ -40,7 +46,8 @@ class Schedule:
             self._hot_at.pop(model, None)
             return
         again_at = now if reason is None else _again_at(verdict, now)
-        self._ask_at[model] = again_at if reason in {None, "contended"} else self._on_grid(again_at)
+        later_s = _spread_s(model) if reason in OF_WINDOWS else 0.0
+        self._ask_at[model] = again_at if reason in {None, "contended"} else self._on_grid(again_at + later_s)
         if reason == "empty":
             self._empty.add(model)
             self._hot_at.pop(model, None)
@@ -96,6 +103,10 @@ class Schedule:
 
     def _on_grid(self, at: float) -> float:
         return at if at == math.inf else self._grid_at + GRID_S * math.ceil((at - self._grid_at) / GRID_S)
+
+
+def _spread_s(model: str) -> float:
+    return SPREAD_S * (zlib.crc32(model.encode()) % 1000) / 1000
 
 
 def _again_at(verdict: Verdict, now: float) -> float:

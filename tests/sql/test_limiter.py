@@ -28,7 +28,18 @@ def test_the_bucket_refills_at_the_rate_and_faster_while_the_window_lags_behind(
     queue.advance(10)
     assert take(queue) == 100
     queue.advance(0.5)
-    assert take(queue) == 55  # behind it
+    assert take(queue) == 75  # by seconds behind it
+
+
+def test_the_bucket_refills_the_faster_the_further_the_window_lags_behind(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.add(600)
+    assert take(queue) == 100
+
+    queue.advance(1.5)
+    assert len(queue.claim(40).grants) == 40  # 60 are left
+    queue.advance(0.1)
+    assert take(queue) == 71  # less than 0.2 s behind
 
 
 def test_a_window_and_its_guard_hold_at_the_microsecond(queue: Queue) -> None:

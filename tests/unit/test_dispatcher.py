@@ -248,7 +248,8 @@ async def test_whose_turn_it_was_is_told_to_the_next_claim(run: Run) -> None:
     assert set(others) == {'{"p": {"m": 1}}'}
 
 
-async def test_late_grants_halve_the_next_claim_hot_slots_and_all() -> None:
+async def test_late_grants_halve_the_next_claim_hot_slots_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "FIRST_CLAIM", MAX_CLAIM)
     run = Run(slots=1000)
     run.database.cold = MAX_CLAIM
     async with run.running():

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from llmqueue.models import Verdict
-from llmqueue.schedule import CONTENDED_S, GRID_S, JITTER_S, Schedule
+from llmqueue.schedule import CONTENDED_S, GRID_S, JITTER_S, OF_WINDOWS, SPREAD_S, Schedule
 
 # those that come with the time when more may be had
 TIMED = ["rpm", "pace", "burst", "tpm", "day", "closed"]
@@ -51,16 +51,29 @@ def test_a_model_that_gave_all_is_asked_again_at_once(schedule: Schedule) -> Non
 def test_a_refused_model_is_asked_when_it_said_and_not_before(schedule: Schedule, reason: str) -> None:
     note(schedule, "m", reason, 2.5)
 
+    latest = 102.5 + GRID_S + JITTER_S + (SPREAD_S if reason in OF_WINDOWS else 0)
     assert schedule.due(102.4999) == []
-    assert 102.5 <= schedule.next_at() <= 102.5 + GRID_S + JITTER_S
-    assert schedule.due(102.5 + GRID_S + JITTER_S) == ["m"]
+    assert 102.5 <= schedule.next_at() <= latest
+    assert schedule.due(latest) == ["m"]
 
 
 def test_models_refused_for_about_as_long_are_asked_together(schedule: Schedule) -> None:
     for n in range(10):
-        note(schedule, f"m{n}", "rpm", 0.25 + n / 250)
+        note(schedule, f"m{n}", "pace", 0.25 + n / 250)
 
     assert len({schedule._ask_at[f"m{n}"] for n in range(10)}) <= 3
+
+
+def test_models_whose_windows_have_room_at_the_same_moment_are_asked_apart_by_every_worker_alike() -> None:
+    workers = [Schedule(), Schedule()]
+    for schedule in workers:
+        for n in range(10):
+            note(schedule, f"m{n}", "rpm", 0.25)
+
+    one, other = ([schedule._ask_at[f"m{n}"] for n in range(10)] for schedule in workers)
+    assert len(set(one)) >= 3
+    assert max(one) <= 100.25 + SPREAD_S + GRID_S + JITTER_S
+    assert all(abs(at - other_at) <= GRID_S + JITTER_S for at, other_at in zip(one, other, strict=True))
 
 
 def test_a_hot_task_is_asked_for_without_regard_to_the_others(schedule: Schedule) -> None:
@@ -72,7 +85,7 @@ def test_a_hot_task_is_asked_for_without_regard_to_the_others(schedule: Schedule
 
 
 def test_a_time_in_the_past_means_now(schedule: Schedule) -> None:
-    note(schedule, "m", "rpm", -3.0)
+    note(schedule, "m", "pace", -3.0)
 
     assert 100.0 <= schedule.next_at() <= 100.0 + GRID_S + JITTER_S
 
