@@ -66,6 +66,8 @@ begin
             v_verdict.clock_at := v_now;
             v_verdict.waited_s := extract(epoch from v_now - case when p_now is null then statement_timestamp() else p_now end)::double precision;
             v_verdict.timeout_s := extract(epoch from v_config.timeout)::double precision;
+            v_verdict.dispatch := v_config.dispatch;
+            v_verdict.max_batch := v_config.max_batch;
             if v_budget.bytes_ratio is not null then
                 v_verdict.kinds_ratio := coalesce((select case v_config.token_mode when 'actual' then s.kinds_ratio_mean else s.kinds_ratio_p95 end
                                                      from llmqueue.model_state s where s.model = p_model), 1);

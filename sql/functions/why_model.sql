@@ -23,7 +23,7 @@ begin
         reason := 'unknown';
         return;
     end if;
-    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output', 'on_crash']
+    detail := to_jsonb(v_config) - array['model', 'weight', 'timeout', 'hot_share', 'max_output', 'on_crash', 'dispatch', 'max_batch']
         || jsonb_build_object('effective_rpm', llmqueue.effective_rpm(p_model, v_config.rpm, p_now));
     if not v_config.enabled
        or 0 in (v_config.rpm, v_config.tpm, v_config.output_tpm, v_config.rpd, v_config.tpd, v_config.max_concurrency) then

@@ -31,7 +31,9 @@ select c.model,
        c.max_output,
        c.quota_timezone,
        llmqueue.effective_concurrency(c.model, c.max_concurrency) as effective_concurrency,
-       c.on_crash
+       c.on_crash,
+       c.dispatch,
+       c.max_batch
   from llmqueue.model_config c
   left join llmqueue.model_state s on s.model = c.model
  cross join lateral llmqueue.count_60s(c.model) used

@@ -1,4 +1,4 @@
-"""One attempt: send the task while its grant is good, decide what the reply means, hand the end to the completer."""
+"""One call: send its tasks while their grants are good, decide what the reply means, hand the ends to the completer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import anyio
 
-from llmqueue import policy
-from llmqueue.backend import Backend, Call, sending
+from llmqueue import circuit, policy
+from llmqueue.backend import Backend, BatchBackend, Call, sending
 from llmqueue.errors import LlmqueueError
 from llmqueue.estimate import estimate_input_tokens
 from llmqueue.gate import Gate
 from llmqueue.logs import Event, logger
 from llmqueue.models import (
     LATE,
+    Answer,
     Breakdown,
     Bury,
     Decision,
     Grant,
     Late,
+    Rejection,
     Release,
     Reply,
     Retry,
@@ -40,6 +44,14 @@ TOP_UP_FROM_TOKENS = 16
 MOST_TOKENS = 2**31 - 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A grant that is to be sent, with our estimate of its input tokens; None: the model has no limit on tokens."""
+
+    grant: Grant
+    estimate: int | None
+
+
 class Runner:
     """Runs attempts. `settle` must not block: an attempt that has its answer ends."""
 
@@ -51,57 +63,90 @@ class Runner:
         self._topping_up = anyio.Lock()  # one at a time: claims and flushes need connections too
         self._rng = rng
 
-    async def run(self, grant: Grant) -> None:
-        """Settles the grant exactly once, whatever happens; raises only cancellation."""
-        try:
-            await self._run(grant)
-        finally:
-            self._gate.ended(grant)
+    async def run(self, *grants: Grant) -> None:
+        """Sends grants of one claim and one model in one call.
 
-    async def _run(self, grant: Grant) -> None:
-        noted = sending.Sending(grant.send_before)
-        sending.current.set(noted)
-        if grant.task.unreadable is not None:
-            self._settle(_end(grant, noted, Bury("unreadable_task", grant.task.unreadable)))
-            return
-        estimate = None if grant.task.tokens is None else estimate_input_tokens(grant.task.prompt)
+        Settles each of them exactly once, whatever happens; raises only cancellation.
+        """
         try:
-            decision = await self._decide(grant, noted, estimate)
+            await self._run(grants)
+        finally:
+            for grant in grants:
+                self._gate.ended(grant)
+
+    async def _run(self, grants: Sequence[Grant]) -> None:
+        noted = sending.Sending(min(grant.send_before for grant in grants))
+        sending.current.set(noted)
+        attempts: list[_Attempt] = []
+        for grant in grants:
+            task = grant.task
+            if task.unreadable is not None:
+                self._settle(_end(grant, noted, Bury("unreadable_task", task.unreadable)))
+            else:
+                attempts.append(_Attempt(grant, None if task.tokens is None else estimate_input_tokens(task.prompt)))
+        try:
+            decisions = await self._decide(attempts, noted)
         except anyio.get_cancelled_exc_class():
             # Drain is over. What was never sent goes back whole; what was may have been paid and counts.
             stopped = Retry("worker_stopped", "the worker stopped before the answer came", 0.0, counts=True)
-            decision = stopped if noted.sent_at is not None else Release("worker_stopped")
-            self._settle(_end(grant, noted, decision, estimate))
+            end = stopped if noted.sent_at is not None else Release("worker_stopped")
+            for attempt in attempts:
+                self._settle(_end(attempt.grant, noted, end, attempt.estimate))
             raise
-        self._settle(_end(grant, noted, decision, estimate))
+        for attempt, decision in zip(attempts, decisions, strict=True):
+            self._settle(_end(attempt.grant, noted, decision, attempt.estimate))
 
-    async def _decide(self, grant: Grant, noted: sending.Sending, estimate: int | None) -> Decision:
-        attempt_no = grant.task.attempt_no
+    async def _decide(self, attempts: list[_Attempt], noted: sending.Sending) -> list[Decision]:
+        """Returns what becomes of each attempt. Those that cannot be charged leave the list, settled."""
         try:
-            if estimate is not None and not await self._is_charged(grant, estimate):
-                return Release("tokens")
-            reply = await self._send(grant, noted)
-            return policy.decide(reply, attempt_no, self._rng, self._gate.judge(grant, reply))
+            await self._charge(attempts, noted)
+            if not attempts:
+                return []
+            return self._judge(attempts, await self._send([attempt.grant for attempt in attempts], noted))
         except sending.LateGrant:
-            return LATE
+            return [LATE] * len(attempts)
         except Exception as error:  # noqa: BLE001 - an adapter's bug is this attempt's end, not the worker's
-            # Neither its message nor its traceback: they may quote the prompt. `tasks show` has the message.
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{frame.filename}:{frame.lineno}"
-            logger().error(Event.ADAPTER_RAISED, model=grant.model, error_class=type(error).__name__, where=where)
-            message = f"{type(error).__name__} at {where}: {error}"[:300]
-            return policy.decide(Breakdown("adapter_raised", message), attempt_no, self._rng)
+            broken = _broken(error, attempts[0].grant.model)
+            return [policy.decide(broken, attempt.grant.task.attempt_no, self._rng) for attempt in attempts]
 
-    async def _is_charged(self, grant: Grant, estimate: int) -> bool:
-        """Tells whether the prompt's tokens are charged, after raising a charge that is clearly too low.
+    def _judge(self, attempts: Sequence[_Attempt], replies: Sequence[Reply]) -> list[Decision]:
+        """A call is one success or one failure of the backend's, however many tasks it carries."""
+        if len(attempts) > 1 and all(reply is replies[0] for reply in replies):
+            replies = [_to_each(replies[0])] * len(attempts)
+        grants = [attempt.grant for attempt in attempts]
+        blame = self._blame(grants, replies)
+        return [
+            policy.decide(reply, grant.task.attempt_no, self._rng, blame if _is_blamed(reply) else "attempt")
+            for grant, reply in zip(grants, replies, strict=True)
+        ]
 
-        A charge that cannot be raised now, or of which that is not known, means that the task goes back unsent. The
-        time of the grant goes on meanwhile: the check before the first byte holds as ever.
+    def _blame(self, grants: Sequence[Grant], replies: Sequence[Reply]) -> circuit.Blame:
+        """Returns whose fault those are that failed, if any did."""
+        others = [(grant, reply) for grant, reply in zip(grants, replies, strict=True) if not _is_blamed(reply)]
+        if others:
+            self._gate.judge(*next((one for one in others if isinstance(one[1], Answer)), others[0]))
+        failed = [(grant, reply) for grant, reply in zip(grants, replies, strict=True) if _is_blamed(reply)]
+        return self._gate.judge(*failed[0], others=[grant for grant, _ in failed[1:]]) if failed else "attempt"
+
+    async def _charge(self, attempts: list[_Attempt], noted: sending.Sending) -> None:
+        """Gives back what its quota does not suffice for; the others go on.
+
+        Of several, those that need more when half of the time is gone are given back too: all would be late.
         """
-        charged = grant.task.input_charge
-        need = min(math.ceil(estimate * (grant.kinds_ratio or 1.0)), MOST_TOKENS)
-        if charged is None or need <= TOP_UP_FROM * charged or need < charged + TOP_UP_FROM_TOKENS:
-            return True
+        half = (attempts[0].grant.granted_at + noted.send_before) / 2 if len(attempts) > 1 else math.inf
+        for attempt in list(attempts):
+            need = _lacks(attempt)
+            if need is None or (time.monotonic() < half and await self._is_raised(attempt.grant, need)):
+                continue
+            attempts.remove(attempt)
+            self._settle(_end(attempt.grant, noted, Release("tokens"), attempt.estimate))
+
+    async def _is_raised(self, grant: Grant, need: int) -> bool:
+        """Raises a charge that is clearly too low.
+
+        One that cannot be raised now, or of which that is not known, means that the task goes back unsent. The time of
+        the grant goes on meanwhile: the check before the first byte holds as ever.
+        """
         async with self._topping_up:
             if time.monotonic() > grant.send_before:
                 return True  # too late anyway, and that is what it is called
@@ -110,21 +155,63 @@ class Runner:
             except LlmqueueError:
                 return False  # whether it was raised is not known; a release gives back what was charged
 
-    async def _send(self, grant: Grant, noted: sending.Sending) -> Reply:
-        if time.monotonic() > grant.send_before:
-            return Late()
-        task = grant.task
-        call = Call(grant.model, task.prompt, task.params, task.idempotency_key, grant.timeout_s)
+    async def _send(self, grants: Sequence[Grant], noted: sending.Sending) -> Sequence[Reply]:
+        if time.monotonic() > noted.send_before:
+            return [Late()] * len(grants)
+        timeout_s = grants[0].timeout_s
+        calls = [
+            Call(grant.model, grant.task.prompt, grant.task.params, grant.task.idempotency_key, timeout_s)
+            for grant in grants
+        ]
         try:
-            with anyio.fail_after(grant.timeout_s):
-                return await self._backend.call(call)
+            with anyio.fail_after(timeout_s):
+                if len(calls) == 1:
+                    replies: Sequence[object] = [await self._backend.call(calls[0])]
+                else:
+                    replies = await cast(BatchBackend, self._backend).call_batch(calls)
         except TimeoutError:
             if noted.sent_at is None:
-                return Late()
-            return Breakdown("timeout", f"no answer within {grant.timeout_s:.0f} s")
+                return [Late()] * len(grants)
+            return [Breakdown("timeout", f"no answer within {timeout_s:.0f} s")] * len(grants)
+        if len(replies) != len(calls):
+            raise TypeError(f"{len(replies)} replies to {len(calls)} calls")
+        return [reply if isinstance(reply, Reply) else _no_reply(reply) for reply in replies]
 
 
 def _end(grant: Grant, noted: sending.Sending, decision: Decision, estimate: int | None = None) -> Settlement:
     if noted.sent_at is None:
         return Settlement(grant, decision, None, None, estimate)
     return Settlement(grant, decision, noted.sent_at - grant.granted_at, time.monotonic() - noted.sent_at, estimate)
+
+
+def _lacks(attempt: _Attempt) -> int | None:
+    """Returns what the prompt's input must be charged when it is charged clearly too little, else None."""
+    charged = attempt.grant.task.input_charge
+    if attempt.estimate is None or charged is None:
+        return None
+    need = min(math.ceil(attempt.estimate * (attempt.grant.kinds_ratio or 1.0)), MOST_TOKENS)
+    return None if need <= TOP_UP_FROM * charged or need < charged + TOP_UP_FROM_TOKENS else need
+
+
+def _is_blamed(reply: Reply) -> bool:
+    return isinstance(reply, Breakdown) and circuit.blames(reply.error_class)
+
+
+def _to_each(reply: Reply) -> Reply:
+    """Returns what a reply to the call as a whole is for each task in it.
+
+    A rejection may be due to one of them, or to a backend that has no such call: each is tried by itself.
+    """
+    return Breakdown(reply.error_class, reply.message) if isinstance(reply, Rejection) else reply
+
+
+def _no_reply(said: object) -> Breakdown:
+    return Breakdown("adapter_raised", f"the adapter returned {type(said).__name__}, which is no reply")
+
+
+def _broken(error: Exception, model: str) -> Breakdown:
+    # Neither its message nor its traceback: they may quote the prompt. `tasks show` has the message.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{frame.filename}:{frame.lineno}"
+    logger().error(Event.ADAPTER_RAISED, model=model, error_class=type(error).__name__, where=where)
+    return Breakdown("adapter_raised", f"{type(error).__name__} at {where}: {error}"[:300])

@@ -29,12 +29,16 @@ Blame = Literal["attempt", "model", "backend"]
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A call that failed with a 5xx or a lost connection; `granted_at` is when its claim was made."""
+    """A call that failed with a 5xx or a lost connection; `granted_at` is when its claim was made.
+
+    `others` are the fences of the other tasks in it: it is one failure, and forgiven for all.
+    """
 
     model: str
     fence: int
     granted_at: float
     error_class: str
+    others: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -182,7 +186,7 @@ class Circuit:
         self._calls.last = deque(others, maxlen=WINDOW)
 
     def _forgive(self, failures: list[Failed], but: Failed) -> None:
-        self._forgiven += [one.fence for one in failures if one is not but]
+        self._forgiven += [fence for one in failures if one is not but for fence in (one.fence, *one.others)]
 
 
 def blames(error_class: str) -> bool:

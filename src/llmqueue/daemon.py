@@ -40,6 +40,8 @@ SETTLE_TIMEOUT_S = 10.0
 # Of these, until they are written to the spill whatever their age: a flush takes some 20 ms.
 SETTLE_SOON_S = 1.0
 SAY_DRAINING_S = 2.0
+# A claim under way is waited for at least that long, whatever DRAIN_S: given up, it may have been made all the same.
+CLAIM_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,8 @@ class Daemon:
         if self._completer.unsettled:
             await self._spiller.spill()
 
-    def _start(self, grant: Grant) -> None:
-        self._attempts.start_soon(self._runner.run, grant)
+    def _start(self, *grants: Grant) -> None:
+        self._attempts.start_soon(self._runner.run, *grants)
 
     def _ended(self, settlement: Settlement) -> None:
         self._completer.put(settlement)
@@ -234,6 +236,7 @@ class Daemon:
         """Not with unsettled ends: what is still ours would be swept and called again at once, not after a lease."""
         try:
             with anyio.fail_after(5):
+                await self._dispatcher.disown_lost()
                 await self._store.leave()
         except (DatabaseUnreachable, SqlError, TimeoutError) as error:
             # The others find out by the lease.
@@ -249,7 +252,7 @@ class Daemon:
     def _stop(self) -> None:
         self._stopped_at = min(self._stopped_at, anyio.current_time())
         self._spiller.hurry()
-        self._dispatcher.stop(claim_by=self._stopped_at + self._options.drain_s)
+        self._dispatcher.stop(claim_by=self._stopped_at + max(self._options.drain_s, CLAIM_S))
 
     async def _watch_schema(self) -> None:
         await self._store.outgrown.wait()

@@ -1,4 +1,4 @@
-"""Claims tasks as fast as the limits allow and starts an attempt for each.
+"""Claims tasks as fast as the limits allow and starts the calls for them.
 
 One loop: clear the bell, look, act, wait (design I16). It asks for a model only when that can be of use: when the
 retry_at of a refusal has come, when a bell rang, or by the poll, once a second for all models, be they closed or out of
@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import anyio
 
+from llmqueue.batching import Batching
 from llmqueue.clock import ClockWatch
 from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError, UnknownWorker
 from llmqueue.gate import Gate
@@ -38,7 +39,7 @@ DISOWN_FOR_S = 60.0
 
 
 class Dispatcher:
-    """`start(grant)` begins an attempt; `slots` bounds how many run at once in this process.
+    """`start(*grants)` begins a call for one or more tasks; `slots` bounds how many tasks run at once in this process.
 
     While `is_full()` nothing is claimed: there would be no place to keep the answers.
     """
@@ -49,7 +50,7 @@ class Dispatcher:
         bell: Bell,
         gate: Gate,
         leases: Leases,
-        start: Callable[[Grant], None],
+        start: Callable[..., None],
         settle: Callable[[Settlement], None],
         *,
         slots: int,
@@ -59,6 +60,7 @@ class Dispatcher:
         self._bell = bell
         self._gate = gate
         self._leases = leases
+        self._batching = Batching(can_batch=gate.can_batch)
         self._start = start
         self._settle = settle
         self._slots = Slots(slots)
@@ -92,6 +94,7 @@ class Dispatcher:
         self._slots.free(grant)
         self._schedule.slot_freed(grant.model, time.monotonic())
         self._lateness.settled(settlement)
+        self._batching.ended(settlement)
         if settlement.decision == LATE:
             self._late_grants += 1
         # the loop may be waiting for no more than it could have started before
@@ -149,7 +152,7 @@ class Dispatcher:
         if models is not None and not models:
             await self._only_chores()
             return
-        await self._disown()
+        await self.disown_lost()
         asked_at = time.monotonic()
         chores = [*self._leases.due_chores(), *(self._idle_chore() if room.for_any else [])]
         with anyio.CancelScope(deadline=self._claim_by, shield=True) as self._claiming:
@@ -221,15 +224,16 @@ class Dispatcher:
     def _take(self, claim: Claim, room: Room) -> None:
         now = time.monotonic()
         given = {grant.model for grant in claim.grants}
+        for together in self._batching.slices(claim.grants):
+            for grant in together:
+                self._slots.take(grant)
+                self._gate.started(grant)
+            self._start(*together)
         for verdict in claim.verdicts:
             if room.for_any:
-                self._schedule.note(verdict, now)
+                self._schedule.note(verdict, now, gathers=self._batching.gathers(verdict.model))
             else:
                 self._schedule.note_hot(verdict, now, has_given=verdict.model in given)
-        for grant in claim.grants:
-            self._slots.take(grant)
-            self._gate.started(grant)
-            self._start(grant)
         if self._bell.hears and room.for_any and self._schedule.has_empty and not self._has_said_idle:
             self._bell.ring("task")  # the next look says that we wait, and is followed by another
 
@@ -249,7 +253,8 @@ class Dispatcher:
         now = time.monotonic()
         return max(0.0, next_at - now, min(POLL_S, self._lateness.paused_until - now))
 
-    async def _disown(self) -> None:
+    async def disown_lost(self) -> None:
+        """Gives back what a claim whose answer was lost has claimed for us: nobody runs it."""
         if self._disown_until:
             if time.monotonic() > self._disown_until:
                 self._disown_until = 0.0

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import anyio
 
 from llmqueue import circuit
-from llmqueue.backend import Backend
+from llmqueue.backend import Backend, BatchBackend
 from llmqueue.circuit import Circuit, Failed
 from llmqueue.logs import Event, logger
 from llmqueue.models import Breakdown, Grant, Late, Refusal, Reply, Unreachable
@@ -49,6 +50,11 @@ class Gate:
         self.is_open = False
 
     @property
+    def can_batch(self) -> bool:
+        """Tells whether a call may carry several tasks."""
+        return isinstance(self._backend, BatchBackend)
+
+    @property
     def trouble(self) -> Trouble | None:
         return self._unreachable or self._failing
 
@@ -66,14 +72,15 @@ class Gate:
         """Call at the end of an attempt, after judge() if it had a reply."""
         self.circuit.ended(grant.task.fence)
 
-    def judge(self, grant: Grant, reply: Reply) -> circuit.Blame:
-        """Returns whose fault a failure is, and remembers how the call went."""
+    def judge(self, grant: Grant, reply: Reply, others: Sequence[Grant] = ()) -> circuit.Blame:
+        """Returns whose fault a failure is, and remembers how the call went; `others` are in the same call."""
         now = time.monotonic()
         match reply:
             case Unreachable():
                 self.close()
             case Breakdown(error_class) if circuit.blames(error_class):
-                return self._failed(Failed(grant.model, grant.task.fence, grant.granted_at, error_class), now)
+                fences = tuple(other.task.fence for other in others)
+                return self._failed(Failed(grant.model, grant.task.fence, grant.granted_at, error_class, fences), now)
             case Late() | Refusal() | Breakdown("timeout"):
                 pass  # nothing was sent, it is the model's, or one slow prompt: says nothing about the backend
             case _:

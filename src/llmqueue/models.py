@@ -37,6 +37,10 @@ class Task:
         return f"{self.id}:{self.restarts}"
 
 
+# How a model's tasks are sent: each in a call of its own, several in one, or as the worker sees fit.
+Dispatch = Literal["auto", "single", "batch"]
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimRow:
     """A row of llmqueue.claim, as it comes."""
@@ -58,6 +62,8 @@ class ClaimRow:
     clock_s: float | None
     timeout_s: float
     guard_s: float
+    dispatch: Dispatch
+    max_batch: int
     kinds_ratio: float | None
     turns: str | None
     epoch: int | None
@@ -71,7 +77,8 @@ SEND_PART = 0.4
 class Grant:
     """Leave to send one call of `model` before `send_before` (this process's monotonic clock, seconds).
 
-    `kinds_ratio` is what our own estimate of the prompt is multiplied by; None: 1.
+    `kinds_ratio` is what our own estimate of the prompt is multiplied by; None: 1. A call may carry up to `max_batch`
+    tasks of one claim, if `dispatch` lets it.
     """
 
     model: str
@@ -80,6 +87,8 @@ class Grant:
     send_before: float
     timeout_s: float
     kinds_ratio: float | None = None
+    dispatch: Dispatch = "single"
+    max_batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)

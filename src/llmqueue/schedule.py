@@ -12,13 +12,15 @@ from llmqueue.models import Verdict
 # are refused at the same moment do not come back at the same moment. What waits for quota waits half of this longer in
 # the mean, which is less than a thousandth of a window.
 GRID_S = 0.05
+# For models whose tasks go out together. No longer than a cell: the windows of 60 s would not be used up.
+GATHER_S = 0.25
 JITTER_S = 0.01
 CONTENDED_S = (0.002, 0.015)
 # What a window holds leaves it by cells of 250 ms, in all models at the same moments: asked for then, all would come in
 # one large claim, four times a second. Each model waits for a part of that, always the same, which costs no quota: what
 # is granted so much later entered the window so much later (docs/decisions.md, 44).
-SPREAD_S = 0.2
-OF_WINDOWS = {"rpm", "tpm", "burst"}
+SPREAD_S = 0.15
+OF_WINDOWS = {"rpm", "tpm"}
 
 
 class Schedule:
@@ -36,8 +38,8 @@ class Schedule:
         self._full: set[str] = set()
         self._grid_at = random.uniform(0, GRID_S)
 
-    def note(self, verdict: Verdict, now: float) -> None:
-        """Notes what a claim for any task found."""
+    def note(self, verdict: Verdict, now: float, *, gathers: bool = False) -> None:
+        """Notes what a claim for any task found. With `gathers` a refused model waits until more has come together."""
         model, reason = verdict.model, verdict.reason
         self._empty.discard(model)
         self._full.discard(model)
@@ -46,8 +48,9 @@ class Schedule:
             self._hot_at.pop(model, None)
             return
         again_at = now if reason is None else _again_at(verdict, now)
-        later_s = _spread_s(model) if reason in OF_WINDOWS else 0.0
-        self._ask_at[model] = again_at if reason in {None, "contended"} else self._on_grid(again_at + later_s)
+        later_s = _spread_s(model) if reason in OF_WINDOWS and not gathers else 0.0
+        grid_s = GATHER_S if gathers else GRID_S
+        self._ask_at[model] = again_at if reason in {None, "contended"} else self._on_grid(again_at + later_s, grid_s)
         if reason == "empty":
             self._empty.add(model)
             self._hot_at.pop(model, None)
@@ -101,8 +104,8 @@ class Schedule:
     def has_empty(self) -> bool:
         return bool(self._empty)
 
-    def _on_grid(self, at: float) -> float:
-        return at if at == math.inf else self._grid_at + GRID_S * math.ceil((at - self._grid_at) / GRID_S)
+    def _on_grid(self, at: float, grid_s: float) -> float:
+        return at if at == math.inf else self._grid_at + grid_s * math.ceil((at - self._grid_at) / grid_s)
 
 
 def _spread_s(model: str) -> float:

@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         description="path of the call for one prompt",
         json_schema_extra={"must": "be a path that begins with /"},
     )
+    backend_batch_path: Annotated[str, AfterValidator(_http_path)] = Field(
+        default="/batch",
+        description="path of the call for several prompts",
+        json_schema_extra={"must": "be a path that begins with /"},
+    )
     backend_prompt_field: str = Field(
         default="prompt", min_length=1, description="request field of the prompt", json_schema_extra=_NAME
     )

@@ -60,8 +60,8 @@ Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
-           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns,
-           (turns ->> 'epoch')::integer as epoch
+           extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, dispatch, max_batch,
+           kinds_ratio, turns::text as turns, (turns ->> 'epoch')::integer as epoch
       from llmqueue.worker_claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
                           %(turns)s::jsonb)"""
 
@@ -288,7 +288,10 @@ class Store:
         # is ours, the rest is left for the way to the backend (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
         task = read_task(task_id, row, prompt_is_json=self._prompt_is_json)
-        return Grant(row.model, task, granted_at, granted_at + SEND_PART * row.guard_s, row.timeout_s, row.kinds_ratio)
+        send_before = granted_at + SEND_PART * row.guard_s
+        return Grant(
+            row.model, task, granted_at, send_before, row.timeout_s, row.kinds_ratio, row.dispatch, row.max_batch
+        )
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 import pytest
 
@@ -70,6 +72,19 @@ def test_a_new_model_takes_all_its_limits_at_once(installed: str) -> None:
     assert stored(installed, "model", "rpm", "tpm", "token_mode", "enabled") == ("new", 60, 5000, "max", True)
 
 
+def test_how_tasks_are_sent_is_set_and_shown_where_it_is_not_the_usual(dsn: str) -> None:
+    assert stored(dsn, "dispatch", "max_batch") == ("auto", 20)
+    assert "dispatch" not in run_cli(dsn, "models", "list").out
+
+    done = run_cli(dsn, "models", "set", "m", "--dispatch", "batch", "--max-batch", "50")
+    assert "up to 50 tasks in a call" in done.out
+    assert stored(dsn, "dispatch", "max_batch") == ("batch", 50)
+    [row] = json.loads(run_cli(dsn, "models", "list", "--json").out)
+    assert (row["dispatch"], row["max_batch"]) == ("batch", 50)
+
+    assert "a call per task" in run_cli(dsn, "models", "set", "m", "--dispatch", "single").out
+
+
 COUNT = "must be a whole number of at least 0, or none"
 ZONE = f"llmqueue: --quota-timezone must be {RULES['quota_timezone']}"
 WINDOW = f"llmqueue: --burst-window must be {RULES['burst_windows']}"
@@ -105,6 +120,9 @@ WINDOW = f"llmqueue: --burst-window must be {RULES['burst_windows']}"
         (["--burst-window", "none", "--burst-window", "1=1"], f"{WINDOW} (got 'none')"),
         (["--burst-window", "10=1", "--burst-window", "10=0.5"],
          "llmqueue: --burst-window 10=0.5: 10 s is given twice"),
+        (["--dispatch", "both"], "--dispatch"),
+        (["--max-batch", "0"], "--max-batch"),
+        (["--max-batch", "1001"], "--max-batch"),
         (["--output-tpm", "5"], "llmqueue: an --output-tpm is for --token-mode split, which counts input and output"),
     ],
 )  # fmt: skip
@@ -130,6 +148,7 @@ def test_output_tpm_keeps_a_model_from_leaving_split(dsn: str) -> None:
         ("token_mode", "'both'"), ("max_output", "0"), ("rpd", "-1"), ("tpd", "-1"), ("quota_timezone", "'Mars'"),
         ("burst_windows", """'{"0": 1}'"""), ("burst_windows", """'{"10": 2}'"""), ("burst_windows", "'[]'"),
         ("weight", "-1"), ("weight", "'nan'"), ("hot_share", "1"), ("on_crash", "'drop'"), ("model", "''"),
+        ("dispatch", "'both'"), ("max_batch", "0"), ("max_batch", "1001"),
     ],
 )  # fmt: skip
 def test_every_check_of_the_table_is_answered_by_its_option(

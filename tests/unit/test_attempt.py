@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio
@@ -11,10 +12,27 @@ import pytest
 
 from llmqueue.attempt import Runner
 from llmqueue.backend import Call, sending
+from llmqueue.circuit import HALF, WINDOW
 from llmqueue.errors import DatabaseUnreachable, SqlError
 from llmqueue.estimate import FRAME_TOKENS, estimate_input_tokens
 from llmqueue.gate import Gate
-from llmqueue.models import Answer, Complete, Grant, Json, Refusal, Release, Reply, Retry, Settlement, Task, Usage
+from llmqueue.models import (
+    LATE,
+    Answer,
+    Breakdown,
+    Bury,
+    Complete,
+    Grant,
+    Json,
+    Refusal,
+    Rejection,
+    Release,
+    Reply,
+    Retry,
+    Settlement,
+    Task,
+    Usage,
+)
 from llmqueue.wakeup import Bell
 
 pytestmark = pytest.mark.anyio
@@ -29,11 +47,18 @@ class Backend:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.reply: Reply = Answer("42", Usage(3, 5))
+        self.batches: list[list[Call]] = []
+        self.replies: list[Reply] | None = None
 
     async def call(self, call: Call) -> Reply:
         sending.send_now()
         self.calls.append(call)
         return self.reply
+
+    async def call_batch(self, calls: Sequence[Call]) -> Sequence[Reply]:
+        sending.send_now()
+        self.batches.append(list(calls))
+        return self.replies if self.replies is not None else [self.reply] * len(calls)
 
     async def probe(self) -> str | None:
         return None
@@ -52,8 +77,8 @@ class Run:
         self.under_way = 0
         self.gate = anyio.Event()
         self.gate.set()
-        gate = Gate(self.backend, "http://backend", Bell())
-        self.runner = Runner(self.backend, gate, self.ends.append, self.top_up, random.Random(1))
+        self.own_gate = Gate(self.backend, "http://backend", Bell())
+        self.runner = Runner(self.backend, self.own_gate, self.ends.append, self.top_up, random.Random(1))
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         self.asked.append((fence, input_charge))
@@ -199,3 +224,162 @@ async def test_a_task_that_cannot_be_read_has_no_estimate(run: Run) -> None:
 
     assert end.kinds_estimate is None
     assert run.asked == []
+
+
+# --- several tasks in one call ----------------------------------------------------------------------------------
+
+
+def several(how_many: int, **changes: object) -> list[Grant]:
+    grant = granted(None)
+    return [replace(grant, task=replace(grant.task, id=n, fence=n, **changes)) for n in range(1, how_many + 1)]
+
+
+async def test_tasks_of_one_call_have_each_their_own_end(run: Run) -> None:
+    refused = Refusal("quota", "rate_limited", "429", 3.0)
+    run.backend.replies = [Answer("one", Usage()), Breakdown("no_result", "nothing"), refused]
+
+    await run.runner.run(*several(3))
+
+    [[first, *_]] = run.backend.batches
+    assert (first.model, first.prompt, first.idempotency_key) == ("m", PROMPT, "1:0")
+    ends = {end.grant.task.fence: end.decision for end in run.ends}
+    assert ends[1] == Complete("one", Usage())
+    assert isinstance(ends[2], Retry)
+    assert ends[2].counts
+    assert isinstance(ends[3], Retry)
+    assert (ends[3].counts, ends[3].refusal) == (False, "quota")
+    assert all(end.sent_after_s is not None for end in run.ends)
+
+
+async def test_a_call_that_fails_as_a_whole_is_one_failure_of_the_backend(run: Run) -> None:
+    run.backend.replies = [Breakdown("http_502", "Bad Gateway")] * WINDOW
+
+    await run.runner.run(*several(WINDOW))
+
+    assert len(run.ends) == WINDOW
+    assert all(isinstance(end.decision, Retry) and end.decision.counts for end in run.ends)
+    assert run.own_gate.circuit.is_closed
+
+
+async def test_failures_that_are_found_to_be_the_backends_are_forgiven_for_every_task_of_the_call(run: Run) -> None:
+    for number in range(HALF):
+        run.backend.replies = [broken := Breakdown("http_502", "Bad Gateway"), broken]
+        first, second = several(2)
+        await run.runner.run(
+            replace(first, task=replace(first.task, fence=10 * number)),
+            replace(second, task=replace(second.task, fence=10 * number + 1)),
+        )
+
+    counted = {end.grant.task.fence for end in run.ends if isinstance(end.decision, Retry) and end.decision.counts}
+    assert len(counted) == 2 * (HALF - 1)
+    assert set(run.own_gate.circuit.take_forgiven()) == counted
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_a_rejection_of_the_whole_call_buries_none_of_its_tasks(run: Run, status: int) -> None:
+    run.backend.replies = [Rejection(f"http_{status}", "no")] * 3
+
+    await run.runner.run(*several(3))
+
+    assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == [f"http_{status}"] * 3
+
+
+async def test_a_rejection_of_one_task_buries_that_one(run: Run) -> None:
+    run.backend.replies = [Rejection("http_400", "no"), Answer("two", Usage())]
+
+    await run.runner.run(*several(2))
+
+    assert [type(end.decision) for end in run.ends] == [Bury, Complete]
+
+
+async def test_a_call_is_one_success_or_one_failure_however_many_tasks_it_carries(run: Run) -> None:
+    circuit = run.own_gate.circuit
+    for number in range(HALF):
+        good: list[Reply] = [Answer("42", Usage()) for _ in range(WINDOW)]
+        bad: list[Reply] = [Breakdown("http_502", str(each)) for each in range(WINDOW)]
+        run.backend.replies = good if number % 2 else bad
+        await run.runner.run(*several(WINDOW))
+    assert circuit.is_closed
+    for _ in range(HALF):
+        run.backend.replies = [Breakdown("http_502", "Bad Gateway")] * WINDOW
+        await run.runner.run(*several(WINDOW))
+    assert not circuit.is_closed
+
+
+async def test_what_is_no_reply_costs_no_other_answer(run: Run) -> None:
+    run.backend.replies = [Answer("one", Usage()), None]  # type: ignore[list-item]
+
+    await run.runner.run(*several(2))
+
+    first, second = (end.decision for end in run.ends)
+    assert first == Complete("one", Usage())
+    assert isinstance(second, Retry)
+    assert second.error_class == "adapter_raised"
+
+
+async def test_tasks_that_need_more_tokens_do_not_make_the_others_late(run: Run) -> None:
+    now = time.monotonic()
+    dear = [replace(each, task=replace(each.task, tokens=1000, input_charge=1)) for each in several(3)]
+    cheap = replace(several(4)[3], granted_at=now - 1, send_before=now + 0.9)
+
+    await run.runner.run(*(replace(each, granted_at=now - 1, send_before=now + 0.9) for each in dear), cheap)
+
+    assert run.asked == [], "half of the time was gone before"
+    assert {end.grant.task.fence: type(end.decision) for end in run.ends} == dict.fromkeys((1, 2, 3), Release) | {
+        4: Complete
+    }
+
+
+async def test_a_late_call_goes_back_whole(run: Run) -> None:
+    await run.runner.run(*(replace(grant, send_before=time.monotonic() - 1) for grant in several(3)))
+
+    assert run.backend.batches == []
+    assert [(end.decision, end.sent_after_s) for end in run.ends] == [(LATE, None)] * 3
+
+
+async def test_what_cannot_be_charged_goes_back_at_once_and_the_others_are_sent(run: Run) -> None:
+    run.answer = False
+    fits, does_not, fits_too = several(3)
+    dear = replace(does_not, task=replace(does_not.task, tokens=1000, input_charge=1))
+
+    await run.runner.run(fits, dear, fits_too)
+
+    assert [call.idempotency_key for [*batch] in run.backend.batches for call in batch] == ["1:0", "3:0"]
+    assert {end.grant.task.fence: type(end.decision) for end in run.ends} == {1: Complete, 2: Release, 3: Complete}
+    assert run.ends[0].grant.task.fence == 2, "before the call, not after it"
+
+
+async def test_when_one_task_is_left_it_is_a_single_call(run: Run) -> None:
+    readable, broken = several(2)
+
+    await run.runner.run(readable, replace(broken, task=replace(broken.task, unreadable="no JSON")))
+
+    assert (len(run.backend.calls), run.backend.batches) == (1, [])
+    assert {end.grant.task.fence: type(end.decision) for end in run.ends} == {1: Complete, 2: Bury}
+
+
+async def test_an_adapter_that_returns_too_few_replies_has_a_bug_and_no_task_is_lost(run: Run) -> None:
+    run.backend.replies = [Answer("one", Usage())]
+
+    await run.runner.run(*several(3))
+
+    assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == ["adapter_raised"] * 3
+
+
+async def test_a_worker_that_stops_settles_every_task_of_the_call_once(run: Run) -> None:
+    began = anyio.Event()
+
+    async def call_batch(_: Sequence[Call]) -> Sequence[Reply]:
+        sending.send_now()
+        began.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    run.backend.call_batch = call_batch  # type: ignore[method-assign]
+    async with anyio.create_task_group() as group:
+        group.start_soon(run.runner.run, *several(3))
+        await began.wait()
+        group.cancel_scope.cancel()
+
+    assert [end.grant.task.fence for end in run.ends] == [1, 2, 3]
+    assert all(isinstance(end.decision, Retry) and end.decision.counts for end in run.ends)

@@ -264,3 +264,72 @@ async def test_a_server_that_is_gone_is_unreachable_and_not_a_breakdown() -> Non
         url = server.url
 
     assert isinstance(await call(ADAPTERS["models"], url), Unreachable)
+
+
+# --- several prompts in one call --------------------------------------------------------------------------------
+
+
+async def call_batch(url: str, *prompts: str) -> list[Reply]:
+    backend = ModelsBackend(url, None, Fields())
+    sending.current.set(sending.Sending(time.monotonic() + 60))
+    calls = [Call("m", prompt, None, f"{number}:0", 60.0) for number, prompt in enumerate(prompts, start=1)]
+    try:
+        return list(await backend.call_batch(calls))
+    finally:
+        await backend.aclose()
+
+
+async def test_each_prompt_of_a_batch_has_its_own_reply() -> None:
+    async with running(CONFIG) as server:
+        alone = [await call(ADAPTERS["models"], server.url, prompt) for prompt in ("one", "two")]
+        replies = await call_batch(server.url, "one", "[[fault:429]]", "[[fault:400]]", "two")
+
+    assert [replies[0], replies[3]] == alone
+    assert isinstance(replies[1], Refusal)
+    assert isinstance(replies[2], Rejection | Breakdown)
+
+
+@pytest.mark.parametrize("status", [429, 502])
+async def test_a_batch_that_fails_as_a_whole_has_one_reply_for_all(status: int) -> None:
+    async with answering(lambda: web.Response(status=status)) as url:
+        replies = await call_batch(url, "one", "two")
+
+    assert isinstance(replies[0], Refusal if status == 429 else Breakdown)
+    assert replies[1] is replies[0]
+
+
+async def test_results_are_told_apart_by_their_ids_and_not_by_their_order() -> None:
+    results = [
+        {"id": "3:0", "answer": "three"},
+        {"id": "9:0", "answer": "of nobody"},
+        "no result",
+        {"answer": "without an id"},
+        {"id": ["1:0"], "answer": "a list"},
+        {"id": "1:0", "error": {"type": "overloaded", "message": "later", "retry_after": 4}},
+    ]
+    async with answering(lambda: web.json_response({"results": results})) as url:
+        first, second, third = await call_batch(url, "one", "two", "three")
+
+    assert isinstance(first, Refusal)
+    assert (first.kind, first.retry_after_s) == ("capacity", 4)
+    assert isinstance(second, Breakdown)
+    assert second.error_class == "no_result"
+    assert third == Answer("three", Usage())
+
+
+@pytest.mark.parametrize(
+    ("body", "error_class"),
+    [
+        (b"<html>", "unreadable_reply"),
+        (b"[]", "unreadable_reply"),
+        (b'{"results": {}}', "unreadable_reply"),
+        (b'{"error": {"message": "no"}}', "error_in_reply"),
+    ],
+)
+async def test_a_reply_without_results_is_one_failure(body: bytes, error_class: str) -> None:
+    async with answering(lambda: web.Response(body=body, content_type="application/json")) as url:
+        first, second = await call_batch(url, "one", "two")
+
+    assert isinstance(first, Breakdown)
+    assert first.error_class == error_class
+    assert second is first

@@ -1,7 +1,8 @@
-"""The adapter of the Models Backend: POST /single. Field names and path are settings: people's backends differ."""
+"""The adapter of the Models Backend: POST /single and /batch. What they are called is a setting: backends differ."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -17,6 +18,7 @@ class Fields:
     """What the backend calls things."""
 
     single_path: str = "/single"
+    batch_path: str = "/batch"
     model: str = "model"
     prompt: str = "prompt"
     params: str = "params"
@@ -27,7 +29,7 @@ class Fields:
 
 
 class ModelsBackend:
-    """Calls `POST single_path` of one base URL; `secret` goes out as a bearer token."""
+    """Calls `POST single_path` and `batch_path` of one base URL; `secret` goes out as a bearer token."""
 
     def __init__(self, base_url: str, secret: str | None, fields: Fields) -> None:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
@@ -36,18 +38,33 @@ class ModelsBackend:
         self._fields = fields
 
     async def call(self, call: Call) -> Reply:
-        fields = self._fields
-        body: dict[str, Json] = {fields.model: call.model, fields.prompt: call.prompt}
-        if call.params is not None:
-            body[fields.params] = call.params
-        reply = await http.post(self._http, fields.single_path, body, call.idempotency_key)
-        return self._read(reply) if isinstance(reply, httpx.Response) else reply
+        asked = {self._fields.model: call.model, **self._asked(call)}
+        reply = await http.post(self._http, self._fields.single_path, asked, call.idempotency_key)
+        if not isinstance(reply, httpx.Response):
+            return reply
+        body = _json(reply)
+        return body if isinstance(body, Breakdown) else self._read(body)
 
-    def _read(self, response: httpx.Response) -> Reply:
-        try:
-            body = response.json()
-        except (ValueError, RecursionError):
-            return Breakdown("unreadable_reply", f"200 without JSON, {len(response.content)} bytes")
+    async def call_batch(self, calls: Sequence[Call]) -> Sequence[Reply]:
+        items = [{"id": call.idempotency_key, **self._asked(call)} for call in calls]
+        asked = {self._fields.model: calls[0].model, "items": items}
+        key = " ".join(call.idempotency_key for call in calls)
+        reply = await http.post(self._http, self._fields.batch_path, asked, key)
+        if not isinstance(reply, httpx.Response):
+            return [reply] * len(calls)
+        body = _json(reply)
+        results = body.get("results") if isinstance(body, dict) else None
+        if isinstance(body, Breakdown) or not isinstance(results, list):
+            missing = Breakdown("unreadable_reply", "200 without a list 'results'")
+            return [body if isinstance(body, Breakdown) else read_error(body) or missing] * len(calls)
+        by_id = {result.get("id"): result for result in results if isinstance(result, dict) and _is_id(result)}
+        return [self._read(by_id[key]) if (key := call.idempotency_key) in by_id else _nothing() for call in calls]
+
+    def _asked(self, call: Call) -> dict[str, Json]:
+        params = {} if call.params is None else {self._fields.params: call.params}
+        return {self._fields.prompt: call.prompt, **params}
+
+    def _read(self, body: Json) -> Reply:
         if not isinstance(body, dict) or body.get(self._fields.answer) is None:
             missing = Breakdown("unreadable_reply", f"200 without a field {self._fields.answer!r}")
             return read_error(body) or missing
@@ -61,6 +78,21 @@ class ModelsBackend:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+
+def _json(response: httpx.Response) -> Json | Breakdown:
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return Breakdown("unreadable_reply", f"200 without JSON, {len(response.content)} bytes")
+
+
+def _is_id(result: dict[str, Json]) -> bool:
+    return isinstance(result.get("id"), str)
+
+
+def _nothing() -> Reply:
+    return Breakdown("no_result", "the reply to the batch has no result for this task")
 
 
 def read_usage(usage: Json, input_field: str, output_field: str) -> Usage:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llmqueue.models import Json, Reply
 
@@ -35,3 +36,15 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class BatchBackend(Backend, Protocol):
+    """An adapter that can send several prompts in one call."""
+
+    async def call_batch(self, calls: Sequence[Call]) -> Sequence[Reply]:
+        """Sends prompts for one model and returns how each ended, in their order.
+
+        What the call as a whole ended with is returned as the same object for all: then it counts as one failure.
+        """
+        ...

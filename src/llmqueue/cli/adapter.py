@@ -21,6 +21,7 @@ def load_adapter(settings: Settings) -> Backend:
 def _fields(settings: Settings) -> Fields:
     return Fields(
         single_path=settings.backend_single_path,
+        batch_path=settings.backend_batch_path,
         model=settings.backend_model_field,
         prompt=settings.backend_prompt_field,
         params=settings.backend_params_field,

@@ -40,6 +40,8 @@ RULES: Final = {
     "weight": "a number of at least 0 (0 keeps the model out of the default pool)",
     "hot_share": f"a number from 0 to {MOST_HOT}",
     "on_crash": "retry or park",
+    "dispatch": "auto, single or batch",
+    "max_batch": "a whole number from 1 to 1000",
     "quota_timezone": "a time zone such as UTC or America/Los_Angeles (all: select name from pg_timezone_names)",
     "burst_windows": (
         "SECONDS=SHARE, such as 10=0.1667 or 10=1/6: seconds above 0 and below 100 with at most three decimals, and a "
@@ -63,6 +65,8 @@ CONSTRAINTS: Final = {
     "weight_is_not_negative": "weight",
     "hot_share_is_a_share": "hot_share",
     "on_crash_is_known": "on_crash",
+    "dispatch_is_known": "dispatch",
+    "max_batch_is_positive": "max_batch",
 }
 NAMELESS: Final = "model_has_a_name"
 OF_SPLIT: Final = "output_tpm_is_of_split"
@@ -76,6 +80,14 @@ class TokenMode(StrEnum):
     MAX = "max"
     SPLIT = "split"
     ACTUAL = "actual"
+
+
+class Dispatch(StrEnum):
+    """How a model's tasks are sent."""
+
+    AUTO = "auto"
+    SINGLE = "single"
+    BATCH = "batch"
 
 
 class OnCrash(StrEnum):

@@ -21,6 +21,7 @@ USUAL_WEIGHT, USUAL_HOT_SHARE = 1, 0.1
 LINE_END = (
     *("effective_rpm", "tpm", "tokens_60s", "output_tpm", "output_tokens_60s", "rpd", "calls_today", "tpd"),
     *("tokens_today", "effective_concurrency", "closed_until", "closed_because", "on_crash"),
+    *("dispatch", "max_batch"),
 )
 
 
@@ -59,6 +60,8 @@ class ModelStatus:
     quota_timezone: str
     effective_concurrency: int | None
     on_crash: str
+    dispatch: str
+    max_batch: int
 
     @property
     def is_able(self) -> bool:
@@ -75,6 +78,11 @@ class ModelStatus:
     def parks(self) -> str | None:
         """Shown only where it is not the usual."""
         return self.on_crash if self.on_crash != "retry" else None
+
+    @property
+    def sends(self) -> str | None:
+        """Shown only where it is not the usual."""
+        return self.dispatch if self.dispatch != "auto" else None
 
     @property
     def lowered_rpm(self) -> int | None:
@@ -137,7 +145,8 @@ def read_models(conn: psycopg.Connection[TupleRow]) -> list[ModelStatus]:
             select model, enabled, rpm, max_concurrency, timeout, calls_60s, use_pct, running, ready, ready_is_estimate,
                    oldest_ready_at, tpm, output_tpm, token_mode, weight, hot_share, effective_rpm, tokens_60s,
                    output_tokens_60s, tpm_use_pct, rpd, calls_today, tpd, tokens_today, closed_until, closed_because,
-                   burst_windows, max_output, quota_timezone, effective_concurrency, on_crash
+                   burst_windows, max_output, quota_timezone, effective_concurrency, on_crash,
+                   dispatch, max_batch
               from llmqueue.model_status order by model
             """
         ).fetchall()
@@ -166,6 +175,10 @@ def _limits(model: ModelStatus) -> Iterator[str]:
         yield f"weight {model.weight:g}"
     if model.hot_share != USUAL_HOT_SHARE:
         yield f"hot share {model.hot_share:g}"
+    if model.sends == "single":
+        yield "a call per task"
+    elif model.sends:
+        yield f"up to {model.max_batch:,} tasks in a call"
     if model.parks:
         yield "parks calls of dead workers"
     if not model.enabled:

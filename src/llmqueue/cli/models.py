@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmqueue.cli.database import open_database
-from llmqueue.cli.limits import LARGEST_INTEGER, OnCrash, TokenMode, read_columns, refused
+from llmqueue.cli.limits import LARGEST_INTEGER, Dispatch, OnCrash, TokenMode, read_columns, refused
 from llmqueue.cli.model_status import LINE_END, doubts, opens, read_models, summary
 from llmqueue.cli.output import Column, clean, console, readable, show
 from llmqueue.cli.pools import MEMBERS, drop_pool, names_of_pools, read_members, read_pools, set_pool
@@ -31,10 +31,10 @@ CREATE = "insert into llmqueue.model_config (model, rpm) values (%(model)s, %(rp
 SET = """
     update llmqueue.model_config c
        set (rpm, max_concurrency, enabled, timeout, tpm, output_tpm, token_mode, max_output, rpd, tpd, quota_timezone,
-            burst_windows, weight, hot_share, on_crash)
+            burst_windows, weight, hot_share, on_crash, dispatch, max_batch)
          = (select n.rpm, n.max_concurrency, n.enabled, n.timeout, n.tpm, n.output_tpm, n.token_mode, n.max_output,
                    n.rpd, n.tpd, n.quota_timezone, n.burst_windows, n.weight, n.hot_share,
-                   n.on_crash
+                   n.on_crash, n.dispatch, n.max_batch
               from jsonb_populate_record(c, %(columns)s) n)
      where c.model = %(model)s
 """
@@ -59,6 +59,7 @@ COLUMNS = (
     Column("timeout", "timeout", readable, is_right=True),
     Column("weight", "weight", lambda weight: f"{weight:g}", is_right=True),
     Column("parks", "on crash", is_optional=True),
+    Column("sends", "dispatch", is_optional=True),
     Column("closed_until", "opens", opens, is_optional=True),
 )
 # Fields of a line for a program, in an order that stays.
@@ -139,6 +140,16 @@ def set_model(
             "outcome_unknown) [new: retry]."
         ),
     ] = None,
+    dispatch: Annotated[
+        Dispatch | None,
+        typer.Option(
+            help="How its tasks are sent: single (a call each), batch (several in one call), auto (batches while a "
+            "worker has no time for single calls) [new: auto]."
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="The most tasks in one call [new: 20].")
+    ] = None,
     enabled: Annotated[
         bool | None, typer.Option("--enabled/--disabled", help="Whether tasks are sent to it [new: enabled].")
     ] = None,
@@ -150,7 +161,7 @@ def set_model(
     counts |= {"rpd": rpd, "tpd": tpd}
     columns = read_columns({"weight": weight, "hot_share": hot_share, "timeout": timeout}, counts, burst_window)
     plain = {"rpm": rpm, "token_mode": token_mode, "quota_timezone": quota_timezone, "enabled": enabled}
-    plain |= {"on_crash": on_crash}
+    plain |= {"on_crash": on_crash, "dispatch": dispatch, "max_batch": max_batch}
     columns |= {column: value for column, value in plain.items() if value is not None}
     if not columns:
         raise UsageError("nothing to set: give a limit, such as --rpm N (llmqueue models set --help names them all)")

@@ -22,7 +22,7 @@ BYTES_PER_TOKEN = 4
 _CLAIM: LiteralString = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts,
            null as prompt, null as params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s,
-           waited_s, null as clock_s, timeout_s, guard_s, kinds_ratio, turns::text as turns,
+           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, kinds_ratio, turns::text as turns,
            (turns ->> 'epoch')::integer as epoch
       from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb, %s)"""
 
