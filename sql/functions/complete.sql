@@ -5,7 +5,8 @@
 --   neither ended nor been started again, or was parked because nobody knew what became of this very call: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
 --   settled already is left alone, so a flush can be sent twice. A task that was set back by hand has another life, and
 --   its prompt may be another: its finished_at is set until the first claim, and from then on newer attempts count from
---   1 again, which those of the same life never do. A new row under the key of a deleted one has no fence. Row by row by the keys, as in lease_rows.
+--   1 again, which those of the same life never do. A new row under the key of a deleted one has no fence.
+--   Tasks that still run under the fence, nearly all, in one statement by an array of keys, as in lease_rows; the others one by one.
 create or replace function llmqueue.complete(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -15,12 +16,58 @@ declare
     v_attempt llmqueue.attempt;
     v_is_applied boolean;
     v_ids llmqueue.task_id[];
+    v_fences bigint[];   -- of the items, in their order, like the arrays that follow
+    v_tasks llmqueue.task_id[];
+    v_answers text[];
+    v_sent_after_s double precision[];
+    v_latencies double precision[];
+    v_inputs integer[];
+    v_outputs integer[];
+    v_estimates integer[];
+    v_applied bigint[];
 begin
+    select array_agg(i.fence), array_agg(i.task_id), array_agg(i.answer), array_agg(i.sent_after_s), array_agg(i.latency_s),
+           array_agg(i.input_tokens), array_agg(i.output_tokens), array_agg(i.kinds_estimate)
+      into v_fences, v_tasks, v_answers, v_sent_after_s, v_latencies, v_inputs, v_outputs, v_estimates
+      from jsonb_to_recordset(p_items) as i(
+               fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision, latency_s double precision,
+               input_tokens integer, output_tokens integer, kinds_estimate integer);
+
+    -- nearly all: the task still runs under this fence
+    with applied as (
+        update llmqueue.task t
+           set (answer, status, error, input_tokens, output_tokens, finished_at)
+             = (select llmqueue.answer_value(v_answers[i.no]), llmqueue.status_word('solved'), null, v_inputs[i.no], v_outputs[i.no], v_now
+                  from (select array_position(v_tasks, t.id::llmqueue.task_id) as no) i)
+         where t.id = any (v_tasks) and coalesce(t.is_running, false)
+           and t.fence = v_fences[array_position(v_tasks, t.id::llmqueue.task_id)]
+           and (select true from llmqueue.attempt a
+                 where a.fence = t.fence and a.worker = p_worker and a.task_id = t.id and (a.outcome is null or a.outcome = 'lost'))
+        returning t.id::llmqueue.task_id as id)
+    select array_agg(v_fences[array_position(v_tasks, a.id)]), array_agg(a.id) into v_applied, v_ids from applied a;
+    for v_attempt in
+        update llmqueue.attempt a
+           set (ended_at, outcome, error_class, sent_at, latency_s, input_tokens, output_tokens, kinds_estimate)
+             = (select v_now, 'completed', null, a.granted_at + make_interval(secs => v_sent_after_s[i.no]), v_latencies[i.no],
+                       v_inputs[i.no], v_outputs[i.no], v_estimates[i.no]
+                  from (select array_position(v_fences, a.fence) as no) i)
+         where a.fence = any (v_applied)
+        returning a.*
+    loop
+        if v_attempt.tokens is not null then
+            perform llmqueue.reconcile(v_attempt, v_attempt.input_tokens, v_attempt.output_tokens);
+        end if;
+        if v_attempt.is_probe then
+            perform llmqueue.probe_answered(v_attempt.fence, v_now);
+        end if;
+    end loop;
+
     for v_item in
         select * from jsonb_to_recordset(p_items) as i(
             fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision,
             latency_s double precision, input_tokens integer, output_tokens integer,
             kinds_estimate integer)
+         where i.fence <> all (coalesce(v_applied, '{}'))
     loop
         select a.* into v_attempt from llmqueue.attempt a
          where a.fence = v_item.fence and a.worker = p_worker and a.task_id = v_item.task_id

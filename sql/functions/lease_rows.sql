@@ -2,8 +2,9 @@
 -- Returns: them, in the order given.
 -- Locks: none beyond the rows that the caller has locked.
 -- Why: a task that has ended and was set back by hand starts anew: attempts from 1, and one more restart, which is part
---   of its Idempotency-Key (I18). Row by row by the key: a join is planned for the size that the table had, and a plan
---   kept from when it was small reads all of it once it is large (design I14). An owner's trigger may keep a row as it
+--   of its Idempotency-Key (I18). One statement for all rows; by an array of keys and not by a join, which is planned for the
+--   size that the table had: a plan kept from when it was small reads all of it once it is large (design I14). For the
+--   same reason nothing of it implies a partial index: coalesce(is_ready, …). An owner's trigger may keep a row as it
 --   was, hence is_running.
 create or replace function llmqueue.lease_rows(
     p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
@@ -11,13 +12,10 @@ returns llmqueue.leased[] language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
-    v_candidate llmqueue.candidate;
-    v_row llmqueue.leased;
-    v_is_running boolean;
-    v_rows llmqueue.leased[] := array[]::llmqueue.leased[];
-    v_taken llmqueue.candidate[] := array[]::llmqueue.candidate[];   -- those of v_rows, in the same order
+    v_ids llmqueue.task_id[] := array(select c.task_id from unnest(p_candidates) c);
+    v_rows llmqueue.leased[];
 begin
-    foreach v_candidate in array p_candidates loop
+    with taken as (
         update llmqueue.task t
            set status = llmqueue.status_word('running'),
                fence = nextval('llmqueue.fence_seq'),
@@ -26,30 +24,28 @@ begin
                started_at = p_now,
                finished_at = null,
                error = null
-         where t.id = v_candidate.task_id and t.is_ready
-        returning t.id::llmqueue.task_id, t.fence, t.attempts::integer, coalesce(t.max_attempts, 5)::integer,
-                  t.restarts::integer, t.prompt_text, t.params::text, t.is_running
-          into v_row.task_id, v_row.fence, v_row.attempt_no, v_row.max_attempts, v_row.restarts, v_row.prompt, v_row.params,
-               v_is_running;
-        if v_is_running then
-            v_row.tokens := v_candidate.tokens;
-            v_row.input_charge := v_candidate.input_charge;
-            v_row.is_hot := v_candidate.is_hot;
-            v_row.lane := v_candidate.lane;
-            v_row.output_tokens := v_candidate.output_tokens;
-            v_rows := v_rows || v_row;
-            v_taken := v_taken || v_candidate;
-        end if;
-    end loop;
+         where t.id = any (v_ids) and coalesce(t.is_ready, false)
+        returning t.id::llmqueue.task_id as task_id, t.fence, t.attempts::integer as attempt_no,
+                  coalesce(t.max_attempts, 5)::integer as max_attempts, t.restarts::integer as restarts, t.prompt_text,
+                  t.params::text as params, t.is_running
+    ), leased as materialized (
+        select r.*, c.lane, c.is_hot, c.bytes_estimate, c.input_charge, c.output_charge, c.tokens, c.output_tokens, c.no
+          from taken r
+          join unnest(p_candidates) with ordinality c(task_id, lane, is_hot, bytes_estimate, input_charge, output_charge, tokens,
+                                                      output_tokens, no) on c.task_id = r.task_id
+         where r.is_running
     -- every attempt keeps the limits it was judged by and what it was charged, for `audit`
-    insert into llmqueue.attempt (fence, task_id, model, worker, attempt_no, granted_at, cell, rpm, lane, is_hot, ceiling_rpm, tpm,
-                                  output_tpm, token_mode, bytes_estimate, input_charge, output_charge, tokens, output_tokens_charged)
-    select r.fence, r.task_id, p_budget.model, p_worker, r.attempt_no, p_budget.granted_at, p_budget.cell, v_config.rpm, c.lane, c.is_hot,
-           nullif(p_budget.rpm, v_config.rpm), v_config.tpm, v_config.output_tpm, case when c.tokens is not null then v_config.token_mode end,
-           c.bytes_estimate, c.input_charge, c.output_charge, c.tokens, c.output_tokens
-      from generate_subscripts(v_rows, 1) i
-     cross join lateral (select (v_rows[i]).*) r
-     cross join lateral (select (v_taken[i]).*) c;
+    ), logged as (
+        insert into llmqueue.attempt (fence, task_id, model, worker, attempt_no, granted_at, cell, rpm, lane, is_hot, ceiling_rpm, tpm,
+                                      output_tpm, token_mode, bytes_estimate, input_charge, output_charge, tokens, output_tokens_charged)
+        select r.fence, r.task_id, p_budget.model, p_worker, r.attempt_no, p_budget.granted_at, p_budget.cell, v_config.rpm, r.lane, r.is_hot,
+               nullif(p_budget.rpm, v_config.rpm), v_config.tpm, v_config.output_tpm, case when r.tokens is not null then v_config.token_mode end,
+               r.bytes_estimate, r.input_charge, r.output_charge, r.tokens, r.output_tokens
+          from leased r
+    )
+    select coalesce(array_agg((r.task_id, r.fence, r.attempt_no, r.max_attempts, r.restarts, r.prompt_text, r.params, r.tokens, r.input_charge,
+                               r.is_hot, r.lane, r.output_tokens)::llmqueue.leased order by r.no), '{}') into v_rows
+      from leased r;
     return v_rows;
 end
 $$;

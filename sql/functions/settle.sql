@@ -18,17 +18,23 @@ declare
     v_has_succeeded boolean;
     v_has_refusals boolean;
     v_failure record;
-    v_free jsonb;   -- {task_id: true} of those that we could lock
-    v_busy bigint[];
+    v_fences bigint[];   -- of the items, in their order
+    v_ids llmqueue.task_id[];
+    v_verbs text[];
+    v_free llmqueue.task_id[];   -- those that we could lock
+    v_busy bigint[] := '{}';
+    v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
 begin
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;
-    v_unknown := (select max(x.fence) from (select (item ->> 'fence')::bigint as fence from jsonb_array_elements(p_items) item
-                                             where item ->> 'verb' = 'complete') x
-                   where (select true from llmqueue.attempt a where a.fence = x.fence) is null);   -- row by row: a join would read the whole log
+    select coalesce(array_agg(i.fence), '{}'), coalesce(array_agg(i.task_id), '{}'), coalesce(array_agg(i.verb), '{}')
+      into v_fences, v_ids, v_verbs from jsonb_to_recordset(p_items) as i(fence bigint, task_id llmqueue.task_id, verb text);
+    v_unknown := (select max(x.fence) from unnest(v_fences, v_verbs) x(fence, verb)
+                   where x.verb = 'complete'
+                     and (select true from llmqueue.attempt a where a.fence = x.fence) is null);   -- row by row: a join would read the whole log
     if v_unknown is not null then
         perform llmqueue.check_epoch(v_unknown, p_now);   -- first: it may wait for every model's lock
     end if;
@@ -39,18 +45,19 @@ begin
         perform llmqueue.keep_lost(p_worker, p_items, v_now);
     end if;
     with free as materialized (
-        select t.id from llmqueue.task t
-         where t.id = any (array(select (item ->> 'task_id')::llmqueue.task_id from jsonb_array_elements(p_items) item))
-           for no key update of t skip locked)
-    select coalesce(jsonb_object_agg(free.id::text, true), '{}'::jsonb) into v_free from free;
-    v_busy := array(select (item ->> 'fence')::bigint
-                      from jsonb_array_elements(p_items) item
-                     where not v_free ? (item ->> 'task_id')::llmqueue.task_id::text
-                       and (select true from llmqueue.task t where t.id = (item ->> 'task_id')::llmqueue.task_id));
+        select t.id from llmqueue.task t where t.id = any (v_ids) for no key update of t skip locked)
+    select coalesce(array_agg(free.id::llmqueue.task_id), '{}') into v_free from free;
+    if cardinality(v_free) < cardinality(v_ids) then   -- or the row has been deleted
+        v_busy := array(select x.fence from unnest(v_fences, v_ids) x(fence, id)
+                         where x.id <> all (v_free) and (select true from llmqueue.task t where t.id = x.id));
+    end if;
+    v_is_plain := cardinality(v_busy) = 0 and cardinality(v_verbs) > 0 and coalesce(v_verbs[1] = all (v_verbs), false);
     for v_group in
-        select item ->> 'verb' as verb, jsonb_agg(item) as items
+        select v_verbs[1] as verb, p_items as items where v_is_plain
+        union all
+        select item ->> 'verb', jsonb_agg(item)
           from jsonb_array_elements(p_items) item
-         where (item ->> 'fence')::bigint <> all (v_busy)
+         where not v_is_plain and (item ->> 'fence')::bigint <> all (v_busy)
          group by 1
     loop
         begin
@@ -85,12 +92,11 @@ begin
     end loop;
     -- an owner's trigger may swallow the UPDATE: such a row would be running for ever with nobody behind it
     for v_item in
-        select item from jsonb_array_elements(p_items) item
-         where (item ->> 'fence')::bigint <> all (v_busy)
-           and (select t.is_running and t.fence = (item ->> 'fence')::bigint
-                  from llmqueue.task t where t.id = (item ->> 'task_id')::llmqueue.task_id)
-           and (select a.outcome <> 'set_aside' from llmqueue.attempt a
-                 where a.fence = (item ->> 'fence')::bigint and a.worker = p_worker)
+        select p_items -> (x.no - 1)::integer
+          from unnest(v_fences, v_ids) with ordinality x(fence, id, no)
+         where x.fence <> all (v_busy)
+           and (select t.is_running and t.fence = x.fence from llmqueue.task t where t.id = x.id)
+           and (select a.outcome <> 'set_aside' from llmqueue.attempt a where a.fence = x.fence and a.worker = p_worker)
     loop
         perform llmqueue.set_attempt_aside(p_worker, v_item, '', 'the UPDATE had no effect: a trigger swallowed it', v_now);
     end loop;
@@ -99,6 +105,6 @@ begin
                case when given.fence = any (v_busy) then 'busy'
                     else coalesce((select a.outcome from llmqueue.attempt a
                                     where a.fence = given.fence and a.worker = p_worker), 'unknown') end
-          from (select (item ->> 'fence')::bigint as fence from jsonb_array_elements(p_items) item) given;
+          from unnest(v_fences) given(fence);
 end
 $$;
