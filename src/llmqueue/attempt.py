@@ -111,9 +111,11 @@ class Runner:
 
     def _judge(self, attempts: Sequence[_Attempt], replies: Sequence[Reply]) -> list[Decision]:
         """A call is one success or one failure of the backend's, however many tasks it carries."""
-        if len(attempts) > 1 and all(reply is replies[0] for reply in replies):
-            replies = [_to_each(replies[0])] * len(attempts)
         grants = [attempt.grant for attempt in attempts]
+        whole = replies[0] if len(replies) > 1 and all(reply is replies[0] for reply in replies) else None
+        if isinstance(whole, Rejection):
+            # Due to one of them, or to a backend without such a call: no model has done anything, each is tried alone.
+            return [Retry(whole.error_class, whole.message, 0.0, counts=False)] * len(attempts)
         blame = self._blame(grants, replies)
         return [
             policy.decide(reply, grant.task.attempt_no, self._rng, blame if _is_blamed(reply) else "attempt")
@@ -195,14 +197,6 @@ def _lacks(attempt: _Attempt) -> int | None:
 
 def _is_blamed(reply: Reply) -> bool:
     return isinstance(reply, Breakdown) and circuit.blames(reply.error_class)
-
-
-def _to_each(reply: Reply) -> Reply:
-    """Returns what a reply to the call as a whole is for each task in it.
-
-    A rejection may be due to one of them, or to a backend that has no such call: each is tried by itself.
-    """
-    return Breakdown(reply.error_class, reply.message) if isinstance(reply, Rejection) else reply
 
 
 def _no_reply(said: object) -> Breakdown:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from llmqueue.models import Complete, Decision, Grant, Release, Retry, Settlement
+from llmqueue.models import Complete, Decision, Grant, Release, Retry, Settlement, TaskId
 
 # A batch takes at most so many times as long as a single call, in the mean.
 SLOWEST = 2.5
@@ -36,6 +36,8 @@ SAMPLE_EVERY_S = 5.0
 # So many batches that fail as a whole, and the model's tasks go alone for a while.
 FAILURES = 2
 ALONE_S = 600.0
+NO_SUCH_CALL = {"http_404", "http_405"}
+MOST_FAILED = 10_000
 
 
 class Batching:
@@ -47,6 +49,7 @@ class Batching:
         self._models: dict[str, _Model] = {}
         self._batches: dict[int, _Batch] = {}  # by the fences of its tasks that are under way
         self._gathering: set[str] = set()
+        self._failed: dict[TaskId, None] = {}  # what has been in a batch that failed as a whole; the oldest first
 
     def gathers(self, model: str) -> bool:
         """Tells whether it is worth to wait a moment, so that more tasks of the model come in one claim."""
@@ -69,8 +72,8 @@ class Batching:
             yield from ([grant] for grant in grants)
             return
         self._gathering.add(model)
-        rest = [grant for grant in grants if not _goes_alone(grant)]
-        yield from ([grant] for grant in grants if _goes_alone(grant))
+        rest = [grant for grant in grants if not self._goes_alone(grant)]
+        yield from ([grant] for grant in grants if self._goes_alone(grant))
         is_auto = grants[0].dispatch == "auto"
         if rest and is_auto and self._of(model).wants_single(now):
             yield [rest.pop()]
@@ -85,9 +88,14 @@ class Batching:
     def _most(self, grant: Grant, now: float) -> int:
         if not self._can_batch or grant.dispatch == "single":
             return 1
+        model = self._of(grant.model)
         if grant.dispatch == "batch":
-            return grant.max_batch
-        return min(grant.max_batch, self._of(grant.model).most_together(now)) if self._load.is_busy else 1
+            return 1 if model.has_no_batch(now) else grant.max_batch
+        return min(grant.max_batch, model.most_together(now)) if self._load.is_busy else 1
+
+    def _goes_alone(self, grant: Grant) -> bool:
+        task = grant.task
+        return task.is_hot or task.attempt_no > 1 or task.attempt_no >= task.max_attempts or task.id in self._failed
 
     def ended(self, settlement: Settlement) -> None:
         """Notes how a call went. One with several tasks says only how long the slowest took, and whether all failed."""
@@ -96,18 +104,17 @@ class Batching:
         batch = self._batches.pop(settlement.grant.task.fence, None)
         if batch is not None:
             batch.ended(decision)
+            if isinstance(decision, Retry) and not decision.counts and decision.refusal is None:
+                self._failed[settlement.grant.task.id] = None
+                if len(self._failed) > MOST_FAILED:
+                    del self._failed[next(iter(self._failed))]
             if not batch.under_way:
-                model.batch_ended(has_failed=batch.has_failed, now=time.monotonic())
+                model.batch_ended(batch, time.monotonic())
         elif latency_s is not None and (isinstance(decision, Complete) or _timed_out(decision)):
             model.latencies.append(latency_s)
 
     def _of(self, model: str) -> _Model:
         return self._models.setdefault(model, _Model())
-
-
-def _goes_alone(grant: Grant) -> bool:
-    task = grant.task
-    return task.is_hot or task.attempt_no > 1 or task.attempt_no >= task.max_attempts
 
 
 def _timed_out(decision: Decision) -> bool:
@@ -121,6 +128,7 @@ class _Batch:
     under_way: int
     failed: int = 0
     told: int = 0
+    is_unknown: bool = False  # the backend has no such call
 
     def ended(self, decision: Decision) -> None:
         self.under_way -= 1
@@ -128,6 +136,7 @@ class _Batch:
             return  # was not sent, or the model is full: says nothing about batches
         self.told += 1
         self.failed += isinstance(decision, Retry)
+        self.is_unknown = isinstance(decision, Retry) and decision.error_class in NO_SUCH_CALL
 
     @property
     def has_failed(self) -> bool | None:
@@ -173,6 +182,11 @@ class _Model:
         self._asked_at = -math.inf
         self._failures = 0
         self._alone_until = -math.inf
+        self._none_until = -math.inf
+
+    def has_no_batch(self, now: float) -> bool:
+        """Tells whether the backend was found to have no such call, not long ago."""
+        return now < self._none_until
 
     def wants_single(self, now: float) -> bool:
         """Asks for a single call, once in a while."""
@@ -182,18 +196,20 @@ class _Model:
         return True
 
     def most_together(self, now: float) -> int:
-        if now < self._alone_until or len(self.latencies) < LEAST_SAMPLES:
+        if self.has_no_batch(now) or now < self._alone_until or len(self.latencies) < LEAST_SAMPLES:
             return 1
         if now - self._looked_at > PERIOD_S:
             self._looked_at = now
             self._most = most_together(sorted(self.latencies))
         return self._most
 
-    def batch_ended(self, *, has_failed: bool | None, now: float) -> None:
-        """Batches that fail as a whole, one after the other: the backend has none, or cannot do them in time."""
-        if has_failed is None:
+    def batch_ended(self, batch: _Batch, now: float) -> None:
+        """Batches that fail as a whole, one after the other: the backend cannot do them, or not in time."""
+        if batch.is_unknown:
+            self._none_until = now + ALONE_S
+        if batch.has_failed is None:
             return
-        self._failures = self._failures + 1 if has_failed else 0
+        self._failures = self._failures + 1 if batch.has_failed else 0
         if self._failures >= FAILURES:
             self._failures = 0
             self._alone_until = now + ALONE_S

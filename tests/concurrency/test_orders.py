@@ -7,8 +7,8 @@ committed is not seen, a row or a model that another holds is passed over, and a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import product
@@ -84,19 +84,18 @@ class Expected:
         self.row_held_by = actor
         self.results[actor] = state
 
-    def commit(self, actor: int) -> int | None:
-        """Return the actor that comes through because of it: the first that waits. It has the row, ended or not."""
+    def commit(self, actor: int, came_through: Callable[[], int]) -> None:
+        """One of those that wait comes through because of it, Postgres says which. It has the row, ended or not."""
         self.state = self.results.pop(actor, self.state)
         if self.model_held_by == actor:
             self.model_held_by = None
         if self.row_held_by != actor:
-            return None
+            return
         self.row_held_by = None
-        if not self.waiting:
-            return None
-        first = self.waiting.pop(0)
-        self._apply(first, Action("cancel"))
-        return first
+        if self.waiting:
+            first = came_through()
+            self.waiting.remove(first)
+            self._apply(first, Action("cancel"))
 
 
 # --- what happens ---------------------------------------------------------------------------------------------------
@@ -189,10 +188,15 @@ class Actual:
                 }
                 queue.settle(item[verb], worker=grant.worker)
 
-    def commit(self, actor: int, comes_through: int | None) -> None:
+    def commit(self, actor: int) -> None:
         self.actors[actor].conn.commit()
-        if comes_through is not None:
-            self.waiting.pop(comes_through).result(PATIENCE_S)
+
+    def came_through(self) -> int:
+        """Return who no longer waits. Not always the first: whoever finds the row's new version first has it."""
+        done, _ = wait(self.waiting.values(), PATIENCE_S, return_when=FIRST_COMPLETED)
+        actor = next(actor for actor, future in self.waiting.items() if future in done)
+        self.waiting.pop(actor).result()
+        return actor
 
     def rollback(self) -> None:
         for future in self.waiting.values():
@@ -232,7 +236,8 @@ def play(actual: Actual, beginning: str, verbs: tuple[str, ...], commits: list[i
         while left:
             actor = next(actor for actor in left if actor not in expected.waiting)
             left.remove(actor)
-            actual.commit(actor, expected.commit(actor))
+            actual.commit(actor)
+            expected.commit(actor, actual.came_through)
             actual.assert_is(expected.state)
     finally:
         actual.rollback()

@@ -281,7 +281,7 @@ async def test_a_rejection_of_the_whole_call_buries_none_of_its_tasks(run: Run, 
 
     await run.runner.run(*several(3))
 
-    assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == [f"http_{status}"] * 3
+    assert [end.decision for end in run.ends] == [Retry(f"http_{status}", "no", 0.0, counts=False)] * 3
 
 
 async def test_a_rejection_of_one_task_buries_that_one(run: Run) -> None:

@@ -96,7 +96,7 @@ def test_what_has_no_attempt_left_is_not_ended_by_its_neighbours(batches: Batchi
     assert [len(together) for together in batches.slices([grant(), last, grant()])] == [1, 2]
 
 
-FAILED = Retry("http_404", "no such call", 0.0, counts=True)
+FAILED = Retry("http_504", "Gateway Timeout", 0.0, counts=True)
 REFUSED = Retry("rate_limited", "429", 0.0, counts=False, refusal="quota")
 
 
@@ -129,6 +129,21 @@ def test_auto_leaves_batches_alone_once_they_fail_as_a_whole(
 
     assert sizes(batches, several) == ([5] if goes_on else [1] * 5)
     assert sizes(batches, [grant() for _ in range(5)]) == [5], "who asks for batches gets them"
+
+
+def test_a_backend_without_such_a_call_is_asked_for_it_once(batches: Batching) -> None:
+    end_batch(batches, *[Retry("http_404", "Not Found", 0.0, counts=False)] * 3)
+
+    assert sizes(batches, [grant() for _ in range(5)]) == [1] * 5
+
+
+def test_what_was_rejected_together_is_tried_alone(batches: Batching) -> None:
+    [together] = batches.slices([grant(), grant()])
+    for one in together:
+        batches.ended(Settlement(one, Retry("http_422", "no", 0.0, counts=False), 0.0, 1.0))
+    again = [replace(one, task=replace(one.task, fence=next(FENCE))) for one in together]
+
+    assert sizes(batches, [*again, grant(), grant()]) == [1, 1, 2]
 
 
 def test_a_call_that_timed_out_is_a_slow_one(batches: Batching) -> None:
