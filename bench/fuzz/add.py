@@ -242,4 +242,5 @@ def _sorted(value: object) -> object:
 
 def _is_plain(line: bytes) -> bool:
     """Whether a line is a prompt of letters in quotes and nothing else: nobody could mind that."""
-    return re.fullmatch(rb'"[a-zA-Z0-9 ]*[a-zA-Z0-9][a-zA-Z0-9 ]*"', line.strip()) is not None
+    said = line.strip()
+    return re.fullmatch(rb'"[a-zA-Z0-9 ]+"', said) is not None and not said[1:-1].isspace()
