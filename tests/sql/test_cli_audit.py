@@ -239,7 +239,7 @@ def test_pages_fit_together(conn: Connection, installed: str, monkeypatch: pytes
 
 def test_what_the_limiter_granted_is_never_a_violation(conn: Connection, installed: str) -> None:
     queue = Queue(conn)
-    rng = random.Random(1)  # a draw that fills a window of calls to the last
+    rng = random.Random(3)  # a draw that fills a window of calls to the last
     queue.model("a", 30, tpm=5_000, token_mode="sum", max_output=500)
     queue.model("b", 120)
     queue.add(3000)

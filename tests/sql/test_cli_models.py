@@ -104,7 +104,7 @@ def test_list_is_tab_separated_when_piped_and_json_on_request(installed: str) ->
 
     (line,) = run_cli(installed, "models", "list").rows
     assert line[:9] == ["m", "true", "60", "0", "0", "0", "", "600.0", "1.0"]
-    assert line[9:] == ["60", "", "0", "", "0", "", "0", "", "0", "", "", "", "retry"]
+    assert line[9:] == ["60", "", "0", "", "0", "", "0", "", "0", "", "", "", "retry", "auto", "20"]
     (row,) = json.loads(run_cli(installed, "models", "list", "--json").out)
     assert (row["model"], row["rpm"], row["calls_60s"], row["max_concurrency"]) == ("m", 60, 0, None)
 

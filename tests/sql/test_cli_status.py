@@ -143,7 +143,7 @@ def test_lines_keep_their_order(dsn: str) -> None:
     (line,) = (row for row in run_cli(dsn, "status").rows if row[:2] == ["model", "m"])
 
     assert line[:8] == ["model", "m", "0", "60", "0", "0", "3", "true"]
-    assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", "", "retry"]
+    assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", "", "retry", "auto", "20"]
 
 
 def test_set_aside_rows_are_shown(dsn: str) -> None:
