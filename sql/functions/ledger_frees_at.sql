@@ -13,9 +13,9 @@ declare
     v_open bigint := (select g.cell from llmqueue.ledger_grant g where g.model = p_model order by g.cell desc limit 1);
     v_entry record;
     v_cell bigint;
-    v_calls bigint := 0;
-    v_tokens bigint := 0;
-    v_output_tokens bigint := 0;
+    v_calls bigint := 0::bigint;
+    v_tokens bigint := 0::bigint;
+    v_output_tokens bigint := 0::bigint;
     v_is_enough boolean := false;
 begin
     if greatest(p_calls, p_tokens, p_output_tokens, 0) = 0 then

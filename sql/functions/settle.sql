@@ -22,7 +22,7 @@ declare
     v_ids llmqueue.task_id[];
     v_verbs text[];
     v_free llmqueue.task_id[];   -- those that we could lock
-    v_busy bigint[] := '{}';
+    v_busy bigint[] := '{}'::bigint[];
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
 begin
