@@ -21,6 +21,7 @@ from aiohttp import web
 from tests.support import processes
 from tests.support.cli import run_cli
 from tests.support.eventually import eventually
+from tests.support.serving import serving
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -48,17 +49,8 @@ class Stub:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_post("/single", self.single)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        try:
+        async with serving({"/single": self.single}, self.port) as self.port:
             yield
-        finally:
-            await runner.cleanup()
 
 
 def prepare(conn: psycopg.Connection, tasks: int, *models: str, rpm: int = 60_000, **columns: object) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from aiohttp import web
 
 from tests.support import processes
 from tests.support.cli import run_cli
+from tests.support.serving import serving
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -24,7 +23,6 @@ class Backend:
 
     singles: list[str] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
-    url: str = ""
 
     async def single(self, request: web.Request) -> web.StreamResponse:
         prompt = (await request.json())["prompt"]
@@ -43,21 +41,6 @@ class Backend:
         ]
         return web.json_response({"results": results})
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_post("/single", self.single)
-        app.router.add_post("/batch", self.batch)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
-        try:
-            yield
-        finally:
-            await runner.cleanup()
-
 
 async def test_a_backlog_goes_out_in_batches_and_what_failed_in_one_comes_again_alone(
     installed: str, conn: psycopg.Connection, tmp_path: Path
@@ -67,8 +50,8 @@ async def test_a_backlog_goes_out_in_batches_and_what_failed_in_one_comes_again_
     assert run_cli(installed, "models", "set", *asked).code == 0
     conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, 200) n")
     conn.execute("insert into tasks (prompt, priority) values ('hot', 100)")
-    async with backend.serving():
-        env = processes.environment(DATABASE_URL=installed, BACKEND_URL=backend.url)
+    async with serving({"/single": backend.single, "/batch": backend.batch}) as port:
+        env = processes.environment(DATABASE_URL=installed, BACKEND_URL=f"http://127.0.0.1:{port}")
         with processes.workers(tmp_path, 1, "--drain", env=env) as [worker]:
             assert await anyio.to_thread.run_sync(lambda: worker.wait(120)) == 0, worker.output[-3000:]
 

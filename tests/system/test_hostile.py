@@ -17,6 +17,7 @@ from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.simulator import expected_answer
 from tests.support import processes
 from tests.support.eventually import eventually
+from tests.support.serving import serving
 
 pytestmark = [pytest.mark.system, pytest.mark.anyio]
 
@@ -32,17 +33,8 @@ async def stub(replies: dict[str, web.Response]) -> AsyncIterator[str]:
             return web.json_response({"answer": f"re: {prompt}"})
         return web.Response(body=reply.body, status=reply.status, headers=reply.headers)
 
-    app = web.Application()
-    app.router.add_post("/single", single)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    try:
+    async with serving({"/single": single}) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
 
 
 async def drain(dsn: str, url: str, **settings: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from tests.support.adoption import adopt, run, value
 from tests.support.cli import Result, run_cli
 from tests.support.eventually import eventually
 from tests.support.server import bin_path_of_15
+from tests.support.serving import serving
 from tests.support.tls import TlsServer, start_tls_server
 
 pytestmark = pytest.mark.system
@@ -215,16 +216,8 @@ async def _quoting_backend(headers: list[str]) -> AsyncIterator[str]:
             case _:
                 return web.json_response({"answer": ANSWER})
 
-    app = web.Application()
-    app.router.add_post("/single", single)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
-    finally:
-        await runner.cleanup()
+    async with serving({"/single": single}) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.anyio

@@ -91,14 +91,7 @@ class Run:
         leases = Leases(store, "name", None, 20.0, 0.5)
         leases.done(leases.due_chores())
         self.dispatcher = Dispatcher(
-            store,
-            self.bell,
-            gate,
-            leases,
-            self.started.append,
-            lambda _: None,
-            slots=slots,
-            models=None,
+            store, self.bell, gate, leases, self.started.append, lambda _: None, slots=slots, models=None
         )
 
     @asynccontextmanager

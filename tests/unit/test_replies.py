@@ -35,6 +35,7 @@ from llmqueue.models import (
 )
 from llmqueue.simulator import SimulatorConfig, running
 from llmqueue.wakeup import Bell
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -54,17 +55,8 @@ async def answering(response: Callable[[], web.StreamResponse]) -> AsyncIterator
         await request.read()
         return response()
 
-    app = web.Application()
-    app.router.add_post("/{path:.*}", reply)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    try:
+    async with serving({"/{path:.*}": reply}) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
 
 
 async def call(make: Make, url: str, prompt: str = "why?") -> Reply:
@@ -243,17 +235,8 @@ async def test_a_reply_that_is_cut_off_is_a_lost_connection() -> None:
         request.transport.abort()
         return response
 
-    app = web.Application()
-    app.router.add_post("/single", cut)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    async with serving({"/single": cut}) as port:
         reply = await call(ADAPTERS["models"], f"http://127.0.0.1:{port}")
-    finally:
-        await runner.cleanup()
 
     assert isinstance(reply, Breakdown)
     assert reply.error_class == "connection_lost"

@@ -15,6 +15,7 @@ from aiohttp import web
 from llmqueue.backend import Call, sending
 from llmqueue.backend.models import Fields, ModelsBackend
 from llmqueue.models import Answer, Reply, Unreachable, Usage
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -44,16 +45,8 @@ async def server(context: ssl.SSLContext | None, asked: list[str]) -> AsyncItera
         asked.append((await request.json())["prompt"])
         return web.json_response({"answer": "42"})
 
-    app = web.Application()
-    app.router.add_post("/single", single)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
-    await site.start()
-    try:
-        yield site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    finally:
-        await runner.cleanup()
+    async with serving({"/single": single}, ssl_context=context) as port:
+        yield port
 
 
 def certified(ca: trustme.CA, name: str) -> ssl.SSLContext:

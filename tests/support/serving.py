@@ -1,0 +1,27 @@
+"""A backend of a test's own: handlers by path, served on a free port while the test needs them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(
+    handlers: dict[str, Handler], port: int = 0, ssl_context: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """The port of 127.0.0.1 on which a POST to each path goes to its handler; with a port, that one."""
+    app = web.Application()
+    app.router.add_routes([web.post(path, handler) for path, handler in handlers.items()])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=ssl_context).start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
