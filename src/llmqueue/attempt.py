@@ -124,10 +124,11 @@ class Runner:
 
     def _blame(self, grants: Sequence[Grant], replies: Sequence[Reply]) -> circuit.Blame:
         """Returns whose fault those are that failed, if any did."""
-        others = [(grant, reply) for grant, reply in zip(grants, replies, strict=True) if not _is_blamed(reply)]
+        ended = list(zip(grants, replies, strict=True))
+        failed = [(grant, reply) for grant, reply in ended if _is_blamed(reply)]
+        others = [(grant, reply) for grant, reply in ended if not _is_blamed(reply)]
         if others:
             self._gate.judge(*next((one for one in others if isinstance(one[1], Answer)), others[0]))
-        failed = [(grant, reply) for grant, reply in zip(grants, replies, strict=True) if _is_blamed(reply)]
         return self._gate.judge(*failed[0], others=[grant for grant, _ in failed[1:]]) if failed else "attempt"
 
     async def _charge(self, attempts: list[_Attempt], noted: sending.Sending) -> None:

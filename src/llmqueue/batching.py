@@ -48,12 +48,11 @@ class Batching:
         self._load = _Load()
         self._models: dict[str, _Model] = {}
         self._batches: dict[int, _Batch] = {}  # by the fences of its tasks that are under way
-        self._gathering: set[str] = set()
-        self._failed: dict[TaskId, None] = {}  # what has been in a batch that failed as a whole; the oldest first
+        self._failed: dict[TaskId, None] = {}  # what failed in a batch at no attempt of its own; the oldest first
 
     def gathers(self, model: str) -> bool:
         """Tells whether it is worth to wait a moment, so that more tasks of the model come in one claim."""
-        return model in self._gathering
+        return self._of(model).gathers
 
     def slices(self, grants: Sequence[Grant]) -> Iterator[Sequence[Grant]]:
         """Parts the grants of one claim into calls.
@@ -67,13 +66,16 @@ class Batching:
 
     def _slices_of(self, model: str, grants: list[Grant], now: float) -> Iterator[Sequence[Grant]]:
         most = self._most(grants[0], now)
+        self._of(model).gathers = most > 1
         if most == 1:
-            self._gathering.discard(model)
             yield from ([grant] for grant in grants)
             return
-        self._gathering.add(model)
-        rest = [grant for grant in grants if not self._goes_alone(grant)]
-        yield from ([grant] for grant in grants if self._goes_alone(grant))
+        rest: list[Grant] = []
+        for grant in grants:
+            if self._goes_alone(grant):
+                yield [grant]
+            else:
+                rest.append(grant)
         is_auto = grants[0].dispatch == "auto"
         if rest and is_auto and self._of(model).wants_single(now):
             yield [rest.pop()]
@@ -173,9 +175,10 @@ class _Load:
 
 
 class _Model:
-    """How the calls of a model went: `latencies` of the last single ones, in seconds."""
+    """How the calls of a model went: `latencies` of the last single ones, in seconds. `gathers`: it has batches now."""
 
     def __init__(self) -> None:
+        self.gathers = False
         self.latencies: deque[float] = deque(maxlen=SAMPLES)
         self._most = 1
         self._looked_at = -math.inf

@@ -42,7 +42,7 @@ class ModelsBackend:
         reply = await http.post(self._http, self._fields.single_path, asked, call.idempotency_key)
         if not isinstance(reply, httpx.Response):
             return reply
-        body = _json(reply)
+        body = read_json(reply)
         return body if isinstance(body, Breakdown) else self._read(body)
 
     async def call_batch(self, calls: Sequence[Call]) -> Sequence[Reply]:
@@ -52,11 +52,12 @@ class ModelsBackend:
         reply = await http.post(self._http, self._fields.batch_path, asked, key)
         if not isinstance(reply, httpx.Response):
             return [reply] * len(calls)
-        body = _json(reply)
+        body = read_json(reply)
+        if isinstance(body, Breakdown):
+            return [body] * len(calls)
         results = body.get("results") if isinstance(body, dict) else None
-        if isinstance(body, Breakdown) or not isinstance(results, list):
-            missing = Breakdown("unreadable_reply", "200 without a list 'results'")
-            return [body if isinstance(body, Breakdown) else read_error(body) or missing] * len(calls)
+        if not isinstance(results, list):
+            return [read_error(body) or Breakdown("unreadable_reply", "200 without a list 'results'")] * len(calls)
         by_id = {result.get("id"): result for result in results if isinstance(result, dict) and _is_id(result)}
         return [self._read(by_id[key]) if (key := call.idempotency_key) in by_id else _nothing() for call in calls]
 
@@ -80,7 +81,8 @@ class ModelsBackend:
         await self._http.aclose()
 
 
-def _json(response: httpx.Response) -> Json | Breakdown:
+def read_json(response: httpx.Response) -> Json | Breakdown:
+    """Returns the JSON of a 200; a Breakdown where there is none, or more of it than can be read."""
     try:
         return response.json()
     except (ValueError, RecursionError):

@@ -6,7 +6,7 @@ import httpx
 
 from llmqueue.backend import http
 from llmqueue.backend.inner_error import read_error
-from llmqueue.backend.models import read_usage
+from llmqueue.backend.models import read_json, read_usage
 from llmqueue.backend.protocol import Call
 from llmqueue.models import Answer, Breakdown, Json, Rejection, Reply
 
@@ -39,10 +39,9 @@ def messages(prompt: Json) -> Json:
 
 
 def _read(response: httpx.Response) -> Reply:
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):
-        return Breakdown("unreadable_reply", f"200 without JSON, {len(response.content)} bytes")
+    body = read_json(response)
+    if isinstance(body, Breakdown):
+        return body
     try:
         content = body["choices"][0]["message"]["content"]
     except (LookupError, TypeError):
