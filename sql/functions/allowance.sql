@@ -40,7 +40,7 @@ begin
       into v_budget.open_calls, v_budget.open_hot_calls, v_budget.open_tokens, v_budget.open_output_tokens
       from llmqueue.ledger_grant g where g.model = p_config.model and g.cell = v_last.cell;
     v_first := floor((extract(epoch from v_budget.granted_at) - v_budget.span_s::numeric) / v_cell_s::numeric)::bigint;
-    if p_config.tpm is null and p_config.output_tpm is null then
+    if p_config.tpm is null and p_config.output_tpm is null then   -- two of four sums over some 240 rows less, for most models
         select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls, 0::bigint as tokens, 0::bigint as output_tokens,
                min(c.cell) as oldest
           into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;

@@ -1,6 +1,6 @@
 -- What it does: writes answers to their tasks and ends the attempts.
 -- Returns: how many answers were written to a task; settle() tells which.
--- Locks: task rows in the order given, then attempt rows.
+-- Locks: task rows, then attempt rows; settle() has locked the tasks before.
 -- Why: an answer counts if its attempt still holds the task, or if its task was given back or swept meanwhile and has
 --   neither ended nor been started again, or was parked because nobody knew what became of this very call: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
 --   settled already is left alone, so a flush can be sent twice. A task that was set back by hand has another life, and
@@ -67,7 +67,8 @@ begin
             fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision,
             latency_s double precision, input_tokens integer, output_tokens integer,
             kinds_estimate integer)
-         where i.fence <> all (coalesce(v_applied, '{}'))
+         -- not read again when nothing is left
+         where cardinality(v_applied) is distinct from cardinality(v_fences) and i.fence <> all (coalesce(v_applied, '{}'))
     loop
         select a.* into v_attempt from llmqueue.attempt a
          where a.fence = v_item.fence and a.worker = p_worker and a.task_id = v_item.task_id
