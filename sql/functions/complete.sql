@@ -38,13 +38,12 @@ begin
         update llmqueue.task t
            set (answer, status, error, input_tokens, output_tokens, finished_at)
              = (select llmqueue.answer_value(v_answers[i.no]), llmqueue.status_word('solved'), null, v_inputs[i.no], v_outputs[i.no], v_now
-                  from (select array_position(v_tasks, t.id::llmqueue.task_id) as no) i)
-         where t.id = any (v_tasks) and coalesce(t.is_running, false)
-           and t.fence = v_fences[array_position(v_tasks, t.id::llmqueue.task_id)]
+                  from (select array_position(v_fences, t.fence) as no) i)
+         where t.id = any (v_tasks) and coalesce(t.is_running, false) and t.fence = any (v_fences)
            and (select true from llmqueue.attempt a
                  where a.fence = t.fence and a.worker = p_worker and a.task_id = t.id and (a.outcome is null or a.outcome = 'lost'))
-        returning t.id::llmqueue.task_id as id)
-    select array_agg(v_fences[array_position(v_tasks, a.id)]), array_agg(a.id) into v_applied, v_ids from applied a;
+        returning t.fence, t.id::llmqueue.task_id as id)
+    select array_agg(a.fence), array_agg(a.id) into v_applied, v_ids from applied a;
     for v_attempt in
         update llmqueue.attempt a
            set (ended_at, outcome, error_class, sent_at, latency_s, input_tokens, output_tokens, kinds_estimate)
@@ -83,8 +82,7 @@ begin
                output_tokens = v_item.output_tokens,
                finished_at = v_now
          where t.id = v_item.task_id
-           and ((t.is_running and t.fence = v_item.fence)
-                or ((t.is_ready or t.is_delayed) and t.finished_at is null and t.fence >= v_item.fence
+           and (((t.is_ready or t.is_delayed) and t.finished_at is null and t.fence >= v_item.fence
                     and not exists (select from llmqueue.attempt newer
                                      where newer.task_id = v_item.task_id and newer.fence > v_item.fence
                                        and newer.attempt_no <= v_attempt.attempt_no))

@@ -3,8 +3,9 @@
 -- Returns: the tasks that are running now.
 -- Locks: none beyond the rows that the caller has locked.
 -- Why: an owner's trigger that raises on one row must not stop a lane (I12). The batch is tried as a whole first, then
---   row by row, each in a savepoint of its own. What is not a row's fault (a lock timeout, a cancelled statement, a
---   deadlock, no room) is raised to the caller.
+--   row by row, each in a savepoint of its own; so are those of a table with triggers that may look at the other rows. What is
+--   not a row's fault (a lock timeout, a cancelled statement, a deadlock, no room) is raised to the caller. A row that such a
+--   trigger has ended is no longer ready, and nothing is wrong with it.
 create or replace function llmqueue.lease_each(
     p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile as $$
@@ -13,35 +14,38 @@ declare
     v_one llmqueue.leased[];
     v_candidate llmqueue.candidate;
     v_id llmqueue.task_id;
+    v_swallowed constant text := 'the UPDATE had no effect: a trigger swallowed it or put the status back';
     v_failures jsonb := '[]'::jsonb;
     v_failure record;
 begin
     if cardinality(p_candidates) = 0 then
         return v_rows;
     end if;
-    begin
-        v_rows := llmqueue.lease_rows(p_worker, p_budget, p_candidates, p_now);
-        if cardinality(v_rows) < cardinality(p_candidates) then
-            foreach v_candidate in array p_candidates loop
-                v_id := v_candidate.task_id;
-                perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back')
-                  where not exists (select from unnest(v_rows) taken where taken.task_id = v_id);
-            end loop;
-        end if;
-        return v_rows;
-    exception when others then
-        if not llmqueue.is_fault_of_row(sqlstate, true) then
-            raise;
-        end if;
-    end;
+    if cardinality(p_candidates) = 1 or not llmqueue.has_row_triggers() then
+        begin
+            v_rows := llmqueue.lease_rows(p_worker, p_budget, p_candidates, p_now);
+            if cardinality(v_rows) < cardinality(p_candidates) then
+                foreach v_candidate in array p_candidates loop
+                    v_id := v_candidate.task_id;
+                    perform llmqueue.put_aside(v_id, 'claim', v_swallowed)
+                      where not exists (select from unnest(v_rows) taken where taken.task_id = v_id)
+                        and (select t.is_ready from llmqueue.task t where t.id = v_id);
+                end loop;
+            end if;
+            return v_rows;
+        exception when others then
+            if not llmqueue.is_fault_of_row(sqlstate, true) then
+                raise;
+            end if;
+        end;
+    end if;
     foreach v_candidate in array p_candidates loop
         v_id := v_candidate.task_id;
         begin
             v_one := llmqueue.lease_rows(p_worker, p_budget, array[v_candidate], p_now);
             v_rows := v_rows || v_one;
-            if cardinality(v_one) = 0 then
-                perform llmqueue.put_aside(v_id, 'claim', 'the UPDATE had no effect: a trigger swallowed it or put the status back');
-            end if;
+            perform llmqueue.put_aside(v_id, 'claim', v_swallowed)
+              where cardinality(v_one) = 0 and (select t.is_ready from llmqueue.task t where t.id = v_id);
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;

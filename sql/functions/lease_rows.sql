@@ -5,15 +5,16 @@
 --   of its Idempotency-Key (I18). One statement for all rows; by an array of keys and not by a join, which is planned for the
 --   size that the table had: a plan kept from when it was small reads all of it once it is large (design I14). For the
 --   same reason nothing of it implies a partial index: coalesce(is_ready, …). An owner's trigger may keep a row as it
---   was, hence is_running.
+--   was, hence is_running. Prompts pass through memory, not through temporary files: hence work_mem.
 create or replace function llmqueue.lease_rows(
     p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+set work_mem = '64MB' set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_ids llmqueue.task_id[] := array(select c.task_id from unnest(p_candidates) c);
     v_rows llmqueue.leased[];
+    v_running bigint;
 begin
     with taken as (
         update llmqueue.task t
@@ -44,8 +45,13 @@ begin
           from leased r
     )
     select coalesce(array_agg((r.task_id, r.fence, r.attempt_no, r.max_attempts, r.restarts, r.prompt_text, r.params, r.tokens, r.input_charge,
-                               r.is_hot, r.lane, r.output_tokens)::llmqueue.leased order by r.no), '{}') into v_rows
+                               r.is_hot, r.lane, r.output_tokens)::llmqueue.leased order by r.no), '{}'),
+           (select count(*) from taken r where r.is_running)
+      into v_rows, v_running
       from leased r;
+    if v_running > cardinality(v_rows) then
+        raise exception 'a trigger has changed the key of a task';
+    end if;
     return v_rows;
 end
 $$;

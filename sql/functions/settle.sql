@@ -6,7 +6,8 @@
 --   holds the row now, nothing was done, send it again.
 -- Locks: task rows SKIP LOCKED, then attempt rows. Never waits for a row.
 -- Why: one round trip and one commit per flush. Each kind is tried as a whole in a savepoint; if the UPDATE of a row
---   raises, its rows are tried one by one and that one is set aside, its answer kept in the attempt log (I12).
+--   raises, its rows are tried one by one and that one is set aside, its answer kept in the attempt log (I12). One by one too
+--   where triggers may look at the other rows.
 create or replace function llmqueue.settle(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns table (fence bigint, outcome text) language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -23,6 +24,7 @@ declare
     v_verbs text[];
     v_free llmqueue.task_id[];   -- those that we could lock
     v_busy bigint[] := '{}'::bigint[];
+    v_is_watched constant boolean := llmqueue.has_row_triggers();
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
 begin
@@ -60,14 +62,16 @@ begin
          where not v_is_plain and (item ->> 'fence')::bigint <> all (v_busy)
          group by 1
     loop
-        begin
-            perform llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
-            continue;
-        exception when others then
-            if not llmqueue.is_fault_of_row(sqlstate, true) then
-                raise;
-            end if;
-        end;
+        if jsonb_array_length(v_group.items) = 1 or not v_is_watched then
+            begin
+                perform llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
+                continue;
+            exception when others then
+                if not llmqueue.is_fault_of_row(sqlstate, true) then
+                    raise;
+                end if;
+            end;
+        end if;
         v_failures := '[]'::jsonb;
         v_has_succeeded := false;
         for v_item in select item from jsonb_array_elements(v_group.items) item loop

@@ -14,6 +14,7 @@ import anyio
 
 from llmqueue import circuit, policy
 from llmqueue.backend import Backend, BatchBackend, Call, sending
+from llmqueue.batching import NO_SUCH_CALL
 from llmqueue.errors import LlmqueueError
 from llmqueue.estimate import estimate_input_tokens
 from llmqueue.gate import Gate
@@ -114,8 +115,10 @@ class Runner:
         grants = [attempt.grant for attempt in attempts]
         whole = replies[0] if len(replies) > 1 and all(reply is replies[0] for reply in replies) else None
         if isinstance(whole, Rejection):
-            # Due to one of them, or to a backend without such a call: no model has done anything, each is tried alone.
-            return [Retry(whole.error_class, whole.message, 0.0, counts=False)] * len(attempts)
+            # Due to one of them, which nobody knows: each is tried alone. Or the backend has no such call.
+            self._gate.judge(grants[0], whole)
+            counts = whole.error_class not in NO_SUCH_CALL
+            return [Retry(whole.error_class, whole.message, 0.0, counts=counts)] * len(attempts)
         blame = self._blame(grants, replies)
         return [
             policy.decide(reply, grant.task.attempt_no, self._rng, blame if _is_blamed(reply) else "attempt")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from llmqueue.logs import Event, logger
 from llmqueue.models import Complete, Decision, Grant, Release, Retry, Settlement, TaskId
 
 # A batch takes at most so many times as long as a single call, in the mean.
@@ -88,11 +89,18 @@ class Batching:
             yield together
 
     def _most(self, grant: Grant, now: float) -> int:
-        if not self._can_batch or grant.dispatch == "single":
+        if grant.dispatch == "single":
             return 1
         model = self._of(grant.model)
+        if not self._can_batch:
+            if grant.dispatch == "batch":
+                model.say_not_batched(grant.model, "LLMQUEUE_BACKEND has no call for several tasks")
+            return 1
         if grant.dispatch == "batch":
-            return 1 if model.has_no_batch(now) else grant.max_batch
+            if not model.has_no_batch(now):
+                return grant.max_batch
+            model.say_not_batched(grant.model, "the backend answered 404 or 405: see LLMQUEUE_BACKEND_BATCH_PATH")
+            return 1
         return min(grant.max_batch, model.most_together(now)) if self._load.is_busy else 1
 
     def _goes_alone(self, grant: Grant) -> bool:
@@ -186,6 +194,13 @@ class _Model:
         self._failures = 0
         self._alone_until = -math.inf
         self._none_until = -math.inf
+        self._said: str | None = None
+
+    def say_not_batched(self, model: str, reason: str) -> None:
+        """Logs, once per reason, that `dispatch = batch` is not followed."""
+        if reason != self._said:
+            self._said = reason
+            logger().warning(Event.NOT_BATCHED, model=model, reason=reason, effect="its tasks go out one by one")
 
     def has_no_batch(self, now: float) -> bool:
         """Tells whether the backend was found to have no such call, not long ago."""

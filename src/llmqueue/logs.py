@@ -62,6 +62,10 @@ class Event(StrEnum):
     """A model refused a call (429, 503, 529, or our credentials). No worker calls it for `pause_s` seconds, or, when it
     did not say, for longer with each refusal in a row; then one call probes. At most one line per model in 10 s."""
 
+    NOT_BATCHED = "not_batched"
+    """`dispatch` of the model is batch, but its tasks go out one by one, for `reason`: the adapter has no such call, or
+    the backend has not (404, 405). Said once per model and reason."""
+
     BACKEND_UNREACHABLE = "backend_unreachable"
     """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""
     BACKEND_FAILING = "backend_failing"

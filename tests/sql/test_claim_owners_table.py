@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import psycopg
 import pytest
 
-from tests.support.sql import Queue, complete, retry
+from tests.support.sql import Grant, Queue, complete, retry
 
 BAD = "new.prompt = 'bad' and new.status = '{}'"
 
@@ -260,3 +262,97 @@ def test_tasks_deleted_while_running_are_swept_without_a_trace(queue: Queue) -> 
 
     assert queue.count("llmqueue.worker") > 0
     assert queue.value("select count(*) from llmqueue.attempt where ended_at is null") == 0
+
+
+NOTES_WHAT_IT_SEES = (
+    "if new.status <> old.status then insert into seen (status, so_many) "
+    "select new.status, count(*) from tasks where status = new.status; end if"
+)
+
+
+@pytest.mark.parametrize("end", [complete, retry])
+def test_an_after_trigger_sees_one_row_change_after_the_other(
+    queue: Queue, end: Callable[[Grant], dict[str, object]]
+) -> None:
+    queue.model("m", 6000)
+    queue.rows("create table seen (status text, so_many bigint)")
+    queue.add(3)
+    queue.owners_trigger(NOTES_WHAT_IT_SEES, "after update")
+
+    grants = queue.claim(10).grants
+    queue.settle(*[end(grant) for grant in grants])
+
+    assert queue.values("select so_many from seen where status = 'running'") == [1, 2, 3]
+    assert queue.values("select so_many from seen where status <> 'running'") == [1, 2, 3]
+
+
+def test_an_after_trigger_that_cancels_the_others_lets_one_end_and_keeps_their_answers(queue: Queue) -> None:
+    queue.model("m", 6000)
+    first, *others = queue.add(3)
+    queue.owners_trigger(
+        "if new.status = 'solved' then update tasks set status = 'cancelled' where status = 'running'; end if",
+        "after update",
+    )
+
+    grants = queue.claim(10).grants
+    outcomes = queue.settle(*[complete(grant) for grant in grants])
+
+    assert outcomes == ["completed", "late", "late"]
+    assert queue.task(first)["status"] == "solved"
+    assert [queue.task(key)["status"] for key in others] == ["cancelled", "cancelled"]
+    assert queue.aside() == {}
+
+
+def test_an_after_trigger_that_cancels_the_others_at_the_claim_sets_none_aside(queue: Queue) -> None:
+    queue.model("m", 6000)
+    first, *others = queue.add(3)
+    queue.owners_trigger(
+        "if new.status = 'running' then update tasks set status = 'cancelled' where status = 'unsolved'; end if",
+        "after update",
+    )
+
+    assert queue.claim(10).ids == [first]
+
+    assert [queue.task(key)["status"] for key in others] == ["cancelled", "cancelled"]
+    assert queue.aside() == {}
+    assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [1]
+
+
+def test_a_trigger_that_swallows_an_end_is_asked_once(queue: Queue) -> None:
+    queue.model("m", 6000)
+    queue.rows("create sequence asked")
+    (bad,), (good,) = queue.add(prompt="bad"), queue.add()
+    queue.owners_trigger(f"if {BAD.format('solved')} then perform nextval('asked'); return null; end if")
+
+    grants = queue.claim(10).grants
+    outcomes = queue.settle(*[complete(grant) for grant in grants])
+
+    assert outcomes == ["set_aside", "completed"]
+    assert queue.value("select last_value from asked where is_called") == 1
+    assert queue.aside() == {bad: "complete"}
+    assert queue.task(good)["status"] == "solved"
+
+
+def test_a_row_whose_key_changes_at_the_claim_is_set_aside(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (bad,), (good,) = queue.add(prompt="bad"), queue.add()
+    queue.owners_trigger(f"if {BAD.format('running')} then new.id := new.id + 1000; end if")
+
+    assert queue.claim(10).ids == [good]
+
+    assert queue.aside() == {bad: "claim"}
+    assert queue.values("select id from tasks where status = 'running'") == [good]
+
+
+def test_a_row_whose_key_changes_at_its_end_costs_no_other_answer(queue: Queue) -> None:
+    queue.model("m", 6000)
+    (bad,), (good,), (cancelled,) = queue.add(prompt="bad"), queue.add(), queue.add()
+    queue.owners_trigger(f"if {BAD.format('solved')} then new.id := new.id + 1000; end if")
+
+    grants = queue.claim(10).grants
+    queue.cancel(cancelled)
+    outcomes = queue.settle(*[complete(grant) for grant in grants])
+
+    assert outcomes == ["completed", "completed", "late"]
+    assert queue.task(bad + 1000)["status"] == "solved"
+    assert queue.task(good)["status"] == "solved"

@@ -275,13 +275,26 @@ async def test_failures_that_are_found_to_be_the_backends_are_forgiven_for_every
     assert set(run.own_gate.circuit.take_forgiven()) == counted
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 422])
-async def test_a_rejection_of_the_whole_call_buries_none_of_its_tasks(run: Run, status: int) -> None:
+@pytest.mark.parametrize(("status", "counts"), [(400, True), (413, True), (422, True), (404, False), (405, False)])
+async def test_a_rejection_of_the_whole_call_buries_none_of_its_tasks(run: Run, status: int, counts: bool) -> None:
     run.backend.replies = [Rejection(f"http_{status}", "no")] * 3
 
     await run.runner.run(*several(3))
 
-    assert [end.decision for end in run.ends] == [Retry(f"http_{status}", "no", 0.0, counts=False)] * 3
+    assert [end.decision for end in run.ends] == [Retry(f"http_{status}", "no", 0.0, counts=counts)] * 3
+
+
+async def test_a_rejection_of_the_whole_call_shows_that_the_backend_works(run: Run) -> None:
+    circuit = run.own_gate.circuit
+    circuit.go_slowly()
+    run.backend.replies = [Rejection("http_422", "no")] * 3
+    grants = several(3)
+    for grant in grants:
+        run.own_gate.started(grant)
+
+    await run.runner.run(*grants)
+
+    assert circuit.leave(time.monotonic()) == 2
 
 
 async def test_a_rejection_of_one_task_buries_that_one(run: Run) -> None:

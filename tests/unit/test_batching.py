@@ -10,6 +10,7 @@ from itertools import count, product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from llmqueue import batching
 from llmqueue.batching import LARGEST, SLOWEST, Batching, most_together
@@ -237,3 +238,23 @@ def test_the_slowest_of_so_many_takes_at_most_so_much_longer_in_the_mean(latenci
         assert slowest(n) <= most * (1 + 1e-9)
     if n <= 2:
         assert slowest(2 * n) > most * (1 - 1e-9)
+
+
+def test_that_batches_are_not_possible_is_said_once_per_model_and_reason(batches: Batching) -> None:
+    with capture_logs() as lines:
+        for _ in range(3):
+            sizes(Batching(can_batch=False), [grant(dispatch="auto"), grant("other", dispatch="single")])
+        assert lines == []
+        unable = Batching(can_batch=False)
+        for _ in range(3):
+            assert sizes(unable, [grant(), grant(), grant("other")]) == [1, 1, 1]
+        assert [line["model"] for line in lines] == ["m", "other"]
+        end_batch(batches, *[Retry("http_404", "Not Found", 0.0, counts=False)] * 3)
+        for _ in range(3):
+            assert sizes(batches, [grant(), grant()]) == [1, 1]
+    assert [(line["event"], line["model"]) for line in lines] == [
+        ("not_batched", "m"),
+        ("not_batched", "other"),
+        ("not_batched", "m"),
+    ]
+    assert "LLMQUEUE_BACKEND_BATCH_PATH" in lines[-1]["reason"]
