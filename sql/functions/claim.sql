@@ -7,11 +7,12 @@
 -- Locks: none before check_epoch(); then the models' advisory locks: several with pg_try_, one with a wait of at most 200 ms; then task rows, which are
 --   never waited for.
 -- Why: see claim_model(). Tasks of a pool that several of the models could take are shared out by weight first; what one of
---   them does not take, the others take in the second round.
+--   them does not take, the others take in the second round. The prompts pass through memory, not through temporary files:
+--   hence work_mem.
 create or replace function llmqueue.claim(
     p_worker uuid, p_models text[], p_slots integer, p_chores text[] default '{}', p_running integer default 0,
     p_hot_slots integer default 0, p_turns jsonb default null, p_now timestamptz default null)
-returns setof llmqueue.claimed language plpgsql volatile as $$
+returns setof llmqueue.claimed language plpgsql volatile set work_mem = '64MB' as $$
 declare
     v_models text[] := coalesce(p_models, array(select c.model from llmqueue.model_config c where c.enabled order by random()));
     v_turns jsonb;

@@ -5,11 +5,11 @@
 --   of its Idempotency-Key (I18). One statement for all rows; by an array of keys and not by a join, which is planned for the
 --   size that the table had: a plan kept from when it was small reads all of it once it is large (design I14). For the
 --   same reason nothing of it implies a partial index: coalesce(is_ready, …). An owner's trigger may keep a row as it
---   was, hence is_running. Prompts pass through memory, not through temporary files: hence work_mem.
+--   was, hence is_running.
 create or replace function llmqueue.lease_rows(
     p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile
-set work_mem = '64MB' set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_ids llmqueue.task_id[] := array(select c.task_id from unnest(p_candidates) c);

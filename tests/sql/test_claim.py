@@ -336,3 +336,15 @@ def test_a_set_aside_task_at_the_head_hides_nothing(queue: Queue) -> None:
 
     assert queue.claim(1).ids == [in_pool]
     assert queue.claim(1).ids == [lower]
+
+
+@pytest.mark.parametrize("call", ["claim(%s, null, 20, p_now => %s)", "worker_claim(%s, null, 20)"])
+def test_large_prompts_pass_through_no_temporary_files(queue: Queue, call: str) -> None:
+    queue.model("m", 60000)
+    keys = queue.add(20, prompt="why? " * 100_000)
+    given = (queue.worker, queue.now) if "p_now" in call else (queue.worker,)
+
+    plan = queue.value(f"explain (analyze, buffers, format json) select * from llmqueue.{call}", *given)
+
+    assert queue.values("select id from tasks where status = 'running'") == keys
+    assert plan[0]["Plan"]["Temp Written Blocks"] == 0
