@@ -47,12 +47,15 @@ CLOSING: Final = "tests/sql/test_closing.py"
 POOLS: Final = "tests/sql/test_pools.py"
 HOT: Final = "tests/sql/test_hot.py"
 USERS: Final = "tests/sql/test_users.py"
+MARKS: Final = "tests/properties/test_marks.py"
+PLANS: Final = "tests/guards/test_plans.py"
 
 ISOLATION: Final = "if current_setting('transaction_isolation') <> 'read committed' then"
 LEASE_AGO: Final = "v_now - make_interval(secs => w.lease_s)"
 SKIP: Final = " skip locked"
 ASIDE: Final = "(select true from llmqueue.set_aside s where s.task_id = t.id) is null"
-TURN: Final = "t.user_key > (p_users ->> (p_rank || ' ' || given.lane))"
+TURN: Final = "p_users ->> (p_rank || ' ' || given.lane)"
+MARKED: Final = "(t.due_at, t.id) >= (v_mark.due_at, v_mark.task_id)"
 
 
 def _in(function: str, *broken: tuple[str, str, str, str]) -> list[Mutation]:
@@ -118,8 +121,8 @@ CLAIMING: Final = chain(
         ("retry_at is a moment too early", "interval '1 microsecond'", "interval '-1 millisecond'", f"{LIMITER} {WINDOWS}"),
         ("a day's end is not told", "p_budget.day_calls < 1 or", "false and", f"{DAYS} {LOG}")),
     _in("ledger_frees_at",
-        ("what leaves a window is told a cell too early", "(min(freed.cell) + 1)", "min(freed.cell)", f"{WINDOWS} {LOG}"),
-        ("when tokens leave is not asked", "freed.tokens >= coalesce(p_tokens, 0)", "true", f"{TOKENS} {LOG}")),
+        ("what leaves a window is told a cell too early", "(v_cell + 1) * 0.25", "v_cell * 0.25", f"{WINDOWS} {LOG}"),
+        ("when tokens leave is not asked", "and v_tokens >= coalesce(p_tokens, 0)", "", f"{TOKENS} {LOG}")),
     _in("charge",
         ("a closed cell is lost", "if p_budget.open_cell < p_budget.cell\n", "if false and p_budget.open_cell < p_budget.cell\n", f"{LIMITER} {WINDOWS}"),
         ("tokens are not charged", "p_hot_calls, p_tokens, p_output_tokens", "p_hot_calls, 0, p_output_tokens", f"{TOKENS} {LOG}")),
@@ -144,13 +147,21 @@ CLAIMING: Final = chain(
         ("claim locks no rows", "for no key update of t skip locked", "", TWO),
         ("tasks set aside are taken", ASIDE, "true", f"{CLAIM} {OWNERS}"),
         ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", f"{CLAIM} {USERS}"),
-        ("turns of users begin anew with each claim", TURN, "false", USERS),
+        ("turns of users begin anew with each claim", TURN, "null", USERS),
         ("users are served one after the other", "order by head.round, head.n", "order by head.n, head.round", USERS)),
     _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_taking.lanes);", "exit;", TWO)),
     _in("lease_rows",
         ("attempts are not counted", "coalesce(t.attempts, 0) + 1", "coalesce(t.attempts, 0)", SETTLE),
         ("a restart goes on counting", "case when t.finished_at is null then", "case when true then", "tests/sql/test_restart.py"),
-        ("a row put back runs over and over", "if v_is_running then", "if v_row.task_id is not null then", OWNERS)),
+        ("a row put back runs over and over", "where r.is_running\n    --", "where true\n    --", OWNERS),
+        ("a task whose key has changed runs without an attempt", "if v_running > cardinality(v_rows) then", "if false then", OWNERS)),
+    _in("lease_each", ("a trigger sees the others changed", "or not llmqueue.has_row_triggers()", "or true", OWNERS)),
+    _in("next_user",
+        ("marks are not read from", MARKED, "true", PLANS),
+        ("the task at a mark is passed over", ">= (v_mark.due_at", "> (v_mark.due_at", MARKS)),
+    _in("next_rank", ("a priority is passed over", "v_most := v_marked - 1", "v_most := v_marked - 2", MARKS)),
+    _in("look_behind", ("what comes back is not looked for", "if not found then", "if true then", MARKS)),
+    _in("room", ("what has ended is read", "and a.fence >= coalesce(p_from, 0::bigint)", "", PLANS)),
     _in("share_out", ("weights are ignored", "task.no / other.weight", "task.no", POOLS)),
     _in("turns_after", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
 )
@@ -159,7 +170,8 @@ ENDING: Final = chain(
         ("settle waits for rows", SKIP, "", TWO),
         ("one bad row stops a flush", "if not llmqueue.is_fault_of_row(sqlstate, true) then", "if true then", OWNERS)),
     _in("complete",
-        ("the fence is not compared", "(t.is_running and t.fence = v_item.fence)", "t.is_running", f"{SETTLE} {FENCE}"),
+        ("the fence is not compared", " and t.fence = any (v_fences)", "", f"{SETTLE} {FENCE}"),
+        ("a swallowed end is tried twice", "and (((t.is_ready or t.is_delayed)", "and (t.is_running or ((t.is_ready or t.is_delayed)", OWNERS),
         ("the outcome is not looked at", "and (a.outcome is null or a.outcome = 'lost')", "", f"{SETTLE} {FENCE}"),
         ("the worker is not compared", " and a.worker = p_worker", "", SETTLE),
         ("an earlier life's answer counts", " and t.finished_at is null", "", f"{SETTLE} {FENCE}"),

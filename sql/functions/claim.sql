@@ -6,7 +6,9 @@
 --   row has turns, which the worker gives to its next claim; in it the epoch, and the highest fence that it was given.
 -- Locks: none before check_epoch(); then the models' advisory locks: several with pg_try_, one with a wait of at most 200 ms; then task rows, which are
 --   never waited for.
--- Why: see claim_model(). Tasks of a pool that several of the models could take are shared out by weight first; what one of
+-- Why: a claim that has read far more index entries than it took tasks has gone through entries of rows that are gone and
+--   cannot be removed yet; from then on reading begins at marks, and for a twentieth of the time it is looked behind them
+--   (decision 46). See claim_model(). Tasks of a pool that several of the models could take are shared out by weight first; what one of
 --   them does not take, the others take in the second round. The prompts pass through memory, not through temporary files:
 --   hence work_mem.
 create or replace function llmqueue.claim(
@@ -28,6 +30,17 @@ declare
     v_task llmqueue.leased;
     v_cold integer := p_slots;
     v_hot integer := p_hot_slots;
+    v_marks llmqueue.mark[];
+    v_kept llmqueue.mark[];
+    v_open jsonb;      -- model -> its lowest open fence
+    v_epoch_before bigint;
+    v_look_at double precision;
+    v_is_back boolean := false;   -- tasks were found behind marks
+    v_indexes constant oid[] := llmqueue.queue_indexes();
+    v_looked_at timestamptz;
+    v_read constant bigint := llmqueue.entries_read(v_indexes);
+    v_many constant bigint := 2000;   -- entries read for nothing
+    v_taken integer := 0;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'claim needs READ COMMITTED, this transaction is %', current_setting('transaction_isolation')
@@ -37,34 +50,59 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;   -- a deferred constraint of the owner's would fail the whole claim at its COMMIT
-    select t.users, t.served, t.seen into v_users, v_served, v_seen from llmqueue.read_turns(p_turns) t;
+    select t.users, t.served, t.seen, t.marks, t.look_at, t.open, t.epoch into v_users, v_served, v_seen, v_marks, v_look_at, v_open, v_epoch_before
+      from llmqueue.read_turns(p_turns) t;
     v_epoch := llmqueue.check_epoch(v_seen, p_now);   -- before anything is swept or granted
     perform llmqueue.do_chores(p_worker, p_chores, p_running, p_now);
     if not exists (select from llmqueue.worker w where w.worker = p_worker) then
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
 
-    v_shares := llmqueue.share_out(v_models, p_slots, jsonb_build_object('served', v_served));
+    if v_epoch <> v_epoch_before then
+        v_marks := null;
+        v_open := '{}'::jsonb;
+    end if;
+    v_looked_at := clock_timestamp();
+    if p_turns is null then   -- a worker that has just come
+        perform llmqueue.first_waiting(l.lane, null) from (select distinct unnest(llmqueue.model_lanes(m.model)) as lane from unnest(v_models) m(model)) l;
+        v_marks := case when llmqueue.entries_read(v_indexes) - v_read > v_many then array[]::llmqueue.mark[] end;
+    elsif cardinality(v_marks) > 0 and (v_look_at - extract(epoch from v_looked_at)::double precision between 0 and 60) is not true then
+        v_kept := llmqueue.look_behind(v_marks);
+        v_is_back := cardinality(v_kept) < cardinality(v_marks);
+        v_look_at := extract(epoch from clock_timestamp() + 20 * (clock_timestamp() - v_looked_at))::double precision;
+        if v_is_back or llmqueue.entries_read(v_indexes) - v_read > v_many / 5 then
+            v_marks := v_kept;
+        else
+            v_marks := null;   -- what had gone has been removed
+        end if;
+    end if;
+
+    v_shares := llmqueue.share_out(v_models, p_slots, jsonb_build_object('served', v_served), v_marks);
     v_left := v_shares;
     for v_round in 1..2 loop
         if v_round = 2 then
             -- what some had no room for, by weight among the others
             v_shares := llmqueue.share_out(array(select m.model from unnest(v_models) with ordinality m(model, no)
                                                   where coalesce((v_verdicts[m.no]).reason, 'empty') = 'empty'),
-                                           v_cold, jsonb_build_object('served', v_served));
+                                           v_cold, jsonb_build_object('served', v_served), v_marks);
             v_left := v_shares;
         end if;
         for v_no in 1..coalesce(cardinality(v_models), 0) loop
             exit when v_cold + v_hot <= 0;
             continue when v_round = 2 and coalesce((v_verdicts[v_no]).reason, 'empty') <> 'empty';
             v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
-                                              v_left, v_users, v_cold, v_hot, p_now);
+                                              v_left, v_users, v_marks, (v_open ->> v_models[v_no])::bigint, v_cold, v_hot, p_now);
             v_claimed := v_granted.verdict;
             if v_cold <= 0 and p_slots > 0 and v_claimed.reason = 'empty' then
                 v_claimed.reason := null;   -- only hot tasks were looked for, which says nothing about the others
             end if;
             v_verdicts[v_no] := v_claimed;
             v_users := v_granted.users;
+            v_marks := v_granted.marks;
+            if v_granted.first_open is not null then
+                v_open := v_open || jsonb_build_object(v_models[v_no], v_granted.first_open);
+            end if;
+            v_taken := v_taken + cardinality(v_granted.tasks);
             foreach v_task in array v_granted.tasks loop
                 v_claimed.task := v_task;
                 v_seen := greatest(v_seen, v_task.fence);
@@ -84,7 +122,15 @@ begin
         exit when v_cold <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
     end loop;
 
-    v_turns := jsonb_build_object('users', v_users, 'served', v_served, 'seen', v_seen, 'epoch', v_epoch);
+    if v_marks is null and llmqueue.entries_read(v_indexes) - v_read > v_many + 20 * v_taken then
+        v_marks := array[]::llmqueue.mark[];
+    elsif v_is_back then   -- and all was read anew
+        v_look_at := extract(epoch from clock_timestamp() + 20 * (clock_timestamp() - v_looked_at))::double precision;
+    end if;
+    v_turns := jsonb_build_object('users', v_users, 'served', v_served, 'seen', v_seen, 'epoch', v_epoch, 'open', v_open);
+    if v_marks is not null then
+        v_turns := v_turns || jsonb_build_object('marks', to_jsonb(v_marks), 'look_at', v_look_at);
+    end if;
     foreach v_claimed in array v_verdicts loop
         continue when v_claimed.model is null;
         v_claimed.turns := v_turns;

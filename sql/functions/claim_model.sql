@@ -1,12 +1,12 @@
 -- What it does: claims tasks for one model: lock, clock, closing, limits, tasks, charge, verdict.
--- Returns: the verdict, the tasks, and in each lane the user who was served last.
+-- Returns: the verdict, the tasks, in each lane the user who was served last, and where reading begins next time.
 -- Locks: the model's advisory lock until the end of the transaction, then task rows, which are never waited for.
 -- Why: the lock is a statement of its own in a VOLATILE function under READ COMMITTED, so that what follows sees all
 --   that was committed under the lock before; the clock is read after it. Lock, read and write in one statement granted
 --   6,400 against a limit of 1,000 (design I1).
 create or replace function llmqueue.claim_model(
-    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_slots integer, p_hot_slots integer,
-    p_now timestamptz)
+    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_marks llmqueue.mark[], p_first_open bigint,
+    p_slots integer, p_hot_slots integer, p_now timestamptz)
 returns llmqueue.granted language plpgsql volatile as $$
 declare
     v_now timestamptz;
@@ -21,8 +21,9 @@ declare
 begin
     v_granted.tasks := array[]::llmqueue.leased[];
     v_granted.users := p_users;
+    v_granted.marks := p_marks;
     v_verdict.model := p_model;
-    v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users, p_now);
+    v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users, p_marks, p_now);
     if cardinality(v_taking.lanes) = 0 then
         v_verdict.reason := case when not exists (select from llmqueue.model_config c where c.model = p_model) then 'unknown'
                                  when not jsonb_path_exists(coalesce(p_shares, '{}'), '$.* ? (@.is_more == true && exists (@.models.keyvalue() ? (@.key == $model)))',
@@ -43,7 +44,8 @@ begin
         else
             perform llmqueue.hold_clock(p_model, v_now);
             v_budget := llmqueue.allowance(v_config, v_now);
-            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share);
+            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share,
+                                                       p_first_open);
             v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0;
             -- what is kept of max_concurrency is for hot tasks alone, not even for the oldest
             v_taking.slots := least(p_slots, v_room.cold);
@@ -59,7 +61,8 @@ begin
                     end if;
                 end if;
             else
-                v_taking.next_is_hot := (select bool_or(llmqueue.has_ready(l.lane, true)) from unnest(v_taking.lanes) l(lane));
+                v_taking.next_is_hot := (select bool_or(llmqueue.next_rank(l.lane, 9223372036854775807, v_taking.marks) >= 100)
+                                            from unnest(v_taking.lanes) l(lane));
             end if;
             select * into v_verdict.reason, v_verdict.retry_in_s
               from llmqueue.verdict(v_budget, v_taking, p_shares, v_is_full, v_closing.probes = 1, v_now);
@@ -73,7 +76,11 @@ begin
                                                      from llmqueue.model_state s where s.model = p_model), 1);
             end if;
             v_granted.tasks := v_taking.rows;
+            if v_config.max_concurrency is not null then
+                v_granted.first_open := coalesce(v_room.first_open, (select min(r.fence) from unnest(v_taking.rows) r), p_first_open);
+            end if;
             v_granted.users := v_taking.users;
+            v_granted.marks := v_taking.marks;
         end if;
     end if;
     select l.guard_s into v_verdict.guard_s from llmqueue.limiter l;

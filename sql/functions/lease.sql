@@ -31,12 +31,8 @@ begin
     v_for_oldest := greatest(0, (p_budget.turn + v_cold) / 10 - v_taking.aged);
     loop
         exit when v_taking.is_blocked or v_taking.is_cut;
-        select next.rank::bigint into v_rank
-          from unnest(v_taking.lanes, v_taking.most) lanes(lane, most)
-         cross join lateral (select t.rank from llmqueue.task t
-                              where t.is_ready and t.lane = lanes.lane and t.rank <= v_most order by t.rank desc limit 1) next
-         where lanes.most > 0
-         order by next.rank desc limit 1;
+        v_rank := (select max(llmqueue.next_rank(lanes.lane, v_most, v_taking.marks))
+                     from unnest(v_taking.lanes, v_taking.most) lanes(lane, most) where lanes.most > 0);
         exit when v_rank is null or (v_rank < 100 and v_waits.is_blocked);
         v_calls := llmqueue.calls_left(p_budget, v_taking, v_rank >= 100) - case when v_rank >= 100 then 0 else v_for_oldest end;
         if v_calls <= 0 then

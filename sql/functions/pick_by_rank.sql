@@ -1,66 +1,47 @@
 -- What it does: locks up to p_wanted ready tasks of one priority, from several lanes in turn, in each from its users in turn.
 -- Returns: one row: them in order; seen: how many there were to lock; is_cut: whether there may be more than were seen;
---   looked: lane -> the last user who was looked at.
+--   looked: lane -> the last user who was looked at; marks: the first that was locked of each user, if marks are wanted.
 -- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
 -- Why: users are stepped through one by one (a loose index scan) from the one after the last that was served (p_users: 'rank
---   lane' -> user), so the cost is that of the batch, not of all users (I13); who has nothing due is passed over. Only as many rows are locked as are taken, so each user's share is found first: a row
+--   lane' -> user), so the cost is that of the batch, not of all users (I13); who has nothing due is passed over. A user's tasks are read from
+--   the first that is ready, so what has gone is passed over once. Only as many rows are locked as are taken, so each user's share is found first: a row
 --   locked and not taken would look like an empty lane to another model.
 create or replace function llmqueue.pick_by_rank(
-    p_lanes text[], p_most integer[], p_users jsonb, p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
-    p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean, out looked jsonb)
+    p_lanes text[], p_most integer[], p_users jsonb, p_marks llmqueue.mark[], p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
+    p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean, out looked jsonb,
+    out marks llmqueue.mark[])
 language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 begin
     with recursive member as (
-        select given.lane, given.most, given.no, first.user_key as start, first.user_key, 1 as n, (first.due_at <= p_now)::integer as found,
-               first.due_at <= p_now as is_due
+        select given.lane, given.most, given.no, first.user_key as start, first.user_key, first.due_at, first.task_id, 1 as n,
+               (first.due_at <= p_now)::integer as found
           from unnest(p_lanes, p_most) with ordinality given(lane, most, no)
-         cross join lateral (select next.user_key, next.due_at
-                               from (select 1 as turn, behind.* from (
-                                         select t.user_key, t.due_at from llmqueue.task t
-                                          where t.is_ready and t.lane = given.lane and t.rank = p_rank
-                                            and t.user_key > (p_users ->> (p_rank || ' ' || given.lane))
-                                          order by t.user_key, t.due_at limit 1) behind
-                                     union all
-                                     select 2, least.* from (
-                                         select t.user_key, t.due_at from llmqueue.task t
-                                          where t.is_ready and t.lane = given.lane and t.rank = p_rank
-                                          order by t.user_key, t.due_at limit 1) least) next
-                              order by next.turn limit 1) first
-         where given.most > 0
+         cross join lateral llmqueue.next_user(given.lane, p_rank, p_users ->> (p_rank || ' ' || given.lane), p_marks) first
+         where given.most > 0 and first.user_key is not null
         union all
-        select m.lane, m.most, m.no, m.start, next.user_key, m.n + 1, m.found + (next.due_at <= p_now)::integer, next.due_at <= p_now
+        select m.lane, m.most, m.no, m.start, next.user_key, next.due_at, next.task_id, m.n + 1, m.found + (next.due_at <= p_now)::integer
           from member m
-         cross join lateral (select next.user_key, next.due_at
-                               from (select 1 as turn, behind.* from (
-                                         select t.user_key, t.due_at from llmqueue.task t
-                                          where t.is_ready and t.lane = m.lane and t.rank = p_rank and t.user_key > m.user_key
-                                          order by t.user_key, t.due_at limit 1) behind
-                                     union all
-                                     select 2, least.* from (
-                                         select t.user_key, t.due_at from llmqueue.task t
-                                          where t.is_ready and t.lane = m.lane and t.rank = p_rank
-                                          order by t.user_key, t.due_at limit 1) least) next
-                              order by next.turn limit 1) next
+         cross join lateral llmqueue.next_user(m.lane, p_rank, m.user_key, p_marks) next
          where m.found < p_wanted and m.n < 4 * p_wanted + 100 and next.user_key <> m.start
     ), flow as materialized (
         select m.*, case when count(*) over (partition by m.no) = 1 then least(p_wanted, m.most)
                          else 2 * p_wanted / count(*) over (partition by m.no) + 1 end as deep
-          from member m where m.is_due
+          from member m where m.due_at <= p_now
     ), head as materialized (
-        select flow.lane, flow.most, flow.no, flow.user_key, flow.n, flow.deep,
+        select flow.lane, flow.most, flow.no, flow.user_key, flow.due_at, flow.task_id, flow.n, flow.deep,
                row_number() over (partition by flow.no, flow.n order by task.due_at, task.id) as round
           from flow
          cross join lateral (select t.due_at, t.id from llmqueue.task t
                               where t.is_ready and t.lane = flow.lane and t.rank = p_rank and t.user_key = flow.user_key
-                                and t.due_at <= p_now and t.id <> all (p_skip)
+                                and (t.due_at, t.id) >= (flow.due_at, flow.task_id) and t.due_at <= p_now and t.id <> all (p_skip)
                                 and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
                               order by t.due_at, t.id limit flow.deep) task
     ), share as materialized (
-        select best.lane, best.no, best.user_key, best.n, count(*) as tasks
+        select best.lane, best.no, best.user_key, best.due_at, best.task_id, best.n, count(*) as tasks
           from (select placed.* from (select head.*, row_number() over (partition by head.no order by head.round, head.n) as place from head) placed
                  where placed.place <= placed.most order by placed.place, placed.no limit p_wanted) best
-         group by best.lane, best.no, best.user_key, best.n
+         group by best.lane, best.no, best.user_key, best.due_at, best.task_id, best.n
     ), locked as materialized (
         select share.lane, share.no, share.user_key, share.n, task.*
           from share
@@ -69,7 +50,7 @@ begin
                                     case when p_with_size then llmqueue.max_output_of(t.params::text) end as max_output
                                from llmqueue.task t
                               where t.is_ready and t.lane = share.lane and t.rank = p_rank and t.user_key = share.user_key
-                                and t.due_at <= p_now and t.id <> all (p_skip)
+                                and (t.due_at, t.id) >= (share.due_at, share.task_id) and t.due_at <= p_now and t.id <> all (p_skip)
                                 and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
                               order by t.due_at, t.id limit share.tasks
                                 for no key update of t skip locked) task
@@ -79,8 +60,11 @@ begin
            (select count(*) from head), (select coalesce(bool_or(head.round = head.deep), false) from head)
            or exists (select from member where member.n = 4 * p_wanted + 100),
            (select jsonb_object_agg(last.lane, last.user_key)
-              from (select distinct on (member.no) member.lane, member.user_key from member order by member.no, member.n desc) last)
-      into picked, seen, is_cut, looked
+              from (select distinct on (member.no) member.lane, member.user_key from member order by member.no, member.n desc) last),
+           case when p_marks is not null then
+               array(select (head.lane, p_rank, head.user_key, head.due_at, head.id)::llmqueue.mark
+                       from (select distinct on (l.no, l.n) l.lane, l.user_key, l.due_at, l.id from locked l order by l.no, l.n, l.due_at, l.id) head) end
+      into picked, seen, is_cut, looked, marks
       from (select r.*, row_number() over (partition by r.no order by r.round, r.n) as place
               from (select locked.*, row_number() over (partition by locked.no, locked.n order by locked.due_at, locked.id) as round
                       from locked) r) o;

@@ -3,7 +3,7 @@
 -- Locks: none.
 -- Why: whose turn it is comes from what each was served before, divided by its weight (p_turns, kept by the worker: a row for
 --   it would be a hot one, and serialise the pool's models). At most p_slots tasks are counted.
-create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb)
+create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb, p_marks llmqueue.mark[])
 returns jsonb language plpgsql stable
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
@@ -26,7 +26,10 @@ begin
          group by member.lane having count(*) > 1
     loop
         select count(*)::integer into v_waiting
-          from (select from llmqueue.task t where t.is_ready and t.lane = v_pool.lane order by t.waiting_since limit p_slots) waiting;
+          from llmqueue.first_waiting(v_pool.lane, p_marks) first
+         cross join lateral (select from llmqueue.task t
+                              where t.is_ready and t.lane = v_pool.lane and (t.waiting_since, t.id) >= (first.waiting_since, first.task_id)
+                              order by t.waiting_since limit p_slots) waiting;
         continue when v_waiting = 0;
         with turn as materialized (
             select other.model

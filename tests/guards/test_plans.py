@@ -7,9 +7,11 @@ scans or sorts the table reads it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -217,3 +219,47 @@ def _nodes(plan: dict[str, object]) -> Iterator[dict[str, object]]:
     yield plan
     for child in plan.get("Plans", []):  # type: ignore[attr-defined]
         yield from _nodes(child)
+
+
+BATCH_OF_MANY = 100
+ENTRIES = "select sum(pg_stat_get_xact_tuples_returned(c.oid)) from pg_class c where c.relname in ({})"
+
+
+@pytest.mark.parametrize("max_concurrency", [None, 1000])
+def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
+    large: Connection, installed: str, max_concurrency: int | None
+) -> None:
+    large.execute("update llmqueue.model_config set max_concurrency = %s", (max_concurrency,))
+    turns: dict[str, Any] | None = None
+    with psycopg.connect(installed) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from tasks limit 1")
+        reads = []
+        for _ in range(60):
+            reads.append((read := _read_by_claim(large, turns, BATCH_OF_MANY))[0])
+            turns = read[1]
+            if turns.get("marks"):  # no look behind them now, which reads all that has gone
+                turns["look_at"] = time.time() + 30
+
+    # the first ones find out
+    assert max(reads[:20]) > 20 * BATCH_OF_MANY
+    assert max(reads[-20:]) <= 10 * BATCH_OF_MANY
+
+
+def _read_by_claim(conn: Connection, turns: dict[str, Any] | None, slots: int) -> tuple[int, dict[str, Any]]:
+    """Claims and settles; returns how many index entries the claim has read, and its turns."""
+    entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest', 'attempt_open'").encode()
+    with conn.transaction():
+        [(before,)] = conn.execute(entries).fetchall()
+        query = "select (task).fence, (task).task_id, turns from llmqueue.claim(%s, null, %s, p_turns => %s)"
+        rows = conn.execute(query, (WORKER, slots, None if turns is None else json.dumps(turns))).fetchall()
+        [(after,)] = conn.execute(entries).fetchall()
+    items = [
+        {"verb": "complete", "fence": fence, "task_id": str(task_id), "answer": "42"}
+        for fence, task_id, _ in rows
+        if fence is not None
+    ]
+    assert len(items) == slots
+    conn.execute("select outcome from llmqueue.settle(%s, %s::jsonb)", (WORKER, json.dumps(items)))
+    told: list[Any] = [row[2] for row in rows if row[2] is not None]
+    return int(str(after)) - int(str(before)), told[0]

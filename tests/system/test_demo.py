@@ -86,9 +86,11 @@ def test_all_is_well_within_90_s_and_a_database_of_the_user_is_left_alone(home: 
     assert took_s < LONGEST_S, output
 
 
-def test_ctrl_c_ends_it_with_130_and_the_next_one_starts_within_5_s(home: Path):
+def test_ctrl_c_ends_it_with_130_and_the_next_one_starts_sooner(home: Path):
+    began = time.monotonic()
     demo = start(home)
     until_it_works(demo)
+    first_s = time.monotonic() - began  # with a database to be made
 
     demo.send_signal(signal.SIGINT)
     _, errors = demo.communicate(timeout=10)
@@ -104,7 +106,7 @@ def test_ctrl_c_ends_it_with_130_and_the_next_one_starts_within_5_s(home: Path):
     again.terminate()
     again.communicate(timeout=10)
 
-    assert took_s < 5
+    assert took_s < first_s
     assert again.returncode == 143
     assert children_in(home) == []
 

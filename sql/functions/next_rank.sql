@@ -1,0 +1,33 @@
+-- What it does: finds the highest priority, of p_most and below, at which a lane has a ready task.
+-- Returns: it, or null.
+-- Locks: none.
+-- Why: one step of a loose index scan. Priorities with marks are read by next_user(), which passes over what has gone.
+create or replace function llmqueue.next_rank(p_lane text, p_most bigint, p_marks llmqueue.mark[])
+returns bigint language plpgsql stable
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+    v_most bigint := p_most;
+    v_marked bigint;
+    v_rank bigint;
+begin
+    loop
+        if p_marks is not null then
+            v_marked := (select max(m.rank) from unnest(p_marks) m where m.lane = p_lane and m.rank <= v_most);
+        end if;
+        if v_marked is null then
+            return (select t.rank from llmqueue.task t
+                     where t.is_ready and t.lane = p_lane and t.rank <= v_most order by t.rank desc limit 1);
+        end if;
+        v_rank := (select t.rank from llmqueue.task t
+                    where t.is_ready and t.lane = p_lane and t.rank <= v_most and t.rank > v_marked order by t.rank desc limit 1);
+        if v_rank is not null then
+            return v_rank;
+        elsif (select u.user_key is not null from llmqueue.next_user(p_lane, v_marked, null, p_marks) u) then
+            return v_marked;
+        end if;
+        exit when v_marked = -9223372036854775808;
+        v_most := v_marked - 1;
+    end loop;
+    return null;
+end
+$$;
