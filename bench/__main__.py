@@ -1,6 +1,6 @@
 """Runs the parts named on the command line (all without), prints their tables, and writes docs/benchmarks.md.
 
-    python -m bench [claim] [latency] [throughput] [--quick] [--no-write]
+    python -m bench [claim] [held] [latency] [throughput] [--quick] [--no-write]
 
 Figures are of this machine at this moment: compare columns of one run with each other, not with another day's.
 """

@@ -6,7 +6,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
@@ -47,24 +48,76 @@ def claim(dsn: str, quick: bool) -> str:
             conn.execute("truncate tasks, llmqueue.attempt, llmqueue.ledger_grant, llmqueue.ledger_cell")
             conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (size,))
             conn.execute("vacuum analyze tasks")
-            claims, settles = zip(*(_round(conn) for _ in range(ROUNDS)), strict=True)
+            claims, settles = zip(*islice(_rounds(conn, 50), ROUNDS), strict=True)
             rows.append((f"{size:,}", spread(claims), f"{max(claims[5:]):.2f}", spread(settles)))
     head = ("ready tasks", "claim of 50, ms", "slowest after the first five", "settle of 50, ms")
     return f"## Claim and settle\n\n{ROUNDS} rounds each, one connection.\n\n{table(head, rows)}"
 
 
-def _round(conn: Connection) -> tuple[float, float]:
-    started_at = time.perf_counter()
-    claimed = conn.execute(
-        "select (task).fence, (task).task_id from llmqueue.claim(%s, array['a'], 50) where (task).fence is not null",
-        (WORKER,),
-    ).fetchall()
-    claimed_at = time.perf_counter()
-    items = [{"verb": "complete", "fence": fence, "task_id": str(key), "answer": "x"} for fence, key in claimed]
-    assert len(items) == 50, f"only {len(items)} claimed"
-    settle_from = time.perf_counter()
-    conn.execute("select count(*) from llmqueue.settle(%s, %s::jsonb)", (WORKER, json.dumps(items)))
-    return (claimed_at - started_at) * 1000, (time.perf_counter() - settle_from) * 1000
+def _rounds(conn: Connection, slots: int) -> Iterator[tuple[float, float]]:
+    """Claims and completes `slots` tasks at a time while there are so many; yields milliseconds of both."""
+    turns: object = None
+    query = "select (task).fence, (task).task_id, turns from llmqueue.claim(%s, array['a'], %s, p_turns => %s)"
+    while True:
+        began_at = time.perf_counter()
+        rows = conn.execute(query, (WORKER, slots, None if turns is None else json.dumps(turns))).fetchall()
+        claim_s = time.perf_counter() - began_at
+        turns = next((row[2] for row in rows if row[2] is not None), turns)
+        items = [
+            {"verb": "complete", "fence": fence, "task_id": str(key), "answer": "x"}
+            for fence, key, _ in rows
+            if fence is not None
+        ]
+        if len(items) < slots:
+            return
+        began_at = time.perf_counter()
+        conn.execute("select count(*) from llmqueue.settle(%s, %s::jsonb)", (WORKER, json.dumps(items)))
+        yield claim_s * 1000, (time.perf_counter() - began_at) * 1000
+
+
+def held(dsn: str, quick: bool) -> str:
+    """Cost of a claim as a backlog drains: without anybody's transaction, and with one open since the start."""
+    rows = []
+    for slots, tasks in ((100, 20_000), (1, 3_000)) if quick else ((100, 200_000), (1, 100_000)):
+        for is_held in (False, True):
+            with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn) as holder:
+                conn.execute(
+                    "insert into llmqueue.model_config (model, rpm, max_concurrency) values ('a', 6000000, 1000)"
+                    " on conflict do nothing"
+                )
+                conn.execute("select llmqueue.register(%s, 'bench', '0', null, 3600, 0.5)", (WORKER,))
+                conn.execute("truncate tasks, llmqueue.attempt, llmqueue.ledger_grant, llmqueue.ledger_cell")
+                conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
+                conn.execute("vacuum analyze tasks")
+                if is_held:
+                    holder.execute("set transaction isolation level repeatable read")
+                    holder.execute("select from tasks limit 1")
+                claims = [claim_ms for claim_ms, _ in _rounds(conn, slots)]
+            tenth = len(claims) // 10
+            first, last = claims[tenth : 2 * tenth], claims[-tenth:]
+            rows.append(
+                (
+                    slots,
+                    f"{tasks:,}",
+                    "yes" if is_held else "no",
+                    *(f"{quantile(part, 0.5):.2f}, {quantile(part, 0.99):.2f}" for part in (first, last)),
+                    f"{statistics.median(last) / statistics.median(first):.2f}",
+                )
+            )
+    head = (
+        "claim of",
+        "tasks",
+        "transaction open",
+        "second tenth: p50, p99 ms",
+        "last tenth: p50, p99 ms",
+        "last / second",
+    )
+    return f"## A claim while somebody's transaction is open\n\n{table(head, rows)}"
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
 def latency(dsn: str, quick: bool) -> str:
@@ -137,4 +190,9 @@ def _drain(dsn: str, conn: Connection, tasks: int, workers: int) -> float:
     return float(found[0])
 
 
-ALL: dict[str, Callable[[str, bool], str]] = {"claim": claim, "latency": latency, "throughput": throughput}
+ALL: dict[str, Callable[[str, bool], str]] = {
+    "claim": claim,
+    "held": held,
+    "latency": latency,
+    "throughput": throughput,
+}

@@ -7,7 +7,7 @@
 --   transaction might see those that were, each reading would go through all of their entries. hot_share of the
 --   slots (at least one of two) is kept for hot tasks and not lent: a cold call of two minutes would not give it back.
 create or replace function llmqueue.room(
-    p_model text, p_max_concurrency integer, p_hot_share double precision, p_from bigint,
+    p_model text, p_max_concurrency integer, p_hot_share double precision, p_from bigint default null,
     out cold integer, out hot integer, out first_open bigint)
 language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
