@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -117,7 +118,7 @@ class Files:
         with psycopg.connect(self._dsn, autocommit=True) as conn:
             conn.execute("truncate tasks restart identity")
             done = run_cli(self._dsn, "add", *options, stdin=body)
-            rows = conn.execute(_ROWS).fetchall()
+            rows = [(*row[:4], _sorted(row[4]), row[5]) for row in conn.execute(_ROWS)]
         if "Traceback" in done.err or done.code not in {0, 1, 2}:
             raise Failed(f"exit {done.code}: {done.err[-500:]}")
         if done.code == 2:
@@ -234,9 +235,11 @@ def _expected(value: Any, about: dict[str, str]) -> Row:
 
 
 def _sorted(value: object) -> object:
-    """As jsonb keeps it: keys by length, then by bytes, no key twice, numbers as they are."""
+    """As jsonb keeps it: keys by length, then by bytes, no key twice, 1e3 as 1000."""
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value, key=lambda key: (len(key.encode()), key.encode()))}
+    if isinstance(value, float) and value.is_integer():
+        return int(Decimal(repr(value)))
     return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 

@@ -3,7 +3,8 @@
 --   if the window does not hold so much.
 -- Locks: none.
 -- Why: a cell leaves as a whole, a window + guard after its end. A microsecond more: rounding must not make it too early.
---   Read from the oldest on and no further than needed: mostly the first cell is enough, of 242.
+--   Read from the oldest on and no further than needed: mostly the first cell is enough, of 242. Each half
+--   comes in its order: the two are merged, and not sorted, which would read all.
 create or replace function llmqueue.ledger_frees_at(
     p_model text, p_span_s double precision, p_calls bigint, p_tokens bigint, p_output_tokens bigint, p_now timestamptz)
 returns timestamptz language plpgsql stable
@@ -23,11 +24,11 @@ begin
     end if;
     for v_entry in
         select x.cell, x.calls, x.tokens, x.output_tokens
-          from (select c.cell, c.calls, c.tokens, c.output_tokens
-                  from llmqueue.ledger_cell c where c.model = p_model and c.cell >= v_first
+          from ((select c.cell, c.calls, c.tokens, c.output_tokens
+                   from llmqueue.ledger_cell c where c.model = p_model and c.cell >= v_first order by c.model, c.cell)
                 union all
-                select g.cell, g.calls, g.tokens, g.output_tokens
-                  from llmqueue.ledger_grant g where g.model = p_model and g.cell >= v_first and g.cell = v_open) x
+                (select g.cell, g.calls, g.tokens, g.output_tokens
+                   from llmqueue.ledger_grant g where g.model = p_model and g.cell >= v_first and g.cell = v_open order by g.model, g.cell)) x
          order by x.cell
     loop
         exit when v_is_enough and v_entry.cell <> v_cell;
