@@ -348,3 +348,12 @@ def test_large_prompts_pass_through_no_temporary_files(queue: Queue, call: str) 
 
     assert queue.values("select id from tasks where status = 'running'") == keys
     assert plan[0]["Plan"]["Temp Written Blocks"] == 0
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_task_that_is_set_aside_is_not_taken_wherever_it_waits(queue: Queue, place: int) -> None:
+    queue.model("m", 600)
+    keys = queue.add(3)
+    queue.rows("select llmqueue.put_aside(%s, 'claim', 'its row cannot be written')", keys[place])
+
+    assert queue.claim(10).ids == [key for key in keys if key != keys[place]]

@@ -74,6 +74,19 @@ def test_late_worker_cannot_complete_a_reclaimed_task(queue: Queue, grant: Grant
     assert queue.task(grant.id)["answer"] == "newer"
 
 
+def test_an_answer_of_the_same_workers_earlier_attempt_leaves_the_new_one_running(queue: Queue, grant: Grant) -> None:
+    queue.release(grant)
+    again = queue.claim(1).only
+
+    assert queue.complete(grant, "of the first") != "completed"
+
+    task = queue.task(grant.id)
+    assert (task["status"], task["fence"], task["answer"]) == ("running", again.fence, None)
+    assert queue.attempt(again)["ended_at"] is None
+    assert queue.complete(again, "of the second") == "completed"
+    assert queue.task(grant.id)["answer"] == "of the second"
+
+
 @pytest.mark.parametrize("verb", ["retry", "bury", "release"])
 def test_late_worker_cannot_end_a_reclaimed_task_otherwise(queue: Queue, grant: Grant, verb: str) -> None:
     queue.lose(grant)
