@@ -160,8 +160,8 @@ CLAIMING: Final = chain(
         ("marks are not read from", MARKED, "true", PLANS),
         ("the task at a mark is passed over", ">= (v_mark.due_at", "> (v_mark.due_at", MARKS)),
     _in("next_rank", ("a priority is passed over", "v_most := v_marked - 1", "v_most := v_marked - 2", MARKS)),
+    _in("marks_after", ("heavy users are forgotten", "x.taken desc", "x.taken", CLAIM)),
     _in("look_behind", ("what comes back is not looked for", "if not found then", "if true then", MARKS)),
-    _in("room", ("what has ended is read", "and a.fence >= coalesce(p_from, 0::bigint)", "", PLANS)),
     _in("share_out", ("weights are ignored", "task.no / other.weight", "task.no", POOLS)),
     _in("turns_after", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
 )

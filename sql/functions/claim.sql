@@ -9,8 +9,8 @@
 -- Why: a claim that has read far more index entries than it took tasks has gone through entries of rows that are gone and
 --   cannot be removed yet; from then on reading begins at marks, and for a twentieth of the time it is looked behind them
 --   (decision 46). See claim_model(). Tasks of a pool that several of the models could take are shared out by weight first; what one of
---   them does not take, the others take in the second round. The prompts pass through memory, not through temporary files:
---   hence work_mem.
+--   them does not take, the others take in the second round. The prompts, up to 64 MB, pass through memory and not
+--   through temporary files: hence work_mem.
 create or replace function llmqueue.claim(
     p_worker uuid, p_models text[], p_slots integer, p_chores text[] default '{}', p_running integer default 0,
     p_hot_slots integer default 0, p_turns jsonb default null, p_now timestamptz default null)
@@ -32,12 +32,11 @@ declare
     v_hot integer := p_hot_slots;
     v_marks llmqueue.mark[];
     v_kept llmqueue.mark[];
-    v_open jsonb;      -- model -> its lowest open fence
-    v_epoch_before bigint;
     v_look_at double precision;
     v_is_back boolean := false;   -- tasks were found behind marks
     v_indexes constant oid[] := llmqueue.queue_indexes();
     v_looked_at timestamptz;
+    v_took interval;
     v_read constant bigint := llmqueue.entries_read(v_indexes);
     v_many constant bigint := 2000;   -- entries read for nothing
     v_taken integer := 0;
@@ -50,7 +49,7 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;   -- a deferred constraint of the owner's would fail the whole claim at its COMMIT
-    select t.users, t.served, t.seen, t.marks, t.look_at, t.open, t.epoch into v_users, v_served, v_seen, v_marks, v_look_at, v_open, v_epoch_before
+    select t.users, t.served, t.seen, t.marks, t.look_at into v_users, v_served, v_seen, v_marks, v_look_at
       from llmqueue.read_turns(p_turns) t;
     v_epoch := llmqueue.check_epoch(v_seen, p_now);   -- before anything is swept or granted
     perform llmqueue.do_chores(p_worker, p_chores, p_running, p_now);
@@ -58,18 +57,20 @@ begin
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
 
-    if v_epoch <> v_epoch_before then
-        v_marks := null;
-        v_open := '{}'::jsonb;
-    end if;
     v_looked_at := clock_timestamp();
     if p_turns is null then   -- a worker that has just come
-        perform llmqueue.first_waiting(l.lane, null) from (select distinct unnest(llmqueue.model_lanes(m.model)) as lane from unnest(v_models) m(model)) l;
-        v_marks := case when llmqueue.entries_read(v_indexes) - v_read > v_many then array[]::llmqueue.mark[] end;
+        v_marks := array(select (l.lane, null, null, first.waiting_since, first.task_id, 0)::llmqueue.mark
+                           from (select distinct unnest(llmqueue.model_lanes(m.model)) as lane from unnest(v_models) m(model)) l
+                          cross join lateral llmqueue.first_waiting(l.lane, null) first
+                          where first.waiting_since is not null);
+        if llmqueue.entries_read(v_indexes) - v_read <= v_many then
+            v_marks := null;
+        end if;
     elsif cardinality(v_marks) > 0 and (v_look_at - extract(epoch from v_looked_at)::double precision between 0 and 60) is not true then
         v_kept := llmqueue.look_behind(v_marks);
         v_is_back := cardinality(v_kept) < cardinality(v_marks);
-        v_look_at := extract(epoch from clock_timestamp() + 20 * (clock_timestamp() - v_looked_at))::double precision;
+        v_took := clock_timestamp() - v_looked_at;
+        v_look_at := extract(epoch from clock_timestamp() + least(20 * v_took, interval '50 s'))::double precision;
         if v_is_back or llmqueue.entries_read(v_indexes) - v_read > v_many / 5 then
             v_marks := v_kept;
         else
@@ -91,7 +92,7 @@ begin
             exit when v_cold + v_hot <= 0;
             continue when v_round = 2 and coalesce((v_verdicts[v_no]).reason, 'empty') <> 'empty';
             v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
-                                              v_left, v_users, v_marks, (v_open ->> v_models[v_no])::bigint, v_cold, v_hot, p_now);
+                                              v_left, v_users, v_marks, v_cold, v_hot, p_now);
             v_claimed := v_granted.verdict;
             if v_cold <= 0 and p_slots > 0 and v_claimed.reason = 'empty' then
                 v_claimed.reason := null;   -- only hot tasks were looked for, which says nothing about the others
@@ -99,9 +100,6 @@ begin
             v_verdicts[v_no] := v_claimed;
             v_users := v_granted.users;
             v_marks := v_granted.marks;
-            if v_granted.first_open is not null then
-                v_open := v_open || jsonb_build_object(v_models[v_no], v_granted.first_open);
-            end if;
             v_taken := v_taken + cardinality(v_granted.tasks);
             foreach v_task in array v_granted.tasks loop
                 v_claimed.task := v_task;
@@ -124,10 +122,10 @@ begin
 
     if v_marks is null and llmqueue.entries_read(v_indexes) - v_read > v_many + 20 * v_taken then
         v_marks := array[]::llmqueue.mark[];
-    elsif v_is_back then   -- and all was read anew
-        v_look_at := extract(epoch from clock_timestamp() + 20 * (clock_timestamp() - v_looked_at))::double precision;
+    elsif v_is_back then   -- and was read anew, which takes longer than the look
+        v_look_at := extract(epoch from clock_timestamp() + least(20 * (clock_timestamp() - v_looked_at), greatest(20 * v_took, interval '2 s'), interval '50 s'))::double precision;
     end if;
-    v_turns := jsonb_build_object('users', v_users, 'served', v_served, 'seen', v_seen, 'epoch', v_epoch, 'open', v_open);
+    v_turns := jsonb_build_object('users', v_users, 'served', v_served, 'seen', v_seen, 'epoch', v_epoch);
     if v_marks is not null then
         v_turns := v_turns || jsonb_build_object('marks', to_jsonb(v_marks), 'look_at', v_look_at);
     end if;

@@ -5,8 +5,8 @@
 --   that was committed under the lock before; the clock is read after it. Lock, read and write in one statement granted
 --   6,400 against a limit of 1,000 (design I1).
 create or replace function llmqueue.claim_model(
-    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_marks llmqueue.mark[], p_first_open bigint,
-    p_slots integer, p_hot_slots integer, p_now timestamptz)
+    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_marks llmqueue.mark[], p_slots integer,
+    p_hot_slots integer, p_now timestamptz)
 returns llmqueue.granted language plpgsql volatile as $$
 declare
     v_now timestamptz;
@@ -44,8 +44,7 @@ begin
         else
             perform llmqueue.hold_clock(p_model, v_now);
             v_budget := llmqueue.allowance(v_config, v_now);
-            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share,
-                                                       p_first_open);
+            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share);
             v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0;
             -- what is kept of max_concurrency is for hot tasks alone, not even for the oldest
             v_taking.slots := least(p_slots, v_room.cold);
@@ -61,7 +60,7 @@ begin
                     end if;
                 end if;
             else
-                v_taking.next_is_hot := (select bool_or(llmqueue.next_rank(l.lane, 9223372036854775807, v_taking.marks) >= 100)
+                v_taking.next_is_hot := (select bool_or(llmqueue.next_rank(l.lane, 9223372036854775807, v_taking.marks, 100) is not null)
                                             from unnest(v_taking.lanes) l(lane));
             end if;
             select * into v_verdict.reason, v_verdict.retry_in_s
@@ -76,9 +75,6 @@ begin
                                                      from llmqueue.model_state s where s.model = p_model), 1);
             end if;
             v_granted.tasks := v_taking.rows;
-            if v_config.max_concurrency is not null then
-                v_granted.first_open := coalesce(v_room.first_open, (select min(r.fence) from unnest(v_taking.rows) r), p_first_open);
-            end if;
             v_granted.users := v_taking.users;
             v_granted.marks := v_taking.marks;
         end if;

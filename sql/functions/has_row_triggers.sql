@@ -12,11 +12,8 @@ declare
     v_update constant integer := 16;
 begin
     return exists (
-        select from llmqueue.mapping m
-          join pg_namespace n on n.nspname = m.table_schema
-          join pg_class c on c.relname = m.table_name and c.relnamespace = n.oid
-          join pg_trigger g on g.tgrelid = c.oid
-         where not g.tgisinternal and g.tgenabled <> 'D'
+        select from pg_trigger g
+         where g.tgrelid = llmqueue.owners_table() and not g.tgisinternal and g.tgenabled in ('O', 'A')
            and g.tgtype::integer & (v_row | v_before | v_update) = v_row | v_update);
 end
 $$;

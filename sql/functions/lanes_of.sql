@@ -14,7 +14,7 @@ declare
     v_first llmqueue.mark[];
 begin
     select coalesce(array_agg(x.lane order by x.turn), '{}'), coalesce(array_agg(x.most order by x.turn), '{}'),
-           case when p_marks is not null then array_agg((x.lane, null, null, first.waiting_since, first.task_id)::llmqueue.mark)
+           case when p_marks is not null then array_agg((x.lane, null, null, first.waiting_since, first.task_id, 0)::llmqueue.mark)
                                              filter (where first.waiting_since is not null) end
       into v_taking.lanes, v_taking.most, v_first
       from (select served.lane, random() as turn,
@@ -26,15 +26,15 @@ begin
                     select '' from llmqueue.model_config c where c.model = p_model and c.weight > 0) served) x
       left join lateral llmqueue.first_waiting(x.lane, p_marks) first on p_slots > 0
      where x.most > 0 and case when p_slots > 0 then first.waiting_since <= coalesce(p_now, clock_timestamp())
-                               else llmqueue.next_rank(x.lane, 9223372036854775807, p_marks) >= 100 end;
+                               else llmqueue.next_rank(x.lane, 9223372036854775807, p_marks, 100) is not null end;
     if p_marks is not null then
         v_taking.marks := llmqueue.marks_after(p_marks, v_first);
-        v_first := array(select (l.lane, best.rank, first.user_key, first.due_at, first.task_id)::llmqueue.mark
+        v_first := array(select (l.lane, best.rank, first.user_key, first.due_at, first.task_id, 0)::llmqueue.mark
                            from unnest(v_taking.lanes) l(lane)
-                          cross join lateral (select llmqueue.next_rank(l.lane, 9223372036854775807, null) as rank) best
+                          cross join lateral (select llmqueue.next_rank(l.lane, 9223372036854775807, null) as rank offset 0) best
                           cross join lateral llmqueue.next_user(l.lane, best.rank, p_users ->> (best.rank || ' ' || l.lane), null) first
                           where not exists (select from unnest(v_taking.marks) m where m.lane = l.lane and m.rank is not null)
-                            and first.user_key is not null);
+                            and first.due_at <= coalesce(p_now, clock_timestamp()));
         v_taking.marks := llmqueue.marks_after(v_taking.marks, v_first);
     end if;
     v_taking.users := p_users;

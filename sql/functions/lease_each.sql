@@ -5,7 +5,7 @@
 -- Why: an owner's trigger that raises on one row must not stop a lane (I12). The batch is tried as a whole first, then
 --   row by row, each in a savepoint of its own; so are those of a table with triggers that may look at the other rows. What is
 --   not a row's fault (a lock timeout, a cancelled statement, a deadlock, no room) is raised to the caller. A row that such a
---   trigger has ended is no longer ready, and nothing is wrong with it.
+--   trigger has ended or put off is not ready, and nothing is wrong with it.
 create or replace function llmqueue.lease_each(
     p_worker uuid, p_budget llmqueue.budget, p_candidates llmqueue.candidate[], p_now timestamptz)
 returns llmqueue.leased[] language plpgsql volatile as $$
@@ -29,7 +29,7 @@ begin
                     v_id := v_candidate.task_id;
                     perform llmqueue.put_aside(v_id, 'claim', v_swallowed)
                       where not exists (select from unnest(v_rows) taken where taken.task_id = v_id)
-                        and (select t.is_ready from llmqueue.task t where t.id = v_id);
+                        and (select t.is_ready and t.due_at <= p_now from llmqueue.task t where t.id = v_id);
                 end loop;
             end if;
             return v_rows;
@@ -45,7 +45,7 @@ begin
             v_one := llmqueue.lease_rows(p_worker, p_budget, array[v_candidate], p_now);
             v_rows := v_rows || v_one;
             perform llmqueue.put_aside(v_id, 'claim', v_swallowed)
-              where cardinality(v_one) = 0 and (select t.is_ready from llmqueue.task t where t.id = v_id);
+              where cardinality(v_one) = 0 and (select t.is_ready and t.due_at <= p_now from llmqueue.task t where t.id = v_id);
         exception when others then
             if not llmqueue.is_fault_of_row(sqlstate, true) then
                 raise;

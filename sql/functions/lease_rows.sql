@@ -25,7 +25,7 @@ begin
                started_at = p_now,
                finished_at = null,
                error = null
-         where t.id = any (v_ids) and coalesce(t.is_ready, false)
+         where t.id = any (v_ids) and coalesce(t.is_ready, false) and t.due_at <= p_now
         returning t.id::llmqueue.task_id as task_id, t.fence, t.attempts::integer as attempt_no,
                   coalesce(t.max_attempts, 5)::integer as max_attempts, t.restarts::integer as restarts, t.prompt_text,
                   t.params::text as params, t.is_running

@@ -1,8 +1,8 @@
--- What it does: finds the highest priority, of p_most and below, at which a lane has a ready task.
+-- What it does: finds the highest priority, of p_most and below, not below p_least, at which a lane has a ready task.
 -- Returns: it, or null.
 -- Locks: none.
 -- Why: one step of a loose index scan. Priorities with marks are read by next_user(), which passes over what has gone.
-create or replace function llmqueue.next_rank(p_lane text, p_most bigint, p_marks llmqueue.mark[])
+create or replace function llmqueue.next_rank(p_lane text, p_most bigint, p_marks llmqueue.mark[], p_least bigint default -9223372036854775808)
 returns bigint language plpgsql stable
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
@@ -12,11 +12,11 @@ declare
 begin
     loop
         if p_marks is not null then
-            v_marked := (select max(m.rank) from unnest(p_marks) m where m.lane = p_lane and m.rank <= v_most);
+            v_marked := (select max(m.rank) from unnest(p_marks) m where m.lane = p_lane and m.rank between p_least and v_most);
         end if;
         if v_marked is null then
             return (select t.rank from llmqueue.task t
-                     where t.is_ready and t.lane = p_lane and t.rank <= v_most order by t.rank desc limit 1);
+                     where t.is_ready and t.lane = p_lane and t.rank <= v_most and t.rank >= p_least order by t.rank desc limit 1);
         end if;
         v_rank := (select t.rank from llmqueue.task t
                     where t.is_ready and t.lane = p_lane and t.rank <= v_most and t.rank > v_marked order by t.rank desc limit 1);
@@ -25,7 +25,7 @@ begin
         elsif (select u.user_key is not null from llmqueue.next_user(p_lane, v_marked, null, p_marks) u) then
             return v_marked;
         end if;
-        exit when v_marked = -9223372036854775808;
+        exit when v_marked = p_least;
         v_most := v_marked - 1;
     end loop;
     return null;

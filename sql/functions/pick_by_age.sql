@@ -39,12 +39,13 @@ begin
                               order by o.waiting_since, o.id), '{}'),
            (select coalesce(sum(share.tasks), 0)::bigint from share),
            case when p_marks is not null then
-               array(select (first.lane, null, null, first.waiting_since, first.id)::llmqueue.mark
+               array(select (first.lane, null, null, first.waiting_since, first.id, 0)::llmqueue.mark
                        from (select distinct on (l.no) l.lane, l.waiting_since, l.id from locked l order by l.no, l.waiting_since, l.id) first
                      union all
                      -- the oldest of its lane is the first of its user too
-                     select (first.lane, first.rank, first.user_key, first.waiting_since, first.id)::llmqueue.mark
-                       from (select distinct on (l.no, l.rank, l.user_key) l.lane, l.rank, l.user_key, l.waiting_since, l.id
+                     select (first.lane, first.rank, first.user_key, first.waiting_since, first.id, first.taken)::llmqueue.mark
+                       from (select distinct on (l.no, l.rank, l.user_key) l.lane, l.rank, l.user_key, l.waiting_since, l.id,
+                                    (count(*) over (partition by l.no, l.rank, l.user_key))::integer as taken
                                from locked l order by l.no, l.rank, l.user_key, l.waiting_since, l.id) first) end
       into picked, seen, marks
       from locked o;

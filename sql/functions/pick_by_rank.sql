@@ -62,8 +62,10 @@ begin
            (select jsonb_object_agg(last.lane, last.user_key)
               from (select distinct on (member.no) member.lane, member.user_key from member order by member.no, member.n desc) last),
            case when p_marks is not null then
-               array(select (head.lane, p_rank, head.user_key, head.due_at, head.id)::llmqueue.mark
-                       from (select distinct on (l.no, l.n) l.lane, l.user_key, l.due_at, l.id from locked l order by l.no, l.n, l.due_at, l.id) head) end
+               array(select (head.lane, p_rank, head.user_key, head.due_at, head.id, head.taken)::llmqueue.mark
+                       from (select distinct on (l.no, l.n) l.lane, l.user_key, l.due_at, l.id,
+                                    (count(*) over (partition by l.no, l.n))::integer as taken
+                               from locked l order by l.no, l.n, l.due_at, l.id) head) end
       into picked, seen, is_cut, looked, marks
       from (select r.*, row_number() over (partition by r.no order by r.round, r.n) as place
               from (select locked.*, row_number() over (partition by locked.no, locked.n order by locked.due_at, locked.id) as round

@@ -1,5 +1,5 @@
 -- What it does: names the two indexes from which tasks are claimed.
--- Returns: their oids; empty if somebody has renamed the table.
+-- Returns: their oids; empty while they are missing.
 -- Locks: none.
 -- Why: claim() asks the server how many entries it has read of them.
 create or replace function llmqueue.queue_indexes()
@@ -7,9 +7,8 @@ returns oid[] language plpgsql stable
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     return array(select c.oid
-                   from llmqueue.mapping m
-                   join pg_namespace n on n.nspname = m.table_schema
-                   join pg_class c on c.relnamespace = n.oid
-                  where c.relname in ('llmqueue_ready', 'llmqueue_oldest') and c.relkind = 'i');
+                   from pg_index i
+                   join pg_class c on c.oid = i.indexrelid
+                  where i.indrelid = llmqueue.owners_table() and c.relname in ('llmqueue_ready', 'llmqueue_oldest'));
 end
 $$;

@@ -1,11 +1,10 @@
 -- What it does: reads the turns that a worker brings along from its last claim.
 -- Returns: one row: users ('rank lane' -> user), served (lane -> model -> number), seen (the highest fence that the worker was
---   given), marks (null: none are needed), look_at (when to look behind them, in seconds since 1970),
---   open (model -> its lowest open fence), epoch; empty where they are not like that.
+--   given), marks (null: none are needed), look_at (when to look behind them, in seconds since 1970); empty where they are not like that.
 -- Locks: none.
 -- Why: they come from outside, perhaps from another release: nonsense must not stop a claim.
 create or replace function llmqueue.read_turns(p_turns jsonb, out users jsonb, out served jsonb, out seen bigint,
-    out marks llmqueue.mark[], out look_at double precision, out open jsonb, out epoch bigint)
+    out marks llmqueue.mark[], out look_at double precision)
 language plpgsql stable as $$
 begin
     users := p_turns -> 'users';
@@ -17,23 +16,18 @@ begin
         and not jsonb_path_exists(served, '$.*.* ? (@.type() != "number" || @ > 1000000000000000 || @ < -1000000000000000)')) is not true then
         served := '{}'::jsonb;
     end if;
-    open := p_turns -> 'open';
-    if (jsonb_typeof(open) = 'object' and not jsonb_path_exists(open, '$.* ? (@.type() != "number" || @ < 0 || @ >= 1000000000000000)')) is not true then
-        open := '{}'::jsonb;
-    end if;
-    epoch := case when jsonb_path_exists(p_turns, '$.epoch ? (@.type() == "number" && @ >= 0 && @ < 1000000000)') then (p_turns ->> 'epoch')::numeric::bigint end;
     if jsonb_typeof(p_turns -> 'marks') = 'array' then
         begin
             marks := array(select m::llmqueue.mark from jsonb_populate_recordset(null::llmqueue.mark, p_turns -> 'marks') m
                             where m.lane is not null and m.due_at is not null and m.task_id is not null
                               and (m.rank is null) = (m.user_key is null)
-                            limit 200);
+                            limit 1000);
             look_at := (p_turns ->> 'look_at')::double precision;
         exception when data_exception or not_null_violation then
             marks := null;
         end;
     end if;
-    seen := case when jsonb_path_exists(p_turns, '$.seen ? (@.type() == "number" && @ >= 0 && @ < 1000000000000000)')
+    seen := case when jsonb_path_exists(p_turns, 'strict $.seen ? (@.type() == "number" && @ >= 0 && @ < 1000000000000000)', '{}', true)
                  then (p_turns ->> 'seen')::numeric::bigint end;
 end
 $$;

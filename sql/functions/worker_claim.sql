@@ -3,7 +3,7 @@
 -- Locks: those of claim().
 -- Why: the clock and the ledger are out of a worker's reach: its role may execute worker_* and nothing else (I7).
 --   With the search path of the owner's own sessions, where the triggers of the tasks table find what they name.
---   work_mem as in claim(): prompts are not to pass through temporary files.
+--   work_mem as in claim(): prompts, up to 64 MB, are not to pass through temporary files.
 create or replace function llmqueue.worker_claim(
     p_worker uuid, p_models text[], p_slots integer, p_chores text[] default '{}', p_running integer default 0,
     p_hot_slots integer default 0, p_turns jsonb default null)

@@ -5,17 +5,13 @@ create type llmqueue.mark as (
     rank bigint,                    -- null: a mark in the order of age
     user_key text,                  -- null likewise
     due_at timestamptz,             -- in the order of age waiting_since
-    task_id llmqueue.task_id
+    task_id llmqueue.task_id,
+    taken integer                   -- tasks locked since the mark was first set
 );
 alter type llmqueue.taking
     add attribute marks llmqueue.mark[];   -- null: none are needed
 alter type llmqueue.granted
-    add attribute marks llmqueue.mark[],
-    add attribute first_open bigint;       -- the lowest fence of an open attempt of the model
-
--- By fence: then what has ended lies before what is open, and room() need not go through it.
-drop index llmqueue.attempt_open;
-create index attempt_open on llmqueue.attempt (model, fence) include (worker, is_hot) where ended_at is null;
+    add attribute marks llmqueue.mark[];
 
 drop function if exists llmqueue.claim_model(uuid, text, boolean, jsonb, jsonb, integer, integer, timestamptz);
 drop function if exists llmqueue.lanes_of(text, jsonb, integer, integer, jsonb, timestamptz);
@@ -24,4 +20,3 @@ drop function if exists llmqueue.share_out(text[], integer, jsonb);
 drop function if exists llmqueue.pick_by_rank(text[], integer[], jsonb, bigint, integer, llmqueue.task_id[], boolean, timestamptz);
 drop function if exists llmqueue.pick_by_age(text[], integer[], integer, llmqueue.task_id[], boolean, timestamptz);
 drop function if exists llmqueue.read_turns(jsonb);
-drop function if exists llmqueue.room(text, integer, double precision);

@@ -99,7 +99,9 @@ class Batching:
         if grant.dispatch == "batch":
             if not model.has_no_batch(now):
                 return grant.max_batch
-            model.say_not_batched(grant.model, "the backend answered 404 or 405: see LLMQUEUE_BACKEND_BATCH_PATH")
+            model.say_not_batched(
+                grant.model, "the backend rejects batches (4xx): see LLMQUEUE_BACKEND_BATCH_PATH and max_batch"
+            )
             return 1
         return min(grant.max_batch, model.most_together(now)) if self._load.is_busy else 1
 
@@ -139,6 +141,7 @@ class _Batch:
     failed: int = 0
     told: int = 0
     is_unknown: bool = False  # the backend has no such call
+    is_rejected: bool = False  # by a 4xx to all of it
 
     def ended(self, decision: Decision) -> None:
         self.under_way -= 1
@@ -147,6 +150,7 @@ class _Batch:
         self.told += 1
         self.failed += isinstance(decision, Retry)
         self.is_unknown = isinstance(decision, Retry) and decision.error_class in NO_SUCH_CALL
+        self.is_rejected = isinstance(decision, Retry) and decision.error_class.startswith("http_4")
 
     @property
     def has_failed(self) -> bool | None:
@@ -231,6 +235,8 @@ class _Model:
         if self._failures >= FAILURES:
             self._failures = 0
             self._alone_until = now + ALONE_S
+            if batch.is_rejected:
+                self._none_until = now + ALONE_S
 
 
 def most_together(latencies: Sequence[float]) -> int:

@@ -64,7 +64,7 @@ class Event(StrEnum):
 
     NOT_BATCHED = "not_batched"
     """`dispatch` of the model is batch, but its tasks go out one by one, for `reason`: the adapter has no such call, or
-    the backend has not (404, 405). Said once per model and reason."""
+    the backend has not (404, 405), or rejects two batches in a row as a whole. Said once per model and reason."""
 
     BACKEND_UNREACHABLE = "backend_unreachable"
     """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""

@@ -225,11 +225,7 @@ BATCH_OF_MANY = 100
 ENTRIES = "select sum(pg_stat_get_xact_tuples_returned(c.oid)) from pg_class c where c.relname in ({})"
 
 
-@pytest.mark.parametrize("max_concurrency", [None, 1000])
-def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
-    large: Connection, installed: str, max_concurrency: int | None
-) -> None:
-    large.execute("update llmqueue.model_config set max_concurrency = %s", (max_concurrency,))
+def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(large: Connection, installed: str) -> None:
     turns: dict[str, Any] | None = None
     with psycopg.connect(installed) as holder:
         holder.execute("set transaction isolation level repeatable read")
@@ -248,7 +244,7 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
 
 def _read_by_claim(conn: Connection, turns: dict[str, Any] | None, slots: int) -> tuple[int, dict[str, Any]]:
     """Claims and settles; returns how many index entries the claim has read, and its turns."""
-    entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest', 'attempt_open'").encode()
+    entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest'").encode()
     with conn.transaction():
         [(before,)] = conn.execute(entries).fetchall()
         query = "select (task).fence, (task).task_id, turns from llmqueue.claim(%s, null, %s, p_turns => %s)"
@@ -263,3 +259,18 @@ def _read_by_claim(conn: Connection, turns: dict[str, Any] | None, slots: int) -
     conn.execute("select outcome from llmqueue.settle(%s, %s::jsonb)", (WORKER, json.dumps(items)))
     told: list[Any] = [row[2] for row in rows if row[2] is not None]
     return int(str(after)) - int(str(before)), told[0]
+
+
+def test_a_look_for_hot_tasks_alone_reads_none_of_the_others(large: Connection, installed: str) -> None:
+    with psycopg.connect(installed) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from tasks limit 1")
+        _, turns = _read_by_claim(large, None, 10 * BATCH_OF_MANY)
+        entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest'").encode()
+        with large.transaction():
+            [(before,)] = large.execute(entries).fetchall()
+            query = "select from llmqueue.claim(%s, null, 0, p_hot_slots => 1, p_turns => %s)"
+            large.execute(query, (WORKER, json.dumps(turns)))
+            [(after,)] = large.execute(entries).fetchall()
+
+    assert int(str(after)) - int(str(before)) <= 5

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.sql import T0, Queue
 
@@ -346,7 +347,7 @@ def test_large_prompts_pass_through_no_temporary_files(queue: Queue, call: str) 
 
     plan = queue.value(f"explain (analyze, buffers, format json) select * from llmqueue.{call}", *given)
 
-    assert queue.values("select id from tasks where status = 'running'") == keys
+    assert queue.values("select id from tasks where status = 'running' order by id") == keys
     assert plan[0]["Plan"]["Temp Written Blocks"] == 0
 
 
@@ -357,3 +358,48 @@ def test_a_task_that_is_set_aside_is_not_taken_wherever_it_waits(queue: Queue, p
     queue.rows("select llmqueue.put_aside(%s, 'claim', 'its row cannot be written')", keys[place])
 
     assert queue.claim(10).ids == [key for key in keys if key != keys[place]]
+
+
+def marks(queue: Queue, old: list[tuple[object, ...]], new: list[tuple[object, ...]]) -> list[tuple[str, int]]:
+    """What is kept of marks of (user, taken), in the default pool at priority 0."""
+    made = "array(select ('', 0, x->>0, now(), 1, (x->>1)::integer)::llmqueue.mark from jsonb_array_elements(%s) x)"
+    query = f"select user_key, taken from unnest(llmqueue.marks_after({made}, {made}))"
+    return [(row["user_key"], row["taken"]) for row in queue.rows(query, Jsonb(old), Jsonb(new))]
+
+
+def test_ten_marks_are_kept_the_newest_and_those_that_save_most(queue: Queue) -> None:
+    old = [(f"heavy {n}", 1000 + n) for n in range(8)] + [(f"light {n}", 1) for n in range(50)]
+    new = [(f"new {n}", 3) for n in range(9)] + [("heavy 0", 10)]
+
+    kept = dict(marks(queue, old, new))
+
+    assert len(kept) == 10
+    assert kept["heavy 0"] == 1010
+    assert {f"heavy {n}" for n in range(3, 8)} <= set(kept)
+    assert sum(name.startswith("new") for name in kept) >= 3
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"marks": 1},
+        {"marks": [1]},
+        {"marks": [{"lane": "", "due_at": "yesterday, perhaps", "task_id": 1}]},
+        {"marks": [{"lane": "", "rank": 0, "due_at": "now", "task_id": 1}]},
+        {"marks": [{"lane": "", "due_at": "now", "task_id": "one"}]},
+        {"marks": [], "look_at": "soon"},
+        {"marks": [], "look_at": [1]},
+        {"seen": [1]},
+        {"seen": 1.5},
+        {"epoch": [1]},
+        [],
+        7,
+    ],
+    ids=str,
+)
+def test_turns_that_are_nonsense_stop_no_claim(queue: Queue, nonsense: object) -> None:
+    queue.model("m", 600)
+    (key,) = queue.add()
+    queue.turns[queue.worker] = nonsense
+
+    assert queue.claim(1).ids == [key]

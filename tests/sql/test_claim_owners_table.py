@@ -356,3 +356,26 @@ def test_a_row_whose_key_changes_at_its_end_costs_no_other_answer(queue: Queue) 
     assert outcomes == ["completed", "completed", "late"]
     assert queue.task(bad + 1000)["status"] == "solved"
     assert queue.task(good)["status"] == "solved"
+
+
+def test_an_after_trigger_that_puts_the_others_off_at_the_claim_is_obeyed(queue: Queue) -> None:
+    queue.model("m", 6000)
+    first, *others = queue.add(3)
+    queue.owners_trigger(
+        "if new.status = 'running' then update tasks set run_at = new.started_at + interval '1 h' "
+        "where status = 'unsolved'; end if",
+        "after update",
+    )
+
+    assert queue.claim(10).ids == [first]
+
+    assert [queue.task(key)["status"] for key in others] == ["unsolved", "unsolved"]
+    assert queue.aside() == {}
+
+
+def test_the_triggers_of_a_table_that_was_renamed_are_known(queue: Queue) -> None:
+    queue.owners_trigger("null", "after update")
+    queue.rows("alter table tasks rename to jobs")
+
+    assert queue.value("select llmqueue.has_row_triggers()")
+    assert len(queue.value("select llmqueue.queue_indexes()")) == 2

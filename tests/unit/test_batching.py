@@ -258,3 +258,11 @@ def test_that_batches_are_not_possible_is_said_once_per_model_and_reason(batches
         ("not_batched", "m"),
     ]
     assert "LLMQUEUE_BACKEND_BATCH_PATH" in lines[-1]["reason"]
+
+
+def test_batches_that_are_rejected_as_a_whole_twice_in_a_row_are_given_up(batches: Batching) -> None:
+    for _ in range(2):
+        assert sizes(batches, [grant(), grant(), grant()]) == [3]
+        end_batch(batches, *[Retry("http_413", "Too Large", 0.0, counts=True)] * 3)
+
+    assert sizes(batches, [grant(), grant(), grant()]) == [1, 1, 1]
