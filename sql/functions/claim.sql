@@ -38,7 +38,7 @@ declare
     v_looked_at timestamptz;
     v_took interval;
     v_read constant bigint := llmqueue.entries_read(v_indexes);
-    v_many constant bigint := 2000;   -- entries read for nothing
+    v_many constant bigint := 2000::bigint;   -- entries read for nothing
     v_taken integer := 0;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then

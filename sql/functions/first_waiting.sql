@@ -13,12 +13,12 @@ begin
         select m.* into v_mark from unnest(p_marks) m where m.lane = p_lane and m.rank is null limit 1;
     end if;
     if v_mark.lane is null then
-        select t.waiting_since, t.id into waiting_since, task_id from llmqueue.task t
+        select t.waiting_since, t.id::llmqueue.task_id into waiting_since, task_id from llmqueue.task t
          where t.is_ready and t.lane = p_lane
            and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
          order by t.waiting_since, t.id limit 1;
     else
-        select t.waiting_since, t.id into waiting_since, task_id from llmqueue.task t
+        select t.waiting_since, t.id::llmqueue.task_id into waiting_since, task_id from llmqueue.task t
          where t.is_ready and t.lane = p_lane and (t.waiting_since, t.id) >= (v_mark.due_at, v_mark.task_id)
            and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
          order by t.waiting_since, t.id limit 1;

@@ -15,10 +15,10 @@ begin
             v_marked := (select max(m.rank) from unnest(p_marks) m where m.lane = p_lane and m.rank between p_least and v_most);
         end if;
         if v_marked is null then
-            return (select t.rank from llmqueue.task t
+            return (select t.rank::bigint from llmqueue.task t
                      where t.is_ready and t.lane = p_lane and t.rank <= v_most and t.rank >= p_least order by t.rank desc limit 1);
         end if;
-        v_rank := (select t.rank from llmqueue.task t
+        v_rank := (select t.rank::bigint from llmqueue.task t
                     where t.is_ready and t.lane = p_lane and t.rank <= v_most and t.rank > v_marked order by t.rank desc limit 1);
         if v_rank is not null then
             return v_rank;

@@ -18,17 +18,17 @@ begin
              where m.lane = p_lane and m.rank = p_rank and m.user_key collate "C" >= v_from order by m.user_key collate "C" limit 1;
         end if;
         if v_mark.user_key is null then
-            select t.user_key, t.due_at, t.id into user_key, due_at, task_id from llmqueue.task t
+            select t.user_key, t.due_at, t.id::llmqueue.task_id into user_key, due_at, task_id from llmqueue.task t
              where t.is_ready and t.lane = p_lane and t.rank = p_rank and t.user_key >= v_from
                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
              order by t.user_key, t.due_at, t.id limit 1;
         else
-            select t.user_key, t.due_at, t.id into user_key, due_at, task_id from llmqueue.task t
+            select t.user_key, t.due_at, t.id::llmqueue.task_id into user_key, due_at, task_id from llmqueue.task t
              where t.is_ready and t.lane = p_lane and t.rank = p_rank and t.user_key >= v_from and t.user_key < v_mark.user_key
                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
              order by t.user_key, t.due_at, t.id limit 1;
             if user_key is null then
-                select t.user_key, t.due_at, t.id into user_key, due_at, task_id from llmqueue.task t
+                select t.user_key, t.due_at, t.id::llmqueue.task_id into user_key, due_at, task_id from llmqueue.task t
                  where t.is_ready and t.lane = p_lane and t.rank = p_rank and t.user_key = v_mark.user_key
                    and (t.due_at, t.id) >= (v_mark.due_at, v_mark.task_id)
                    and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
