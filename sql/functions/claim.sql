@@ -92,7 +92,7 @@ begin
             exit when v_cold + v_hot <= 0;
             continue when v_round = 2 and coalesce((v_verdicts[v_no]).reason, 'empty') <> 'empty';
             v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
-                                              v_left, v_users, v_marks, v_cold, v_hot, p_now);
+                                              v_left, v_users, v_cold, v_hot, p_now, v_marks);
             v_claimed := v_granted.verdict;
             if v_cold <= 0 and p_slots > 0 and v_claimed.reason = 'empty' then
                 v_claimed.reason := null;   -- only hot tasks were looked for, which says nothing about the others

@@ -5,8 +5,8 @@
 --   that was committed under the lock before; the clock is read after it. Lock, read and write in one statement granted
 --   6,400 against a limit of 1,000 (design I1).
 create or replace function llmqueue.claim_model(
-    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_marks llmqueue.mark[], p_slots integer,
-    p_hot_slots integer, p_now timestamptz)
+    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_slots integer, p_hot_slots integer,
+    p_now timestamptz, p_marks llmqueue.mark[] default null)
 returns llmqueue.granted language plpgsql volatile as $$
 declare
     v_now timestamptz;
@@ -23,7 +23,7 @@ begin
     v_granted.users := p_users;
     v_granted.marks := p_marks;
     v_verdict.model := p_model;
-    v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users, p_marks, p_now);
+    v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users, p_now, p_marks);
     if cardinality(v_taking.lanes) = 0 then
         v_verdict.reason := case when not exists (select from llmqueue.model_config c where c.model = p_model) then 'unknown'
                                  when not jsonb_path_exists(coalesce(p_shares, '{}'), '$.* ? (@.is_more == true && exists (@.models.keyvalue() ? (@.key == $model)))',

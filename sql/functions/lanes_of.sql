@@ -7,7 +7,7 @@
 --   they the pool. p_shares bounds what is taken from a pool while other models may take of it too; null: no bound.
 create or replace function llmqueue.lanes_of(
     p_model text, p_shares jsonb, p_slots integer, p_hot_slots integer, p_users jsonb,
-    p_marks llmqueue.mark[], p_now timestamptz)
+    p_now timestamptz, p_marks llmqueue.mark[] default null)
 returns llmqueue.taking language plpgsql volatile as $$
 declare
     v_taking llmqueue.taking;

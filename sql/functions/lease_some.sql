@@ -28,13 +28,13 @@ begin
               from llmqueue.pick_by_age(
                        case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
                        case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
-                       v_taking.marks, v_left, v_skip, v_with_size, p_now) f;
+                       v_left, v_skip, v_with_size, p_now, v_taking.marks) f;
         else
             select f.picked, f.seen, f.is_cut, f.looked, f.marks into v_found
               from llmqueue.pick_by_rank(
                        case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
                        case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
-                       v_taking.users, v_taking.marks, p_rank, v_left, v_skip, v_with_size, p_now) f;
+                       v_taking.users, p_rank, v_left, v_skip, v_with_size, p_now, v_taking.marks) f;
         end if;
         if v_pass = 1 and v_taking.marks is not null then   -- a later pass leaves those out that do not fit this model now, and they are still there
             v_taking.marks := llmqueue.marks_after(v_taking.marks, v_found.marks);

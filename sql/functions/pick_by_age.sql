@@ -5,8 +5,8 @@
 -- Why: one grant in ten goes to the oldest, so that no stream of better tasks holds a task up for ever (I13). Each lane's
 --   share is found first, as in pick_by_rank().
 create or replace function llmqueue.pick_by_age(
-    p_lanes text[], p_most integer[], p_marks llmqueue.mark[], p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean, p_now timestamptz,
-    out picked llmqueue.picked[], out seen bigint, out marks llmqueue.mark[])
+    p_lanes text[], p_most integer[], p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean, p_now timestamptz,
+    p_marks llmqueue.mark[] default null, out picked llmqueue.picked[], out seen bigint, out marks llmqueue.mark[])
 language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 begin

@@ -7,8 +7,8 @@
 --   the first that is ready, so what has gone is passed over once. Only as many rows are locked as are taken, so each user's share is found first: a row
 --   locked and not taken would look like an empty lane to another model.
 create or replace function llmqueue.pick_by_rank(
-    p_lanes text[], p_most integer[], p_users jsonb, p_marks llmqueue.mark[], p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
-    p_now timestamptz, out picked llmqueue.picked[], out seen bigint, out is_cut boolean, out looked jsonb,
+    p_lanes text[], p_most integer[], p_users jsonb, p_rank bigint, p_wanted integer, p_skip llmqueue.task_id[], p_with_size boolean,
+    p_now timestamptz, p_marks llmqueue.mark[] default null, out picked llmqueue.picked[], out seen bigint, out is_cut boolean, out looked jsonb,
     out marks llmqueue.mark[])
 language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$

@@ -3,7 +3,7 @@
 -- Locks: none.
 -- Why: whose turn it is comes from what each was served before, divided by its weight (p_turns, kept by the worker: a row for
 --   it would be a hot one, and serialise the pool's models). At most p_slots tasks are counted.
-create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb, p_marks llmqueue.mark[])
+create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb, p_marks llmqueue.mark[] default null)
 returns jsonb language plpgsql stable
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare

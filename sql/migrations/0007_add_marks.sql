@@ -13,9 +13,9 @@ alter type llmqueue.taking
 alter type llmqueue.granted
     add attribute marks llmqueue.mark[];
 
+-- What replaces them takes the same arguments first: a claim may be under way, and goes on in the old text of claim().
 drop function if exists llmqueue.claim_model(uuid, text, boolean, jsonb, jsonb, integer, integer, timestamptz);
 drop function if exists llmqueue.lanes_of(text, jsonb, integer, integer, jsonb, timestamptz);
-drop function if exists llmqueue.has_ready(text, boolean, timestamptz);
 drop function if exists llmqueue.share_out(text[], integer, jsonb);
 drop function if exists llmqueue.pick_by_rank(text[], integer[], jsonb, bigint, integer, llmqueue.task_id[], boolean, timestamptz);
 drop function if exists llmqueue.pick_by_age(text[], integer[], integer, llmqueue.task_id[], boolean, timestamptz);
