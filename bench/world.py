@@ -13,11 +13,12 @@ from llmqueue.adoption.adopt import AdoptionSpec, install
 
 
 @contextmanager
-def embedded_database() -> Iterator[str]:
+def embedded_database(**options: str) -> Iterator[str]:
+    """Yields its DSN; `options` are settings of the server."""
     home = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     home.chmod(0o755)  # as root the server runs as a user of its own, who must get in
     try:
-        dsn = embedded.start(home)
+        dsn = embedded.start(home, options=options)
         install(dsn, AdoptionSpec())
         yield dsn
     finally:

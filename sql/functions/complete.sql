@@ -45,17 +45,17 @@ begin
         returning t.fence, t.id::llmqueue.task_id as id)
     select array_agg(a.fence), array_agg(a.id) into v_applied, v_ids from applied a;
     for v_attempt in
-        update llmqueue.attempt a
-           set (ended_at, outcome, error_class, sent_at, latency_s, input_tokens, output_tokens, kinds_estimate)
-             = (select v_now, 'completed', null, a.granted_at + make_interval(secs => v_sent_after_s[i.no]), v_latencies[i.no],
-                       v_inputs[i.no], v_outputs[i.no], v_estimates[i.no]
-                  from (select array_position(v_fences, a.fence) as no) i)
-         where a.fence = any (v_applied)
-        returning a.*
+        with ended as (
+            update llmqueue.attempt a
+               set (ended_at, outcome, error_class, sent_at, latency_s, input_tokens, output_tokens, kinds_estimate)
+                 = (select v_now, 'completed', null, a.granted_at + make_interval(secs => v_sent_after_s[i.no]), v_latencies[i.no],
+                           v_inputs[i.no], v_outputs[i.no], v_estimates[i.no]
+                      from (select array_position(v_fences, a.fence) as no) i)
+             where a.fence = any (v_applied)
+            returning a.*)
+        select e.* from ended e where e.tokens is not null or e.is_probe
     loop
-        if v_attempt.tokens is not null then
-            perform llmqueue.reconcile(v_attempt, v_attempt.input_tokens, v_attempt.output_tokens);
-        end if;
+        perform llmqueue.reconcile(v_attempt, v_attempt.input_tokens, v_attempt.output_tokens);
         if v_attempt.is_probe then
             perform llmqueue.probe_answered(v_attempt.fence, v_now);
         end if;

@@ -14,6 +14,7 @@ language plpgsql volatile set jit = off set plan_cache_mode = force_generic_plan
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_picked llmqueue.picked;
+    v_last llmqueue.picked;   -- that was taken
     v_charge llmqueue.candidate;
     v_tokens bigint := p_taking.tokens;
     v_output bigint := p_taking.output_tokens;
@@ -60,7 +61,10 @@ begin
         v_charge.lane := v_picked.lane;
         v_charge.is_hot := v_picked.is_hot;
         candidates := candidates || v_charge;
-        users := jsonb_set(users, array[v_picked.lane], to_jsonb(v_picked.user_key));
+        if v_last.lane is distinct from v_picked.lane or v_last.user_key is distinct from v_picked.user_key then
+            users := jsonb_set(users, array[v_picked.lane], to_jsonb(v_picked.user_key));
+        end if;
+        v_last := v_picked;
     end loop;
     is_blocked := coalesce(is_blocked, false);
 end

@@ -18,7 +18,7 @@ begin
                  cross join lateral (select t.waiting_since, t.id from llmqueue.task t
                                       where t.is_ready and t.lane = given.lane and (t.waiting_since, t.id) >= (first.waiting_since, first.task_id)
                                         and t.waiting_since <= p_now and t.id <> all (p_skip)
-                                        and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
+                                        and (not (select exists (select from llmqueue.set_aside)) or (select true from llmqueue.set_aside s where s.task_id = t.id) is null)
                                       order by t.waiting_since, t.id limit least(p_wanted, given.most)) task
                  order by task.waiting_since, task.id limit p_wanted) oldest
          group by oldest.lane, oldest.no, oldest.from_since, oldest.from_id
@@ -31,7 +31,7 @@ begin
                                from llmqueue.task t
                               where t.is_ready and t.lane = share.lane and (t.waiting_since, t.id) >= (share.from_since, share.from_id)
                                 and t.waiting_since <= p_now and t.id <> all (p_skip)
-                                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
+                                and (not (select exists (select from llmqueue.set_aside)) or (select true from llmqueue.set_aside s where s.task_id = t.id) is null)
                               order by t.waiting_since, t.id limit share.tasks
                                 for no key update of t skip locked) task
     )

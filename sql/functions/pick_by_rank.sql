@@ -35,7 +35,7 @@ begin
          cross join lateral (select t.due_at, t.id from llmqueue.task t
                               where t.is_ready and t.lane = flow.lane and t.rank = p_rank and t.user_key = flow.user_key
                                 and (t.due_at, t.id) >= (flow.due_at, flow.task_id) and t.due_at <= p_now and t.id <> all (p_skip)
-                                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
+                                and (not (select exists (select from llmqueue.set_aside)) or (select true from llmqueue.set_aside s where s.task_id = t.id) is null)
                               order by t.due_at, t.id limit flow.deep) task
     ), share as materialized (
         select best.lane, best.no, best.user_key, best.due_at, best.task_id, best.n, count(*) as tasks
@@ -51,7 +51,7 @@ begin
                                from llmqueue.task t
                               where t.is_ready and t.lane = share.lane and t.rank = p_rank and t.user_key = share.user_key
                                 and (t.due_at, t.id) >= (share.due_at, share.task_id) and t.due_at <= p_now and t.id <> all (p_skip)
-                                and (select true from llmqueue.set_aside s where s.task_id = t.id) is null
+                                and (not (select exists (select from llmqueue.set_aside)) or (select true from llmqueue.set_aside s where s.task_id = t.id) is null)
                               order by t.due_at, t.id limit share.tasks
                                 for no key update of t skip locked) task
     )

@@ -24,6 +24,9 @@ declare
     v_verbs text[];
     v_free llmqueue.task_id[];   -- those that we could lock
     v_busy bigint[] := '{}'::bigint[];
+    v_known bigint[];   -- fences of which there is an attempt
+    v_running bigint[];
+    v_outcomes text[];   -- in the order of v_known
     v_is_watched constant boolean := llmqueue.has_row_triggers();
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
@@ -34,9 +37,10 @@ begin
     set constraints all immediate;
     select coalesce(array_agg(i.fence), '{}'), coalesce(array_agg(i.task_id), '{}'), coalesce(array_agg(i.verb), '{}')
       into v_fences, v_ids, v_verbs from jsonb_to_recordset(p_items) as i(fence bigint, task_id llmqueue.task_id, verb text);
-    v_unknown := (select max(x.fence) from unnest(v_fences, v_verbs) x(fence, verb)
-                   where x.verb = 'complete'
-                     and (select true from llmqueue.attempt a where a.fence = x.fence) is null);   -- row by row: a join would read the whole log
+    v_known := array(select a.fence from llmqueue.attempt a where a.fence = any (v_fences));   -- by an array: a join would read the whole log
+    if cardinality(v_known) < cardinality(v_fences) then
+        v_unknown := (select max(x.fence) from unnest(v_fences, v_verbs) x(fence, verb) where x.verb = 'complete' and x.fence <> all (v_known));
+    end if;
     if v_unknown is not null then
         perform llmqueue.check_epoch(v_unknown, p_now);   -- first: it may wait for every model's lock
     end if;
@@ -95,20 +99,23 @@ begin
         end loop;
     end loop;
     -- an owner's trigger may swallow the UPDATE: such a row would be running for ever with nobody behind it
+    v_running := array(select t.fence from llmqueue.task t
+                        where t.id = any (v_ids) and coalesce(t.is_running, false) and t.fence = any (v_fences) and t.fence <> all (v_busy));
     for v_item in
         select p_items -> (x.no - 1)::integer
           from unnest(v_fences, v_ids) with ordinality x(fence, id, no)
-         where x.fence <> all (v_busy)
+         where x.fence = any (v_running)
            and (select t.is_running and t.fence = x.fence from llmqueue.task t where t.id = x.id)
            and (select a.outcome <> 'set_aside' from llmqueue.attempt a where a.fence = x.fence and a.worker = p_worker)
     loop
         perform llmqueue.set_attempt_aside(p_worker, v_item, '', 'the UPDATE had no effect: a trigger swallowed it', v_now);
     end loop;
+    select array_agg(a.fence), array_agg(a.outcome) into v_known, v_outcomes
+      from llmqueue.attempt a where a.fence = any (v_fences) and a.worker = p_worker;
     return query
         select given.fence,
                case when given.fence = any (v_busy) then 'busy'
-                    else coalesce((select a.outcome from llmqueue.attempt a
-                                    where a.fence = given.fence and a.worker = p_worker), 'unknown') end
+                    else coalesce(v_outcomes[array_position(v_known, given.fence)], 'unknown') end
           from unnest(v_fences) given(fence);
 end
 $$;

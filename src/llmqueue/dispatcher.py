@@ -98,7 +98,7 @@ class Dispatcher:
         if settlement.decision == LATE:
             self._late_grants += 1
         # the loop may be waiting for no more than it could have started before
-        if not before.for_any or self._wait_s() <= 0:
+        if not self._bell.has_rung and (not before.for_any or self._wait_s() <= 0):
             self._bell.ring("slot")
 
     def stop(self, claim_by: float) -> None:

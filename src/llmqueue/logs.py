@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from enum import StrEnum, unique
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # Fields that could hold what must not be logged.
 NEVER_LOGGED = frozenset({"prompt", "answer", "params", "dsn", "authorization", "password", "headers", "body"})
+
+
+_logger: FilteringBoundLogger | None = None
 
 
 @unique
@@ -122,7 +125,6 @@ def configure(log_format: LogFormat | None, log_level: LogLevel, stream: TextIO 
     is_console = log_format == "console" or (log_format is None and stream.isatty())
     level = logging.getLevelNamesMapping()[log_level.upper()]
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_secrets,
@@ -136,15 +138,16 @@ def configure(log_format: LogFormat | None, log_level: LogLevel, stream: TextIO 
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
-        cache_logger_on_first_use=True,
+        logger_factory=structlog.WriteLoggerFactory(stream),
     )
+    global _logger  # noqa: PLW0603 - there is one per process
+    _logger = structlog.get_logger().bind()
     _route_stdlib(level)
 
 
 def logger() -> FilteringBoundLogger:
-    """The logger of the process."""
-    return cast("FilteringBoundLogger", structlog.get_logger())
+    """The logger of the process. Bound once: to bind it for each line takes as long as to write one."""
+    return structlog.get_logger() if _logger is None else _logger  # type: ignore[no-any-return]
 
 
 def _without_secrets(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import anyio
 import psycopg
-from psycopg.rows import TupleRow, class_row, dict_row
+from psycopg.rows import TupleRow, args_row, class_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from llmqueue import connect
@@ -57,6 +57,7 @@ POOL_SIZE = 2
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
+# columns in the order of ClaimRow
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
@@ -267,7 +268,7 @@ class Store:
         args |= {"slots": room.for_any, "hot_slots": room.for_hot, "turns": turns}
         async with (
             self._connection_of(self._claiming) as connection,
-            connection.cursor(row_factory=class_row(ClaimRow)) as cursor,
+            connection.cursor(row_factory=args_row(ClaimRow)) as cursor,
         ):
             started_at = time.monotonic()
             await cursor.execute(CLAIM, args)
@@ -302,10 +303,10 @@ class Store:
         """Writes ends of attempts, ours or that worker's. Returns what became of each, by fence (see settle.sql)."""
         # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
         items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
-        async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            query: LiteralString = "select * from llmqueue.worker_settle(%s, %s::jsonb)"
+        async with self._connection() as connection, connection.cursor() as cursor:
+            query: LiteralString = "select fence, outcome from llmqueue.worker_settle(%s, %s::jsonb)"
             await cursor.execute(query, (worker or self.worker, items))
-            return {row["fence"]: row["outcome"] for row in await cursor.fetchall()}
+            return dict(await cursor.fetchall())
 
     def _item(self, settlement: Settlement) -> dict[str, Json]:
         task = settlement.grant.task

@@ -32,6 +32,11 @@ class Bell:
         self._rung.add(what)
         self._event.set()
 
+    @property
+    def has_rung(self) -> bool:
+        """Tells whether it has rung since it was last cleared."""
+        return bool(self._rung)
+
     def clear(self) -> set[str]:
         """Returns what has rung, and forgets it. Call before looking, never after: else a ring between is lost."""
         rung, self._rung = self._rung, set()

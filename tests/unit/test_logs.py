@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from llmqueue import logs
 from llmqueue.logs import Event, configure, logger
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    monkeypatch.setattr(logs, "_logger", None)
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     yield io.StringIO()

@@ -1,0 +1,177 @@
+"""Tasks that do nothing, drained by one worker process and by two: llmqueue beside its peers, in turn, in one run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from bench import peers
+from bench.parts import spread, table
+from bench.world import embedded_database
+from tests.support import processes
+
+Connection = psycopg.Connection[TupleRow]
+POLL_S = 0.02
+TICKS_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Drained:
+    """Tasks per second, and microseconds of CPU per task in the workers and in the server."""
+
+    rate: float
+    client_us: float
+    server_us: float
+
+
+def drain(_dsn: str, quick: bool) -> str:
+    """Each contender in a fresh database on a fresh server, alternating."""
+    tasks, rounds = (5_000, 1) if quick else (20_000, 3)
+    contenders = _contenders()
+    results: dict[str, list[Drained]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            results[name].append(run(tasks))
+            print(f"{name}: {results[name][-1]}", flush=True)
+    rows = [
+        (
+            name,
+            spread([result.rate for result in runs], 0),
+            spread([result.client_us for result in runs], 0),
+            spread([result.server_us for result in runs], 0),
+        )
+        for name, runs in results.items()
+    ]
+    head = ("", "tasks/s", "worker CPU, µs per task", "server CPU, µs per task")
+    about = (
+        f"{tasks:,} tasks, ready before the workers start, each in a fresh database. llmqueue"
+        " enforces the limits (too high"
+        " to be felt) and logs each attempt, on disk before and after; the peers limit nothing, and"
+        " but for Procrastinate"
+        " log nothing. From the first task begun to the last end written."
+    )
+    return f"## Drain of tasks that do nothing\n\n{about}\n\n{table(head, rows)}"
+
+
+def _contenders() -> dict[str, Callable[[int], Drained]]:
+    def ours(workers: int, models: int) -> Callable[[int], Drained]:
+        return lambda tasks: _ours(tasks, workers, models)
+
+    def theirs(peer: peers.Peer, workers: int) -> Callable[[int], Drained]:
+        return lambda tasks: _theirs(peer, tasks, workers)
+
+    pgqueuer, procrastinate = peers.pgqueuer(), peers.procrastinate()
+    plain, batched = peers.graphile(), peers.graphile("batched")
+    return {
+        "llmqueue, one model": ours(1, 1),
+        "llmqueue, one model, 2 workers": ours(2, 1),
+        "llmqueue, pool of ten models": ours(1, 10),
+        pgqueuer.title: theirs(pgqueuer, 1),
+        f"{pgqueuer.title}, 2 workers": theirs(pgqueuer, 2),
+        procrastinate.title: theirs(procrastinate, 1),
+        plain.title: theirs(plain, 1),
+        batched.title: theirs(batched, 1),
+    }
+
+
+def _ours(tasks: int, workers: int, models: int) -> Drained:
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
+    with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into llmqueue.model_config (model, rpm, dispatch) select 'm' || n, 6000000,"
+            " 'single' from generate_series(1, %s) n",
+            (models,),
+        )
+        conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
+        conn.execute("vacuum analyze")
+        env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend")
+        with processes.workers(folder, workers, "--drain", env=env) as started:
+            pids = [process.popen.pid for process in started]
+            while conn.execute("select from llmqueue.attempt limit 1").fetchone() is None:
+                time.sleep(POLL_S)
+            client_s, server_s = _cpu_s(pids), server_cpu_s(conn)
+            while conn.execute("select 1 from tasks where status <> 'solved' limit 1").fetchone() is not None:
+                time.sleep(POLL_S)
+            client_s, server_s = _cpu_s(pids) - client_s, server_cpu_s(conn) - server_s
+            assert [process.wait(600) for process in started] == [0] * workers
+        found = conn.execute(
+            "select count(*), extract(epoch from max(ended_at) - min(granted_at))::float8 from llmqueue.attempt"
+            " where outcome = 'completed'"
+        ).fetchone()
+        assert found is not None
+        assert found[0] == tasks
+    return Drained(tasks / found[1], client_s / tasks * 1e6, server_s / tasks * 1e6)
+
+
+def _theirs(peer: peers.Peer, tasks: int, workers: int) -> Drained:
+    with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        peer.fill(dsn, tasks)
+        conn.execute("vacuum analyze")
+        with _workers(peer, dsn, workers) as started:
+            began_at = min(float(_line(process)) for process in started[:1])
+            pids = [process.pid for process in started]
+            client_s, server_s = _cpu_s(pids), server_cpu_s(conn)
+            while conn.execute(peer.left).fetchone() is not None:
+                time.sleep(POLL_S)
+            seconds = time.time() - began_at
+            client_s, server_s = _cpu_s(pids) - client_s, server_cpu_s(conn) - server_s
+    return Drained(tasks / seconds, client_s / tasks * 1e6, server_s / tasks * 1e6)
+
+
+@contextmanager
+def _workers(peer: peers.Peer, dsn: str, workers: int) -> Iterator[Sequence[subprocess.Popen[str]]]:
+    started = [peer.work(dsn) for _ in range(workers)]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _cpu_s(pids: Sequence[int]) -> float:
+    return sum(_ticks(pid, children=False) for pid in pids) / TICKS_S
+
+
+def server_cpu_s(conn: Connection) -> float:
+    """Of the server with all its backends, those that have ended too."""
+    backend = conn.info.backend_pid
+    postmaster = _parent(backend)
+    children = [
+        int(path.name)
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit() and _parent(int(path.name)) == postmaster
+    ]
+    return (_ticks(postmaster, children=True) + sum(_ticks(pid, children=False) for pid in children)) / TICKS_S
+
+
+def _ticks(pid: int, *, children: bool) -> int:
+    fields = _stat(pid)
+    return sum(map(int, fields[11 : 15 if children else 13]))
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """What follows the name, which may have blanks, in /proc/PID/stat; of a process that is gone, zeros."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["0"] * 50
