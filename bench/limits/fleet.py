@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def _workers(folder: Path, plan: Plan, dsn: str, url: str) -> Iterator[list[proc
                 LEASE_S=str(plan.lease_s(number)),
                 DRAIN_S="0.5",
                 LOG_LEVEL="warning",
-            ) | {FREEZE: str(folder / f"freeze{number}"), "PYTHONPATH": str(ROOT)}
+            ) | {FREEZE: str(folder / f"freeze{number}"), "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
             started.append(processes.start(folder / f"worker{number}.out", "worker", env=env))
         yield started
     finally:

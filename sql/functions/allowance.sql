@@ -28,7 +28,7 @@ begin
       into strict v_budget.window_s, v_budget.span_s from llmqueue.limiter l;
     v_rate := v_budget.rpm / v_budget.window_s;
     v_budget.capacity := greatest(2, v_budget.rpm / 60.0::double precision);
-    select g.cell, g.level, g.token_level, g.granted_at, g.turn, g.hot_at into v_last
+    select g.cell, g.level, g.token_level, g.granted_at, g.turn, g.hot_at, g.open_from into v_last
       from llmqueue.ledger_grant g where g.model = p_config.model order by g.cell desc, g.grant_no desc limit 1;
 
     v_budget.granted_at := greatest(p_now, v_last.granted_at);   -- a clock that stepped back is held (I7)
@@ -36,6 +36,7 @@ begin
     v_budget.turn := coalesce(v_last.turn, 0);
     v_budget.hot_at := v_last.hot_at;
     v_budget.open_cell := v_last.cell;
+    v_budget.open_from := v_last.open_from;
     select coalesce(sum(g.calls), 0), coalesce(sum(g.hot_calls), 0), coalesce(sum(g.tokens), 0)::bigint, coalesce(sum(g.output_tokens), 0)::bigint
       into v_budget.open_calls, v_budget.open_hot_calls, v_budget.open_tokens, v_budget.open_output_tokens
       from llmqueue.ledger_grant g where g.model = p_config.model and g.cell = v_last.cell;
@@ -89,7 +90,7 @@ begin
                  v_capacity - v_used.tokens),
         v_capacity));
     if p_config.tpm is not null or p_config.tpd is not null or p_config.output_tpm is not null then
-        select * into v_budget.bytes_ratio, v_budget.input_overhead, v_budget.output_expected from llmqueue.expected_tokens(p_config);
+        select * into v_budget.bytes_ratio, v_budget.input_overhead, v_budget.output_expected from llmqueue.expected_tokens(p_config, v_budget.open_from);
     end if;
     return v_budget;
 end

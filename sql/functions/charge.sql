@@ -13,9 +13,9 @@ begin
         values (p_budget.model, p_budget.open_cell, p_budget.open_calls, p_budget.open_hot_calls, p_budget.open_tokens,
                 p_budget.open_output_tokens);
     end if;
-    insert into llmqueue.ledger_grant (model, cell, calls, hot_calls, tokens, output_tokens, level, token_level, granted_at, turn, hot_at)
+    insert into llmqueue.ledger_grant (model, cell, calls, hot_calls, tokens, output_tokens, level, token_level, granted_at, turn, hot_at, open_from)
     values (p_budget.model, p_budget.cell, p_calls, p_hot_calls, p_tokens, p_output_tokens, p_budget.level - p_calls,
             coalesce(p_budget.token_level - p_tokens, 0), p_budget.granted_at, least(19, greatest(0, p_budget.turn + p_calls - 10 * p_aged)),
-            case when p_hot_calls > 0 then p_budget.granted_at else p_budget.hot_at end);
+            case when p_hot_calls > 0 then p_budget.granted_at else p_budget.hot_at end, p_budget.open_from);
 end
 $$;

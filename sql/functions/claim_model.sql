@@ -44,7 +44,8 @@ begin
         else
             perform llmqueue.hold_clock(p_model, v_now);
             v_budget := llmqueue.allowance(v_config, v_now);
-            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share);
+            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share, v_budget.open_from);
+            v_budget.open_from := v_room.open_from;
             v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0;
             -- what is kept of max_concurrency is for hot tasks alone, not even for the oldest
             v_taking.slots := least(p_slots, v_room.cold);

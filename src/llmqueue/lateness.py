@@ -50,11 +50,13 @@ class Lateness:
 
     def settled(self, settlement: Settlement) -> None:
         fence = settlement.grant.task.fence
-        for claim in self._claims:
-            if fence in claim.fences and settlement.decision == LATE:
-                claim.fences.discard(fence)
-            elif fence in claim.fences:
-                claim.is_in_time = True
+        for claim in reversed(self._claims):  # most ends are of the last claims
+            if fence in claim.fences:
+                if settlement.decision == LATE:
+                    claim.fences.discard(fence)
+                else:
+                    claim.is_in_time = True
+                return
 
     def is_paused(self, now: float) -> bool:
         """Whether to claim nothing now; call before each claim."""

@@ -242,9 +242,28 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(large: C
     assert max(reads[-20:]) <= 10 * BATCH_OF_MANY
 
 
-def _read_by_claim(conn: Connection, turns: dict[str, Any] | None, slots: int) -> tuple[int, dict[str, Any]]:
+@pytest.mark.parametrize("most", [1000, None])
+def test_the_count_of_open_attempts_reads_no_more_while_somebody_elses_transaction_is_open(
+    large: Connection, installed: str, most: int | None
+) -> None:
+    large.execute("update llmqueue.model_config set max_concurrency = %s", (most,))
+    turns: dict[str, Any] | None = None
+    with psycopg.connect(installed) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from llmqueue.attempt limit 1")
+        reads = []
+        for _ in range(30):
+            read, turns = _read_by_claim(large, turns, BATCH, "'attempt_running'")
+            reads.append(read)
+
+    assert max(reads) <= 3 * BATCH
+
+
+def _read_by_claim(
+    conn: Connection, turns: dict[str, Any] | None, slots: int, indexes: str = "'llmqueue_ready', 'llmqueue_oldest'"
+) -> tuple[int, dict[str, Any]]:
     """Claims and settles; returns how many index entries the claim has read, and its turns."""
-    entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest'").encode()
+    entries = ENTRIES.format(indexes).encode()
     with conn.transaction():
         [(before,)] = conn.execute(entries).fetchall()
         query = "select (task).fence, (task).task_id, turns from llmqueue.claim(%s, null, %s, p_turns => %s)"

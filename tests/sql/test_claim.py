@@ -224,6 +224,33 @@ def test_max_concurrency_holds_over_two_workers_and_frees_with_each_end(queue: Q
     assert len(queue.claim(10).grants) == 2
 
 
+def test_a_call_that_goes_on_counts_though_hundreds_came_and_went_after_it(queue: Queue) -> None:
+    queue.model("m", 6000, max_concurrency=3, hot_share=0)
+    queue.add(400)
+    old = queue.claim(1).only
+    for _ in range(100):
+        for grant in queue.claim(10).grants:
+            queue.complete(grant)
+        queue.advance(1)
+
+    assert len(queue.claim(10).grants) == 2
+    queue.complete(old)
+    assert len(queue.claim(10).grants) == 1
+
+
+def test_calls_count_that_began_while_there_was_no_limit(queue: Queue) -> None:
+    queue.model("m", 6000, hot_share=0)
+    queue.add(30)
+    queue.claim(2)
+    for grant in queue.claim(10).grants:
+        queue.complete(grant)
+
+    queue.model("m", 6000, max_concurrency=0, hot_share=0)
+    assert queue.claim(10).grants == []
+    queue.model("m", 6000, max_concurrency=3, hot_share=0)
+    assert len(queue.claim(10).grants) == 1
+
+
 def test_a_lowered_max_concurrency_waits_for_the_running(queue: Queue) -> None:
     queue.model("m", 6000, max_concurrency=4, hot_share=0)
     queue.add(10)

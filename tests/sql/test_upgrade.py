@@ -259,6 +259,33 @@ def test_a_replacement_that_was_interrupted_in_its_build_is_healed_while_the_old
     assert snapshot(installed) == expected
 
 
+def test_the_index_of_open_attempts_is_replaced_beside_the_workers(installed: str) -> None:
+    old = "create index attempt_open on llmqueue.attempt (model, worker) include (is_hot) where ended_at is null"
+    run(installed, "drop index llmqueue.attempt_running", old)
+
+    lines = adopt(installed)
+
+    assert lines == [
+        "[1/2] build the index attempt_running of the attempt log, beside the workers",
+        "[2/2] drop the index attempt_open, which attempt_running replaces",
+        "done: public.tasks is adopted",
+    ]
+    assert value(installed, "select to_regclass('llmqueue.attempt_open')") is None
+    assert adopt(installed)[0].startswith("nothing to change")
+
+
+def test_an_index_of_open_attempts_whose_build_was_interrupted_is_built_anew(installed: str) -> None:
+    run(installed, "update pg_index set indisvalid = false where indexrelid = 'llmqueue.attempt_running'::regclass")
+
+    lines = adopt(installed)
+
+    assert lines[0].endswith("drop the index attempt_running, left invalid by an interrupted build")
+    assert value(
+        installed, "select indisvalid from pg_index where indexrelid = 'llmqueue.attempt_running'::regclass"
+    )
+    assert adopt(installed)[0].startswith("nothing to change")
+
+
 def test_a_replacement_from_yet_another_definition_is_not_taken(installed: str) -> None:
     expected = snapshot(installed)
     with_another_ready_index(installed)

@@ -26,6 +26,8 @@ Progress = Callable[[str, float | None], None]
 
 _LOOK_EVERY_S: Final = 0.5
 _LINE_EVERY_S: Final = 10.0
+# of the attempt log: the index of the open attempts, and the one that it replaces
+OWN: Final = ("attempt_running", "attempt_open")
 _INTERRUPTED: Final = "left invalid by an interrupted build"
 
 _PROGRESS: Final = """
@@ -78,6 +80,32 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
     # Remembered before they are built: a valid index of ours is then known to be made from this.
     remember = [Step("indexes", "remember what the indexes are made from", tuple(records))] if records else []
     return IndexSteps([*drops, *remember, *builds], swaps)
+
+
+def own_index_steps(there: dict[str, Index]) -> list[Step]:
+    """Return the steps that replace the index of the open attempts; `there` has the indexes OWN of our schema.
+
+    A fresh schema has it from its migration. The log of one in use is large: built in the migration it would hold the
+    workers up.
+    """
+    new, old = (there.get(name) for name in OWN)
+    steps = []
+    if new is None or not new.is_valid:
+        if new is not None:
+            drop = f"drop index concurrently if exists llmqueue.{OWN[0]}"
+            title = f"drop the index {OWN[0]}, {_INTERRUPTED}"
+            steps.append(Step(f"drop {OWN[0]}", title, (drop,), is_transaction=False))
+        create = (
+            f"create index concurrently if not exists {OWN[0]} on llmqueue.attempt (model, fence)"
+            " include (is_hot, worker) where ended_at is null"
+        )
+        title = f"build the index {OWN[0]} of the attempt log, beside the workers"
+        steps.append(Step(f"index {OWN[0]}", title, (create,), is_transaction=False))
+    if old is not None:
+        drop = f"drop index concurrently if exists llmqueue.{OWN[1]}"
+        title = f"drop the index {OWN[1]}, which {OWN[0]} replaces"
+        steps.append(Step(f"drop {OWN[1]}", title, (drop,), is_transaction=False))
+    return steps
 
 
 def build(conn: Connection, step: Step, *, report: Report, progress: Progress | None) -> None:
