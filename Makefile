@@ -138,5 +138,5 @@ pin: ## resolve anew and rewrite constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def _theirs(peer: peers.Peer, tasks: int, workers: int) -> Drained:
         peer.fill(dsn, tasks)
         conn.execute("vacuum analyze")
         with _workers(peer, dsn, workers) as started:
-            began_at = min(float(_line(process)) for process in started[:1])
+            began_at = _first_job_at(started[0])
             pids = [process.pid for process in started]
             client_s, server_s = _cpu_s(pids), server_cpu_s(conn)
             while conn.execute(peer.left).fetchone() is not None:
@@ -138,9 +138,13 @@ def _workers(peer: peers.Peer, dsn: str, workers: int) -> Iterator[Sequence[subp
             process.wait()
 
 
-def _line(process: subprocess.Popen[str]) -> str:
+def _first_job_at(process: subprocess.Popen[str]) -> float:
+    """Reads what the worker says until it is a time."""
     assert process.stdout is not None
-    return process.stdout.readline()
+    for line in process.stdout:
+        with suppress(ValueError):
+            return float(line)
+    raise RuntimeError(f"{process.args} ended before its first job")
 
 
 def _cpu_s(pids: Sequence[int]) -> float:

@@ -42,6 +42,7 @@ OWNERS_TABLE = """
         answer text,
         created_at timestamptz not null default now()
     )"""
+COLUMNS = {name: name for name in ("model", "user_id", "created_at")}
 CLIENTS = 32
 PGBENCH = find_wheel() / PROGRAMS[18] / "bin" / "pgbench"
 
@@ -59,7 +60,7 @@ def inserts(dsn: str, quick: bool) -> str:
             with psycopg.connect(own, autocommit=True) as owners:
                 owners.execute(OWNERS_TABLE)
                 if way != ways[0]:
-                    install(own, AdoptionSpec())
+                    install(own, AdoptionSpec(columns=COLUMNS))
                 if way == ways[2]:
                     owners.execute("drop trigger llmqueue_wake_up on tasks")
     for _ in range(rounds):
@@ -119,7 +120,7 @@ def in_flight(dsn: str, quick: bool) -> str:
         # 0.8 s at the median, times 75
         with processes.backend(folder, "--speed", str(0.8 / 60)) as url:
             env = processes.environment(
-                DATABASE_URL=dsn, BACKEND_URL=url, BACKEND="bench.lagging:backend", SLOTS=str(calls * 10 // 9 + 1)
+                DATABASE_URL=dsn, BACKEND_URL=url, BACKEND="bench.lagging:backend", CONCURRENCY=str(calls * 10 // 9 + 1)
             )
             env["BENCH_LAG"] = str(lag_file)
             with processes.workers(folder, 1, "--drain", env=env) as [worker]:

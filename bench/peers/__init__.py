@@ -1,4 +1,4 @@
-"""Peers, each in an environment of its own under bench/.peers, configured as they recommend for throughput."""
+"""Peers, each in an environment of its own under .venv-peers, configured as they recommend for throughput."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import LiteralString
+from urllib.parse import urlencode
+
+from psycopg.conninfo import conninfo_to_dict
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parent / ".peers"
+ENVIRONMENTS = HERE.parents[1] / ".venv-peers"
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class Peer:
 
     def fill(self, dsn: str, jobs: int) -> None:
         """Installs the peer into a fresh database and adds jobs that do nothing."""
-        subprocess.run([*self.command, "fill", dsn, str(jobs)], check=True, cwd=HERE)
+        subprocess.run([*self.command, "fill", _url(dsn), str(jobs)], check=True, cwd=HERE)
 
     def work(self, dsn: str) -> subprocess.Popen[str]:
         """Starts a worker, which prints the time of its first job (seconds of time.time()) and runs until killed."""
-        command = [*self.command, "work", dsn, *self.options]
+        command = [*self.command, "work", _url(dsn), *self.options]
         return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -64,6 +67,13 @@ def graphile(*options: str) -> Peer:
     )
 
 
+def _url(dsn: str) -> str:
+    """The DSN as a URL, which is all that some take; the host may be the folder of a socket."""
+    parts = conninfo_to_dict(dsn)
+    place = urlencode({"host": parts["host"], "port": parts["port"]}, safe="/")
+    return f"postgresql://{parts['user']}@/{parts['dbname']}?{place}"
+
+
 def _python(name: str) -> str:
     """Makes the environment of a Python peer when it is not there. Returns its interpreter."""
     folder = ENVIRONMENTS / name
@@ -72,6 +82,6 @@ def _python(name: str) -> str:
     made_from = folder / requirements.name
     if not made_from.exists() or made_from.read_bytes() != requirements.read_bytes():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(interpreter), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True)
+        subprocess.run([str(interpreter), "-m", "pip", "install", "-qq", "-r", str(requirements)], check=True)
         made_from.write_bytes(requirements.read_bytes())
     return str(interpreter)

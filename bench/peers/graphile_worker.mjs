@@ -1,6 +1,6 @@
 // Graphile Worker in an environment of its own: `fill DSN N` installs it and adds N jobs, `work DSN [batched]` runs them.
 // `batched`: local queue and batched completion, as in its own performance test.
-import { run, runMigrations } from "graphile-worker";
+import { Logger, run, runMigrations } from "graphile-worker";
 import pg from "pg";
 
 const [verb, connectionString, last] = process.argv.slice(2);
@@ -26,8 +26,8 @@ if (verb === "fill") {
     });
   }
   await run({
-    preset: { worker },
-    logger: undefined,
+    preset: { worker: { ...worker, logger: new Logger(() => () => {}) } },
+    logger: new Logger(() => () => {}),
     taskList: {
       noop() {
         if (!hasBegun) {

@@ -280,9 +280,7 @@ def test_an_index_of_open_attempts_whose_build_was_interrupted_is_built_anew(ins
     lines = adopt(installed)
 
     assert lines[0].endswith("drop the index attempt_running, left invalid by an interrupted build")
-    assert value(
-        installed, "select indisvalid from pg_index where indexrelid = 'llmqueue.attempt_running'::regclass"
-    )
+    assert value(installed, "select indisvalid from pg_index where indexrelid = 'llmqueue.attempt_running'::regclass")
     assert adopt(installed)[0].startswith("nothing to change")
 
 

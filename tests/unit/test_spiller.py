@@ -340,11 +340,11 @@ async def test_an_answer_that_the_disk_does_not_give_back_now_is_asked_for_again
             assert worker.freed == [2]
             disk.is_broken = False
             await until(lambda: worker.freed == [2, 1])
+            await until(lambda: not worker.spill.path.exists())
             loops.cancel_scope.cancel()
 
     assert worker.database.answers() == {1: "precious", 2: "42"}
     assert [line["error"] for line in lines if line["event"] == Event.SPILL_FAILED] == ["Input/output error"]
-    assert not worker.spill.path.exists()
 
 
 async def test_an_answer_that_the_disk_never_gives_back_is_a_failed_attempt_and_keeps_the_file(
