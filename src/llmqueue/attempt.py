@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -62,6 +63,8 @@ class Runner:
         self._settle = settle
         self._top_up = top_up
         self._topping_up = anyio.Lock()  # one at a time: claims and flushes need connections too
+        self._tasks: set[asyncio.Task[None] | None] = set()
+        self._is_over = False
         self._rng = rng
 
     async def run(self, *grants: Grant) -> None:
@@ -69,11 +72,25 @@ class Runner:
 
         Settles each of them exactly once, whatever happens; raises only cancellation.
         """
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             await self._run(grants)
         finally:
+            self._tasks.discard(task)
             for grant in grants:
                 self._gate.ended(grant)
+
+    def cancel(self) -> int:
+        """Ends all calls that are under way; each still settles its grants. Returns how many there are.
+
+        To be called until there are none: an adapter may swallow it.
+        """
+        self._is_over = True
+        for task in self._tasks:
+            if task is not None:
+                task.cancel()
+        return len(self._tasks)
 
     async def _run(self, grants: Sequence[Grant]) -> None:
         noted = sending.Sending(min(grant.send_before for grant in grants))
@@ -86,6 +103,8 @@ class Runner:
             else:
                 attempts.append(_Attempt(grant, None if task.tokens is None else estimate_input_tokens(task.prompt)))
         try:
+            if self._is_over:
+                raise asyncio.CancelledError  # begun after cancel()
             decisions = await self._decide(attempts, noted)
         except anyio.get_cancelled_exc_class():
             # Drain is over. What was never sent goes back whole; what was may have been paid and counts.

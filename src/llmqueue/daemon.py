@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from llmqueue import __version__, housekeeper
 from llmqueue.attempt import Runner
@@ -39,6 +40,8 @@ from llmqueue.wakeup import Bell, Listener
 SETTLE_TIMEOUT_S = 10.0
 # Of these, until they are written to the spill whatever their age: a flush takes some 20 ms.
 SETTLE_SOON_S = 1.0
+# An adapter may swallow the end of its call: it is told again.
+CANCEL_AGAIN_S = 0.05
 SAY_DRAINING_S = 2.0
 # A claim under way is waited for at least that long, whatever DRAIN_S: given up, it may have been made all the same.
 CLAIM_S = 5.0
@@ -119,7 +122,7 @@ class Daemon:
             models=options.models,
         )
         self._dispatcher.is_full = lambda: self._spiller.is_full
-        self._attempts: TaskGroup
+        self._attempts: asyncio.TaskGroup
         self._stranded: Sequence[Stranded] | None = None
         self._idle = anyio.Event()
         self._stopped_at = math.inf
@@ -179,7 +182,8 @@ class Daemon:
         That is counted from the signal, as by whoever sent it: the last claim may wait for a silent database. Not for
         their ends to be settled: that has a time of its own, and the database may be away.
         """
-        async with anyio.create_task_group() as self._attempts:
+        # One of asyncio's own: a group of anyio's takes five times as long to start a task, and there is one per call.
+        async with asyncio.TaskGroup() as self._attempts:
             await self._dispatcher.run()
             running = len(self._dispatcher.running)
             logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
@@ -188,7 +192,8 @@ class Daemon:
                 while len(self._dispatcher.running) > self._completer.unsettled:
                     self._idle = anyio.Event()
                     await self._idle.wait()
-            self._attempts.cancel_scope.cancel()
+            while self._runner.cancel():  # noqa: ASYNC110 - it is told again, not waited for
+                await anyio.sleep(CANCEL_AGAIN_S)
 
     async def _say_draining(self) -> None:
         try:
@@ -210,7 +215,7 @@ class Daemon:
             await self._spiller.spill()
 
     def _start(self, *grants: Grant) -> None:
-        self._attempts.start_soon(self._runner.run, *grants)
+        self._attempts.create_task(self._runner.run(*grants))
 
     def _ended(self, settlement: Settlement) -> None:
         self._completer.put(settlement)

@@ -147,7 +147,7 @@ def configure(log_format: LogFormat | None, log_level: LogLevel, stream: TextIO 
 
 def logger() -> FilteringBoundLogger:
     """The logger of the process. Bound once: to bind it for each line takes as long as to write one."""
-    return structlog.get_logger() if _logger is None else _logger  # type: ignore[no-any-return]
+    return structlog.get_logger() if _logger is None else _logger
 
 
 def _without_secrets(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
