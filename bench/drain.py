@@ -144,7 +144,7 @@ def _first_job_at(process: subprocess.Popen[str]) -> float:
     for line in process.stdout:
         with suppress(ValueError):
             return float(line)
-    raise RuntimeError(f"{process.args} ended before its first job")
+    raise RuntimeError("a worker ended before its first job")
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
