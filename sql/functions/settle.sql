@@ -24,9 +24,7 @@ declare
     v_verbs text[];
     v_free llmqueue.task_id[];   -- those that we could lock
     v_busy bigint[] := '{}'::bigint[];
-    v_known bigint[];   -- fences of which there is an attempt
-    v_running bigint[];
-    v_outcomes text[];   -- in the order of v_known
+    v_running bigint[];   -- fences that their tasks still have
     v_is_watched constant boolean := llmqueue.has_row_triggers();
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
@@ -37,10 +35,10 @@ begin
     set constraints all immediate;
     select coalesce(array_agg(i.fence), '{}'), coalesce(array_agg(i.task_id), '{}'), coalesce(array_agg(i.verb), '{}')
       into v_fences, v_ids, v_verbs from jsonb_to_recordset(p_items) as i(fence bigint, task_id llmqueue.task_id, verb text);
-    v_known := array(select a.fence from llmqueue.attempt a where a.fence = any (v_fences));   -- by an array: a join would read the whole log
-    if cardinality(v_known) < cardinality(v_fences) then
-        v_unknown := (select max(x.fence) from unnest(v_fences, v_verbs) x(fence, verb) where x.verb = 'complete' and x.fence <> all (v_known));
-    end if;
+    -- one by one: a join, and on 16 an array too, may be planned to read the whole log
+    v_unknown := (select max(x.fence) from unnest(v_fences, v_verbs) x(fence, verb)
+                   where x.verb = 'complete'
+                     and (select true from llmqueue.attempt a where a.fence = x.fence) is null);
     if v_unknown is not null then
         perform llmqueue.check_epoch(v_unknown, p_now);   -- first: it may wait for every model's lock
     end if;
@@ -110,12 +108,11 @@ begin
     loop
         perform llmqueue.set_attempt_aside(p_worker, v_item, '', 'the UPDATE had no effect: a trigger swallowed it', v_now);
     end loop;
-    select array_agg(a.fence), array_agg(a.outcome) into v_known, v_outcomes
-      from llmqueue.attempt a where a.fence = any (v_fences) and a.worker = p_worker;
     return query
         select given.fence,
                case when given.fence = any (v_busy) then 'busy'
-                    else coalesce(v_outcomes[array_position(v_known, given.fence)], 'unknown') end
+                    else coalesce((select a.outcome from llmqueue.attempt a
+                                    where a.fence = given.fence and a.worker = p_worker), 'unknown') end
           from unnest(v_fences) given(fence);
 end
 $$;

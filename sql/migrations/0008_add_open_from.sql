@@ -9,12 +9,12 @@ alter type llmqueue.budget
 drop function if exists llmqueue.room(text, integer, double precision);
 drop function if exists llmqueue.expected_tokens(llmqueue.model_config);
 
--- Of a log that is in use `init` builds the index beside the workers, and then drops the old one.
+-- Of a log that is in use `init` builds the index beside the workers, before this, and drops the old one afterwards.
 do $$
 begin
     if not exists (select from llmqueue.attempt) then
-        create index attempt_running on llmqueue.attempt (model, fence) include (is_hot, worker) where ended_at is null;
-        drop index llmqueue.attempt_open;
+        create index if not exists attempt_running on llmqueue.attempt (model, fence) include (is_hot, worker) where ended_at is null;
+        drop index if exists llmqueue.attempt_open;
     end if;
 end
 $$;

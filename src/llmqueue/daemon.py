@@ -184,16 +184,19 @@ class Daemon:
         """
         # One of asyncio's own: a group of anyio's takes five times as long to start a task, and there is one per call.
         async with asyncio.TaskGroup() as self._attempts:
-            await self._dispatcher.run()
-            running = len(self._dispatcher.running)
-            logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
-            await self._say_draining()
-            with anyio.CancelScope(deadline=self._stopped_at + self._options.drain_s):
-                while len(self._dispatcher.running) > self._completer.unsettled:
-                    self._idle = anyio.Event()
-                    await self._idle.wait()
-            while self._runner.cancel():  # noqa: ASYNC110 - it is told again, not waited for
-                await anyio.sleep(CANCEL_AGAIN_S)
+            try:
+                await self._dispatcher.run()
+                running = len(self._dispatcher.running)
+                logger().info(Event.WORKER_STOPPING, running=running, drain_s=self._options.drain_s)
+                await self._say_draining()
+                with anyio.CancelScope(deadline=self._stopped_at + self._options.drain_s):
+                    while len(self._dispatcher.running) > self._completer.unsettled:
+                        self._idle = anyio.Event()
+                        await self._idle.wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    while self._runner.cancel():  # noqa: ASYNC110 - it is told again, not waited for
+                        await anyio.sleep(CANCEL_AGAIN_S)
 
     async def _say_draining(self) -> None:
         try:

@@ -19,6 +19,7 @@ from tests.support.adoption import adopt, rows, run, snapshot, value
 from tests.support.eventually import eventually
 from tests.support.releases import Release, next_release
 from tests.support.server import Server
+from tests.support.sql import Queue
 from tools import schema
 
 READY = "index llmqueue_ready"
@@ -262,6 +263,12 @@ def test_a_replacement_that_was_interrupted_in_its_build_is_healed_while_the_old
 def test_the_index_of_open_attempts_is_replaced_beside_the_workers(installed: str) -> None:
     old = "create index attempt_open on llmqueue.attempt (model, worker) include (is_hot) where ended_at is null"
     run(installed, "drop index llmqueue.attempt_running", old)
+
+    with psycopg.connect(installed, autocommit=True) as conn:
+        queue = Queue(conn)
+        queue.model("m", max_concurrency=2, hot_share=0)
+        queue.add(5)
+        assert len(queue.claim().grants) == 2
 
     lines = adopt(installed)
 

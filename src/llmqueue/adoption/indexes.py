@@ -82,14 +82,15 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
     return IndexSteps([*drops, *remember, *builds], swaps)
 
 
-def own_index_steps(there: dict[str, Index]) -> list[Step]:
+def own_index_steps(there: dict[str, Index]) -> IndexSteps:
     """Return the steps that replace the index of the open attempts; `there` has the indexes OWN of our schema.
 
     A fresh schema has it from its migration. The log of one in use is large: built in the migration it would hold the
-    workers up.
+    workers up, and built after it claims would read the whole log meanwhile.
     """
     new, old = (there.get(name) for name in OWN)
-    steps = []
+    steps: list[Step] = []
+    drops: list[Step] = []
     if new is None or not new.is_valid:
         if new is not None:
             drop = f"drop index concurrently if exists llmqueue.{OWN[0]}"
@@ -104,8 +105,8 @@ def own_index_steps(there: dict[str, Index]) -> list[Step]:
     if old is not None:
         drop = f"drop index concurrently if exists llmqueue.{OWN[1]}"
         title = f"drop the index {OWN[1]}, which {OWN[0]} replaces"
-        steps.append(Step(f"drop {OWN[1]}", title, (drop,), is_transaction=False))
-    return steps
+        drops.append(Step(f"drop {OWN[1]}", title, (drop,), is_transaction=False))
+    return IndexSteps(steps, drops)
 
 
 def build(conn: Connection, step: Step, *, report: Report, progress: Progress | None) -> None:

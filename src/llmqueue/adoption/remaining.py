@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 from llmqueue.adoption import cluster, rights, seam
 from llmqueue.adoption.columns import ours
 from llmqueue.adoption.default_table import column_definition, create_table
-from llmqueue.adoption.indexes import OWN, index_steps, own_index_steps
+from llmqueue.adoption.indexes import OWN, IndexSteps, index_steps, own_index_steps
 from llmqueue.adoption.steps import Step
 from llmqueue.adoption.table import Connection, Table, read_indexes
 from llmqueue.mapping import Mapping, find_mapping
@@ -39,7 +39,8 @@ def remaining(
         steps += [*migrations, *_column_steps(mapping, table), *_part_steps(mapping, applied)]
         steps += _rights_steps(conn, mapping, table, applied, steps, search_path, with_roles=with_roles)
     steps += _index_steps(conn, mapping, table, applied)
-    steps += _own_index_steps(conn)
+    own_indexes = _own_index_steps(conn)
+    steps = [*own_indexes.builds, *steps, *own_indexes.swaps]  # before functions that need them
     if table is None or not table.has_trigger:
         steps.append(
             Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (seam.trigger(mapping),))
@@ -104,10 +105,11 @@ def _index_steps(conn: Connection, mapping: Mapping, table: Table | None, applie
     return [*left.builds, *left.swaps]
 
 
-def _own_index_steps(conn: Connection) -> list[Step]:
-    there = read_indexes(conn, "llmqueue", OWN)
-    row = conn.execute("select to_regclass('llmqueue.attempt') is not null").fetchone()
-    return own_index_steps(there) if row and row[0] else []
+def _own_index_steps(conn: Connection) -> IndexSteps:
+    query = "select 1 from pg_attribute where attrelid = to_regclass('llmqueue.attempt') and attname = 'is_hot'"
+    if conn.execute(query).fetchone() is None:
+        return IndexSteps([], [])  # there is no log yet, or one without the column: its migrations come first
+    return own_index_steps(read_indexes(conn, "llmqueue", OWN))
 
 
 def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
