@@ -301,3 +301,16 @@ def test_a_replacement_from_yet_another_definition_is_not_taken(installed: str) 
     assert lines[0].endswith("drop the index llmqueue_ready_new, it is of no use any more")
     assert snapshot(installed) == expected
     assert "coalesce" in value(installed, "select lower(pg_get_indexdef('llmqueue_ready'::regclass))")
+
+
+def test_the_index_of_open_attempts_is_built_before_the_functions_that_need_it(
+    installed: str, next_sql: Release
+) -> None:
+    next_sql.add_migration("add_one", "create table llmqueue.one (n integer);")
+    old = "create index attempt_open on llmqueue.attempt (model, worker) include (is_hot) where ended_at is null"
+    run(installed, "drop index llmqueue.attempt_running", old)
+
+    keys = [step.key for step in plan(installed, AdoptionSpec()).steps]
+
+    assert (keys[0], keys[-1]) == ("index attempt_running", "drop attempt_open")
+    assert len(keys) == 3

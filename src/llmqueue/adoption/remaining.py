@@ -39,7 +39,7 @@ def remaining(
         steps += [*migrations, *_column_steps(mapping, table), *_part_steps(mapping, applied)]
         steps += _rights_steps(conn, mapping, table, applied, steps, search_path, with_roles=with_roles)
     steps += _index_steps(conn, mapping, table, applied)
-    own_indexes = _own_index_steps(conn)
+    own_indexes = _own_index_steps(conn) if "functions" in applied else IndexSteps([], [])
     steps = [*own_indexes.builds, *steps, *own_indexes.swaps]  # before functions that need them
     if table is None or not table.has_trigger:
         steps.append(
