@@ -63,8 +63,8 @@ def drain(_dsn: str, quick: bool) -> str:
 
 
 def _contenders() -> dict[str, Callable[[int], Drained]]:
-    def ours(workers: int, models: int) -> Callable[[int], Drained]:
-        return lambda tasks: _ours(tasks, workers, models)
+    def ours(workers: int, models: int, dispatch: str = "auto") -> Callable[[int], Drained]:
+        return lambda tasks: _ours(tasks, workers, models, dispatch)
 
     def theirs(peer: peers.Peer, workers: int) -> Callable[[int], Drained]:
         return lambda tasks: _theirs(peer, tasks, workers)
@@ -74,6 +74,7 @@ def _contenders() -> dict[str, Callable[[int], Drained]]:
     return {
         "llmqueue, one model": ours(1, 1),
         "llmqueue, one model, 2 workers": ours(2, 1),
+        "llmqueue, one model, each task in a call of its own": ours(1, 1, "single"),
         "llmqueue, pool of ten models": ours(1, 10),
         pgqueuer.title: theirs(pgqueuer, 1),
         f"{pgqueuer.title}, 2 workers": theirs(pgqueuer, 2),
@@ -83,13 +84,13 @@ def _contenders() -> dict[str, Callable[[int], Drained]]:
     }
 
 
-def _ours(tasks: int, workers: int, models: int) -> Drained:
+def _ours(tasks: int, workers: int, models: int, dispatch: str) -> Drained:
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(
-            "insert into llmqueue.model_config (model, rpm, dispatch) select 'm' || n, 6000000,"
-            " 'single' from generate_series(1, %s) n",
-            (models,),
+            "insert into llmqueue.model_config (model, rpm, dispatch) select 'm' || n, 6000000, %s"
+            " from generate_series(1, %s) n",
+            (dispatch, models),
         )
         conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
         conn.execute("vacuum analyze")
