@@ -17,15 +17,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import LiteralString
 
 import psycopg
 from matplotlib.figure import Figure
-from psycopg.rows import TupleRow
 
 from bench.limits.judge import judge
 from bench.limits.parts import RPM
-from bench.parts import PAGE, table
+from bench.parts import PAGE, number, table
 from bench.world import embedded_database
 from llmqueue.simulator.call_log import LoggedCall, read_calls
 from tests.support import processes
@@ -63,10 +61,10 @@ def bound(_dsn: str, quick: bool) -> str:
                 today.kill()
                 today.wait()
         with psycopg.connect(our_dsn) as conn:
-            last_s = _one(conn, "select latency_s from llmqueue.attempt order by ended_at desc limit 1")
-            unsolved = _one(conn, "select count(*) from tasks where status <> 'solved'")
+            last_s = number(conn, "select latency_s from llmqueue.attempt order by ended_at desc limit 1")
+            unsolved = number(conn, "select count(*) from tasks where status <> 'solved'")
         with psycopg.connect(their_dsn) as conn:
-            their_unsolved = _one(conn, "select count(*) from tasks where status <> 'solved'")
+            their_unsolved = number(conn, "select count(*) from tasks where status <> 'solved'")
     our_calls, their_calls = read_calls(ours / "calls.jsonl"), read_calls(theirs / "calls.jsonl")
     _draw(our_calls, their_calls, least_s, len(tasks))
     rows = []
@@ -135,12 +133,6 @@ def _fill(dsn: str, tasks: Sequence[tuple[str, str | None]], limits: Mapping[str
             for task in tasks:
                 copy.write_row(task)
         cursor.execute("vacuum analyze")
-
-
-def _one(conn: psycopg.Connection[TupleRow], query: LiteralString) -> float:
-    found = conn.execute(query).fetchone()
-    assert found is not None
-    return float(found[0])
 
 
 def _over(calls: Sequence[LoggedCall], limits: Mapping[str, int]) -> int:

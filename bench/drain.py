@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 import time
@@ -11,17 +10,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
 from bench import peers
 from bench.parts import spread, table
-from bench.world import embedded_database
+from bench.world import cpu_s, embedded_database, server_cpu_s
 from tests.support import processes
 
 Connection = psycopg.Connection[TupleRow]
 POLL_S = 0.02
-TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -149,34 +148,4 @@ def _first_job_at(process: subprocess.Popen[str]) -> float:
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
-    return sum(_ticks(pid, children=False) for pid in pids) / TICKS_S
-
-
-def server_cpu_s(conn: Connection) -> float:
-    """Of the server with all its backends, those that have ended too."""
-    backend = conn.info.backend_pid
-    postmaster = _parent(backend)
-    children = [
-        int(path.name)
-        for path in Path("/proc").iterdir()
-        if path.name.isdigit() and _parent(int(path.name)) == postmaster
-    ]
-    return (_ticks(postmaster, children=True) + sum(_ticks(pid, children=False) for pid in children)) / TICKS_S
-
-
-def _ticks(pid: int, *, children: bool) -> int:
-    fields = _stat(pid)
-    return sum(map(int, fields[11 : 15 if children else 13]))
-
-
-def _parent(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[1])
-
-
-def _stat(pid: int) -> list[str]:
-    """What follows the name, which may have blanks, in /proc/PID/stat; of a process that is gone, zeros."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ["0"] * 50
+    return sum(cpu_s(psutil.Process(pid)) for pid in pids)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import LiteralString
 from uuid import UUID
 
 import psycopg
@@ -36,6 +37,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def spread(values: Sequence[float], digits: int = 2) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def number(conn: Connection, query: LiteralString) -> float:
+    """The one number that a query returns."""
+    found = conn.execute(query).fetchone()
+    assert found is not None
+    return float(found[0])
 
 
 def claim(dsn: str, quick: bool) -> str:
@@ -183,9 +191,8 @@ def _drain(dsn: str, conn: Connection, tasks: int, workers: int) -> float:
         env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url)
         with processes.workers(folder, workers, "--drain", env=env) as started:
             assert [process.wait(600) for process in started] == [0] * workers
-    found = conn.execute(
+    return number(
+        conn,
         "select count(*) / extract(epoch from max(ended_at) - min(granted_at)) from llmqueue.attempt"
-        " where outcome = 'completed'"
-    ).fetchone()
-    assert found is not None
-    return float(found[0])
+        " where outcome = 'completed'",
+    )

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import LiteralString
 
 import psutil
 import psycopg
@@ -20,10 +19,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from bench.drain import server_cpu_s
 from bench.limits.tokens import TRACE, USUAL_PLACE
-from bench.parts import quantile, spread, table
-from bench.world import embedded_database
+from bench.parts import number, quantile, spread, table
+from bench.world import embedded_database, server_cpu_s
 from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.programs import PROGRAMS, find_wheel
 from llmqueue.simulator.call_log import read_calls
@@ -92,7 +90,7 @@ def _singles(dsn: str, seconds: int) -> float:
         script.flush()
         command = [str(PGBENCH), "-n", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", script.name, dsn]
         subprocess.run(command, check=True, capture_output=True)
-        return _number(conn, "select count(*) from tasks") / seconds
+        return number(conn, "select count(*) from tasks") / seconds
 
 
 def _copy(dsn: str, rows: int) -> float:
@@ -125,7 +123,7 @@ def in_flight(dsn: str, quick: bool) -> str:
             env["BENCH_LAG"] = str(lag_file)
             with processes.workers(folder, 1, "--drain", env=env) as [worker]:
                 process = psutil.Process(worker.popen.pid)
-                most_rss, most_connections, most_running, latest_s = 0, 0, 0, 0.0
+                most_rss, most_connections, most_running, latest_s = 0, 0.0, 0.0, 0.0
                 while worker.popen.poll() is None:
                     try:
                         most_rss = max(most_rss, process.memory_info().rss)
@@ -133,16 +131,16 @@ def in_flight(dsn: str, quick: bool) -> str:
                         break
                     most_connections = max(
                         most_connections,
-                        _number_int(
+                        number(
                             conn, "select count(*) from pg_stat_activity where application_name = 'llmqueue worker'"
                         ),
                     )
                     most_running = max(
-                        most_running, _number_int(conn, "select count(*) from llmqueue.attempt where ended_at is null")
+                        most_running, number(conn, "select count(*) from llmqueue.attempt where ended_at is null")
                     )
                     latest_s = max(
                         latest_s,
-                        _number(
+                        number(
                             conn,
                             "select coalesce(max(extract(epoch from clock_timestamp() -"
                             " heartbeat_at)), 0) from llmqueue.worker",
@@ -153,9 +151,9 @@ def in_flight(dsn: str, quick: bool) -> str:
     lags = [float(line) * 1000 for line in lag_file.read_text().split()]
     rows = [
         (
-            f"{most_running:,}",
+            f"{most_running:,.0f}",
             f"{most_rss / 1e6:.0f} MB",
-            most_connections,
+            f"{most_connections:.0f}",
             f"{quantile(lags, 0.5):.1f}, {quantile(lags, 0.99):.1f}, {max(lags):.1f}",
             f"{latest_s:.1f} s",
         )
@@ -204,12 +202,12 @@ def _idle(dsn: str, workers: int) -> tuple[object, ...]:
         with processes.backend(folder, "--any-model", "--instant") as url:
             env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url)
             with processes.workers(folder, workers, env=env) as started:
-                eventually(lambda: _number(conn, "select count(*) from llmqueue.idle_worker") >= workers, timeout_s=120)
+                eventually(lambda: number(conn, "select count(*) from llmqueue.idle_worker") >= workers, timeout_s=120)
                 time.sleep(15)
-                before, cpu_s, began_at = _number(conn, query), server_cpu_s(conn), time.monotonic()
+                before, cpu_s, began_at = number(conn, query), server_cpu_s(conn), time.monotonic()
                 time.sleep(30)
                 seconds = time.monotonic() - began_at
-                each = (_number(conn, query) - before) / seconds / workers
+                each = (number(conn, query) - before) / seconds / workers
                 share = (server_cpu_s(conn) - cpu_s) / seconds
                 for worker in started:
                     worker.popen.terminate()
@@ -234,7 +232,7 @@ def _busy(dsn: str, workers: int, tasks: int) -> float:
         with processes.workers(folder, workers, "--drain", env=env) as started:
             assert [worker.wait(600) for worker in started] == [0] * workers
         # from when all of them had begun
-        return _number(
+        return number(
             conn,
             "select count(*) / extract(epoch from max(granted_at) - min(granted_at)) from"
             " llmqueue.attempt where granted_at >="
@@ -301,13 +299,3 @@ def _arrivals() -> Sequence[float]:
     with gzip.open(file, "rt", encoding="utf-8", newline="") as lines:
         times = [datetime.fromisoformat(row["TIMESTAMP"][:26]) for row in csv.DictReader(lines)]
     return [(at - times[0]).total_seconds() for at in times]
-
-
-def _number(conn: Connection, query: LiteralString) -> float:
-    found = conn.execute(query).fetchone()
-    assert found is not None
-    return float(found[0])
-
-
-def _number_int(conn: Connection, query: LiteralString) -> int:
-    return int(_number(conn, query))

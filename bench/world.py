@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+import psycopg
+from psycopg.rows import TupleRow
 
 from llmqueue import embedded
 from llmqueue.adoption.adopt import AdoptionSpec, install
@@ -24,3 +28,25 @@ def embedded_database(**options: str) -> Iterator[str]:
     finally:
         embedded.leave(home)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def postmaster(conn: psycopg.Connection[TupleRow]) -> psutil.Process:
+    """The server's first process, whose children are the backends."""
+    parent = psutil.Process(conn.info.backend_pid).parent()
+    assert parent is not None
+    return parent
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU seconds of a process so far; 0 of one that is gone."""
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+def server_cpu_s(conn: psycopg.Connection[TupleRow]) -> float:
+    """CPU seconds of the server with all its backends, those that have ended too."""
+    server = postmaster(conn)
+    times = server.cpu_times()
+    return float(times.children_user + times.children_system) + sum(map(cpu_s, [server, *server.children()]))

@@ -131,6 +131,7 @@ CLAIMING: Final = chain(
     _in("clock_stepped", ("a step forward is not answered", "perform llmqueue.fill_ledger(v_model, p_now);", "null;", f"{LIMITER} {WINDOWS}")),
     _in("register", ("only the last guard is remembered", "guard_before_s = v_before_s", "guard_before_s = v_limiter.guard_s", "tests/sql/test_register.py")),
     _in("room",
+        ("what has ended is read", "and a.fence >= coalesce(p_from, 0::bigint)", "", PLANS),
         ("the count of open attempts begins too late", "coalesce(min(open.fence), v_drawn)", "v_drawn", CLAIM),
         ("max_concurrency is not read", "if p_max_concurrency is null then", "if true then", CLAIM),
         ("no slot of a model is kept for hot tasks", "greatest(1, floor(p_hot_share * p_max_concurrency))::integer end", "0 end", HOT)),

@@ -11,7 +11,7 @@ import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from bench.limits.stalling import FREEZE, STALLED
-from bench.world import embedded_database
+from bench.world import cpu_s, embedded_database, postmaster
 from llmqueue.simulator.call_log import LoggedCall, read_calls
 from tests.support import processes
 from tests.support.eventually import eventually
@@ -279,25 +279,16 @@ def _arrived_after_s(conn: Connection, calls: Sequence[LoggedCall]) -> list[floa
 
 def _cpu_s(conn: Connection, folder: Path, workers: Sequence[processes.Process]) -> dict[str, float]:
     """CPU seconds so far, by kind of process; of the database those of its processes that are there now."""
-    found = conn.execute("select pg_backend_pid()").fetchone()
-    postmaster = psutil.Process(found[0] if found else None).parent()
-    assert postmaster is not None
+    server = postmaster(conn)
     kinds = {"workers": [psutil.Process(worker.popen.pid) for worker in workers]}
-    kinds["database"] = [postmaster, *postmaster.children()]
+    kinds["database"] = [server, *server.children()]
     for child in psutil.Process().children():
         line = " ".join(child.cmdline())
         if str(folder / "calls.jsonl") in line:
             kinds["backend"] = [child]
         elif "bench.limits.proxy" in line:
             kinds["way"] = [child]
-    return {kind: sum(_seconds(process) for process in members) for kind, members in kinds.items()}
-
-
-def _seconds(process: psutil.Process) -> float:
-    with suppress(psutil.NoSuchProcess):
-        times = process.cpu_times()
-        return float(times.user + times.system)
-    return 0.0
+    return {kind: sum(map(cpu_s, members)) for kind, members in kinds.items()}
 
 
 def _audit(dsn: str) -> str:

@@ -227,9 +227,7 @@ ENTRIES = "select sum(pg_stat_get_xact_tuples_returned(c.oid)) from pg_class c w
 
 def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(large: Connection, installed: str) -> None:
     turns: dict[str, Any] | None = None
-    with psycopg.connect(installed) as holder:
-        holder.execute("set transaction isolation level repeatable read")
-        holder.execute("select from tasks limit 1")
+    with open_transaction(installed):
         reads = []
         for _ in range(60):
             reads.append((read := _read_by_claim(large, turns, BATCH_OF_MANY))[0])
@@ -242,15 +240,22 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(large: C
     assert max(reads[-20:]) <= 10 * BATCH_OF_MANY
 
 
+@contextmanager
+def open_transaction(dsn: str) -> Iterator[None]:
+    """Somebody's who has a snapshot: until its end nothing that it might see is removed."""
+    with psycopg.connect(dsn) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from tasks limit 1")
+        yield
+
+
 @pytest.mark.parametrize("most", [1000, None])
 def test_the_count_of_open_attempts_reads_no_more_while_somebody_elses_transaction_is_open(
     large: Connection, installed: str, most: int | None
 ) -> None:
     large.execute("update llmqueue.model_config set max_concurrency = %s", (most,))
     turns: dict[str, Any] | None = None
-    with psycopg.connect(installed) as holder:
-        holder.execute("set transaction isolation level repeatable read")
-        holder.execute("select from llmqueue.attempt limit 1")
+    with open_transaction(installed):
         reads = []
         for _ in range(30):
             read, turns = _read_by_claim(large, turns, BATCH, "'attempt_running'")
@@ -281,9 +286,7 @@ def _read_by_claim(
 
 
 def test_a_look_for_hot_tasks_alone_reads_none_of_the_others(large: Connection, installed: str) -> None:
-    with psycopg.connect(installed) as holder:
-        holder.execute("set transaction isolation level repeatable read")
-        holder.execute("select from tasks limit 1")
+    with open_transaction(installed):
         _, turns = _read_by_claim(large, None, 10 * BATCH_OF_MANY)
         entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest'").encode()
         with large.transaction():

@@ -345,6 +345,7 @@ async def test_an_answer_that_the_disk_does_not_give_back_now_is_asked_for_again
 
     assert worker.database.answers() == {1: "precious", 2: "42"}
     assert [line["error"] for line in lines if line["event"] == Event.SPILL_FAILED] == ["Input/output error"]
+    assert not worker.spill.path.exists()
 
 
 async def test_an_answer_that_the_disk_never_gives_back_is_a_failed_attempt_and_keeps_the_file(

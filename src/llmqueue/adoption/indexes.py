@@ -65,7 +65,9 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
         is_right = index is not None and index.is_valid and _is_known(mapping, name, applied)
         is_new_right = new is not None and new.is_valid and _is_known(mapping, new.name, applied)
         if new is not None and (is_right or not is_new_right):
-            drops.append(_drop_step(mapping, new, "it is of no use any more" if new.is_valid else _INTERRUPTED))
+            drops.append(
+                _drop_step(mapping.table_schema, new, "it is of no use any more" if new.is_valid else _INTERRUPTED)
+            )
         if is_right:
             continue
         if is_new_right:
@@ -75,7 +77,7 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
             swaps.append(_swap(mapping, name))
         else:
             if index is not None:
-                drops.append(_drop_step(mapping, index, _INTERRUPTED))
+                drops.append(_drop_step(mapping.table_schema, index, _INTERRUPTED))
             build_as(name, f"build the index {name}, beside the writers")
     # Remembered before they are built: a valid index of ours is then known to be made from this.
     remember = [Step("indexes", "remember what the indexes are made from", tuple(records))] if records else []
@@ -93,9 +95,7 @@ def own_index_steps(there: dict[str, Index]) -> IndexSteps:
     drops: list[Step] = []
     if new is None or not new.is_valid:
         if new is not None:
-            drop = f"drop index concurrently if exists llmqueue.{OWN[0]}"
-            title = f"drop the index {OWN[0]}, {_INTERRUPTED}"
-            steps.append(Step(f"drop {OWN[0]}", title, (drop,), is_transaction=False))
+            steps.append(_drop_step("llmqueue", new, _INTERRUPTED))
         create = (
             f"create index concurrently if not exists {OWN[0]} on llmqueue.attempt (model, fence)"
             " include (is_hot, worker) where ended_at is null"
@@ -103,9 +103,7 @@ def own_index_steps(there: dict[str, Index]) -> IndexSteps:
         title = f"build the index {OWN[0]} of the attempt log, beside the workers"
         steps.append(Step(f"index {OWN[0]}", title, (create,), is_transaction=False))
     if old is not None:
-        drop = f"drop index concurrently if exists llmqueue.{OWN[1]}"
-        title = f"drop the index {OWN[1]}, which {OWN[0]} replaces"
-        drops.append(Step(f"drop {OWN[1]}", title, (drop,), is_transaction=False))
+        drops.append(_drop_step("llmqueue", old, f"which {OWN[0]} replaces"))
     return IndexSteps(steps, drops)
 
 
@@ -177,8 +175,8 @@ def _is_known(mapping: Mapping, name: str, applied: dict[str, Applied]) -> bool:
     return known is not None and known.source_hash == digest([seam.index(mapping, name)])
 
 
-def _drop_step(mapping: Mapping, index: Index, why: str) -> Step:
-    drop = sql.SQL("drop index concurrently if exists {}").format(sql.Identifier(mapping.table_schema, index.name))
+def _drop_step(schema: str, index: Index, why: str) -> Step:
+    drop = sql.SQL("drop index concurrently if exists {}").format(sql.Identifier(schema, index.name))
     return Step(f"drop {index.name}", f"drop the index {index.name}, {why}", (seam.text(drop),), is_transaction=False)
 
 
