@@ -140,6 +140,18 @@ def test_held_rows_of_the_models_lane_hide_neither_pool_nor_lane(two: Sessions, 
     assert queue.claim(5, ["a"]).ids == [lower]
 
 
+@pytest.mark.parametrize(("held", "free"), [("a", None), (None, "a")])
+def test_a_lane_that_is_held_as_a_whole_does_not_hide_the_other_from_a_single_slot(
+    two: Sessions, queue: Queue, held: str | None, free: str | None
+) -> None:
+    holding(two, "select from tasks where id = any(%s) for update", queue.add(5, model=held))
+    impatient(queue)
+
+    for _ in range(10):  # which lane is looked at first is drawn anew each time
+        (task,) = queue.add(model=free)
+        assert queue.claim(1, ["a"]).ids == [task]
+
+
 def test_a_childs_foreign_key_does_not_hide_its_task(two: Sessions, queue: Queue) -> None:
     queue.rows("create table runs (task bigint references tasks)")
     (key,) = queue.add()

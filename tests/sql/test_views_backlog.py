@@ -47,6 +47,50 @@ def test_backlog_counts_each_lane_and_status(conn: Conn) -> None:
     ]
 
 
+def desired(conn: Conn) -> object:
+    return fetch(conn, "select llmqueue.desired_inflight()")[0][0]
+
+
+def test_calls_useful_at_once_follow_the_quota_and_not_the_backlog(conn: Conn) -> None:
+    conn.execute("insert into llmqueue.model_config (model, rpm, weight) values ('m', 60, 0), ('n', 30, 1)")
+    assert desired(conn) == 0
+    conn.execute("insert into tasks (prompt, model) select 'p', 'm' from generate_series(1, 5000)")
+    assert desired(conn) == 12  # 1 a second, taken for calls of 10 s, and a fifth more
+
+    for fence, latency_s in enumerate((20, 40), 1):
+        add_attempt(conn, fence, "m", ended_at="now", outcome="completed", latency_s=latency_s)
+    add_attempt(conn, 3, "m", ended_at="now", outcome="released")  # was not sent
+
+    assert desired(conn) == 36
+    conn.execute("insert into tasks (prompt, model) select 'p', 'm' from generate_series(1, 5000)")
+    assert desired(conn) == 36
+
+
+def test_calls_useful_at_once_end_where_the_tasks_or_the_allowed_calls_do(conn: Conn) -> None:
+    conn.execute(
+        "insert into llmqueue.model_config (model, rpm, weight) values ('m', 6000, 1), ('n', 6000, 1), ('o', 0, 1)"
+    )
+    conn.execute("insert into tasks (prompt) select 'p' from generate_series(1, 50)")
+    add_attempt(conn, 1, "m")
+    assert desired(conn) == 51  # each of two models could take them all
+
+    conn.execute("update llmqueue.model_config set max_concurrency = 7")
+    assert desired(conn) == 14
+
+    conn.execute("update llmqueue.model_config set enabled = false where model = 'n'")
+    conn.execute(
+        """
+        insert into llmqueue.model_state (model, closed_at, closed_until)
+        values ('m', now(), now() + interval '1 minute')
+            on conflict (model) do update set closed_at = now(), closed_until = excluded.closed_until
+        """
+    )
+    assert desired(conn) == 2  # what is running, and the probe
+
+    conn.execute("delete from tasks")
+    assert desired(conn) == 1
+
+
 def test_backlog_knows_the_oldest_whatever_its_priority(conn: Conn) -> None:
     conn.execute("insert into tasks (prompt, model, priority) select 'new', 'm', 9 from generate_series(1, 10100)")
     conn.execute("insert into tasks (prompt, model, created_at) values ('old', 'm', '2001-01-01 00:00Z')")

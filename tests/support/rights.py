@@ -63,7 +63,7 @@ COLUMNS: dict[str, dict[tuple[str, str], set[str]]] = {
 VIEW_FUNCTIONS = _names(
     """
         count_backlog count_60s count_today count_ready effective_rpm effective_concurrency is_able
-        day_start reader_why
+        day_start desired_inflight reader_why
         """
 )
 START_FUNCTIONS = {"oldest_program"}

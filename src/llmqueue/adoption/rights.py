@@ -93,7 +93,7 @@ RIGHTS: Final = {
 _START_FUNCTIONS: Final = ("oldest_program",)
 _VIEW_FUNCTIONS: Final = (
     "count_backlog", "count_60s", "count_today", "count_ready", "effective_rpm", "effective_concurrency", "is_able",
-    "day_start", "reader_why",
+    "day_start", "desired_inflight", "reader_why",
 )  # fmt: skip
 FUNCTIONS: Final = {
     WORKER: (
