@@ -15,19 +15,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import bound, drain, parts, scale
+from bench import bound, drain, floor, gateway, parts, scale, stragglers
 from bench.parts import PAGE
 from bench.world import embedded_database
 
 ALL: dict[str, Callable[[str, bool], str]] = {
     "drain": drain.drain,
+    "floor": floor.floor,
     "throughput": parts.throughput,
+    "gateway": gateway.gateway,
     "latency": parts.latency,
     "claim": parts.claim,
     "held": parts.held,
     "inserts": scale.inserts,
     "in_flight": scale.in_flight,
     "fleet": scale.fleet,
+    "stragglers": stragglers.stragglers,
     "trace": scale.trace,
     "bound": bound.bound,
 }

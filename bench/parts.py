@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import LiteralString
@@ -48,7 +51,7 @@ def number(conn: Connection, query: LiteralString) -> float:
 
 def claim(dsn: str, quick: bool) -> str:
     """Cost of one claim of 50 and of one settle of 50 against the number of ready tasks."""
-    sizes = (5_000, 20_000) if quick else (10_000, 100_000, 1_000_000)
+    sizes = (5_000, 20_000) if quick else (10_000, 1_000_000, 10_000_000)
     rows = []
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("insert into llmqueue.model_config (model, rpm) values ('a', 6000000)")
@@ -162,33 +165,72 @@ def _insert_singly(dsn: str, conn: Connection, inserts: int) -> list[float]:
     return [(call.arrived_at - inserted[call.key or ""]) * 1000 for call in read_calls(folder / "calls.jsonl")]
 
 
+IN_FLIGHT = (16, 256, 1024)
+
+
 def throughput(dsn: str, quick: bool) -> str:
-    """Tasks per second through an instant backend, limits high: single calls, batches, and as the worker sees fit."""
-    tasks = 3_000 if quick else 20_000
-    ways = ("single", "batch", "auto")
-    rows = []
+    """Tasks per second through an instant backend, limits high, beside a bare loop of the same client and a gateway."""
+    tasks, rounds = (2_000, 1) if quick else (10_000, 3)
+    rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(
             "insert into llmqueue.model_config (model, rpm, max_batch)"
             " select 'm' || n, 600000, 50 from generate_series(1, 10) n"
         )
-        for workers in (1, 2):
-            rates: dict[str, list[float]] = {way: [] for way in ways}
-            for way in ways * (1 if quick else 3):
-                conn.execute("update llmqueue.model_config set dispatch = %s", (way,))
-                rates[way].append(_drain(dsn, conn, tasks, workers))
-            rows.append((workers, f"{tasks:,}", *(spread(rates[way], 0) for way in ways)))
-    head = ("workers", "tasks", "`/single`: tasks/s", "`/batch` of up to 50", "`auto`")
-    return f"## Tasks per second over real HTTP\n\n{table(head, rows)}"
+        for _ in range(rounds):
+            for in_flight in IN_FLIGHT:
+                rates["bare", in_flight].append(bare(in_flight, quick))
+                for way in ("single", "batch", "auto"):
+                    conn.execute("update llmqueue.model_config set dispatch = %s", (way,))
+                    rates[way, in_flight].append(_drain(dsn, conn, tasks, 1, in_flight))
+            conn.execute("update llmqueue.model_config set dispatch = 'single'")
+            rates["two", 256].append(_drain(dsn, conn, tasks, 2, 256))
+    rows = []
+    for in_flight in IN_FLIGHT:
+        alone, single, batch, auto = (rates[way, in_flight] for way in ("bare", "single", "batch", "auto"))
+        ratio = f"{statistics.median(single) / statistics.median(alone):.2f}"
+        times = f"{statistics.median(batch) / statistics.median(single):.1f}"
+        rows.append((in_flight, *(spread(found, 0) for found in (alone, single, batch, auto)), ratio, times))
+    head = (
+        "in flight",
+        "bare loop: calls/s",
+        "`/single`: tasks/s",
+        "`/batch` of up to 50",
+        "`auto`",
+        "single / bare",
+        "batch / single",
+    )
+    about = (
+        f"{tasks:,} tasks, one worker process, ten models in the default pool; the simulated backend answers at once,"
+        " logs every call, and shares the two cores with worker and server. The bare loop is the worker's HTTP client"
+        " with nothing around it. Two workers, 256 in flight each, `/single`:"
+        f" {spread(rates['two', 256], 0)} tasks/s."
+    )
+    return f"## Tasks per second over real HTTP\n\n{about}\n\n{table(head, rows)}"
 
 
-def _drain(dsn: str, conn: Connection, tasks: int, workers: int) -> float:
+SINGLE = {"model": "m1", "prompt": "p1"}
+
+
+def bare(in_flight: int, quick: bool) -> float:
+    with processes.backend(Path(tempfile.mkdtemp(prefix="llmqueue-bench-")), "--any-model", "--instant") as url:
+        return loop(url, "/single", SINGLE, in_flight, quick)
+
+
+def loop(url: str, path: str, body: Mapping[str, object], in_flight: int, quick: bool) -> float:
+    command = [sys.executable, "-m", "bench.bare", url, path, str(in_flight), "2" if quick else "10", json.dumps(body)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _drain(dsn: str, conn: Connection, tasks: int, workers: int, in_flight: int) -> float:
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     conn.execute("truncate tasks, llmqueue.attempt")
     conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
     conn.execute("vacuum analyze tasks")
+    # a tenth of the slots is kept for hot tasks
+    slots = str(in_flight * 10 // 9 + 1)
     with processes.backend(folder, "--any-model", "--instant") as url:
-        env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url)
+        env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url, CONCURRENCY=slots)
         with processes.workers(folder, workers, "--drain", env=env) as started:
             assert [process.wait(600) for process in started] == [0] * workers
     return number(

@@ -174,19 +174,24 @@ def fleet(_dsn: str, quick: bool) -> str:
     """Many idle workers, and many that take from one model."""
     sizes = (8, 16) if quick else (16, 64)
     busy_sizes = (2, 4) if quick else (4, 16)
-    rates: dict[int, list[float]] = {workers: [] for workers in busy_sizes}
+    rates: dict[int, list[tuple[float, float]]] = {workers: [] for workers in busy_sizes}
     with embedded_database(max_connections="400") as dsn:
         idle = [_idle(dsn, workers) for workers in sizes]
         for _ in range(1 if quick else 3):
             for workers in busy_sizes:
                 rates[workers].append(_busy(dsn, workers, 2_000 if quick else 10_000))
     head = ("idle workers", "transactions/s of each", "server CPU, % of a core, of all")
-    busy_head = ("workers on one model", "tasks/s of all")
+    busy_head = ("workers on one model", "tasks/s of all", "claims/s of all")
+    busy = [
+        (workers, spread([tasks for tasks, _ in found], 0), spread([claims for _, claims in found], 0))
+        for workers, found in rates.items()
+    ]
     return "\n\n".join(
         [
             "## Many workers",
             table(head, idle),
-            table(busy_head, [(workers, spread(found, 0)) for workers, found in rates.items()]),
+            "No-op tasks, a call each; all workers on the same two cores. Claims that found nothing are not counted.",
+            table(busy_head, busy),
         ]
     )
 
@@ -216,7 +221,8 @@ def _idle(dsn: str, workers: int) -> tuple[object, ...]:
     return workers, f"{each:.2f}", f"{share:.0%}"
 
 
-def _busy(dsn: str, workers: int, tasks: int) -> float:
+def _busy(dsn: str, workers: int, tasks: int) -> tuple[float, float]:
+    """Returns tasks and claims per second."""
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("truncate tasks, llmqueue.attempt, llmqueue.ledger_grant, llmqueue.ledger_cell")
@@ -231,13 +237,18 @@ def _busy(dsn: str, workers: int, tasks: int) -> float:
         env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend")
         with processes.workers(folder, workers, "--drain", env=env) as started:
             assert [worker.wait(600) for worker in started] == [0] * workers
-        # from when all of them had begun
-        return number(
-            conn,
-            "select count(*) / extract(epoch from max(granted_at) - min(granted_at)) from"
-            " llmqueue.attempt where granted_at >="
-            " (select max(began) from (select min(granted_at) as began from llmqueue.attempt group by worker) x)",
-        )
+        found = conn.execute(
+            """
+            select count(*) / extract(epoch from max(granted_at) - min(granted_at)),
+                   count(distinct (worker, granted_at)) / extract(epoch from max(granted_at) - min(granted_at))
+              from llmqueue.attempt
+             -- from when all of them had begun
+             where granted_at >= (select max(began)
+                                    from (select min(granted_at) as began from llmqueue.attempt group by worker) x)
+            """
+        ).fetchone()
+        assert found is not None
+        return float(found[0]), float(found[1])
 
 
 def trace(dsn: str, quick: bool) -> str:

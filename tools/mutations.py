@@ -151,6 +151,7 @@ CLAIMING: Final = chain(
         ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", f"{CLAIM} {USERS}"),
         ("turns of users begin anew with each claim", TURN, "null", USERS),
         ("users are served one after the other", "order by head.round, head.n", "order by head.n, head.round", USERS)),
+    _in("lane_width", ("all lanes have as many turns", "if p_lane = '' then", "if true then return 1; elsif p_lane = '' then", POOLS)),
     _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_taking.lanes);", "exit;", TWO)),
     _in("lease_rows",
         ("attempts are not counted", "coalesce(t.attempts, 0) + 1", "coalesce(t.attempts, 0)", SETTLE),

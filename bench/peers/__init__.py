@@ -38,7 +38,7 @@ class Peer:
 def pgqueuer() -> Peer:
     return Peer(
         "PgQueuer, asyncpg, batches of 100",
-        [_python("pgqueuer"), str(HERE / "pgqueuer_worker.py")],
+        [python("pgqueuer"), str(HERE / "pgqueuer_worker.py")],
         "select 1 from pgqueuer limit 1",
     )
 
@@ -46,7 +46,7 @@ def pgqueuer() -> Peer:
 def procrastinate() -> Peer:
     return Peer(
         "Procrastinate, 100 at a time",
-        [_python("procrastinate"), str(HERE / "procrastinate_worker.py")],
+        [python("procrastinate"), str(HERE / "procrastinate_worker.py")],
         "select 1 from procrastinate_jobs where status in ('todo', 'doing') limit 1",
     )
 
@@ -74,7 +74,7 @@ def _url(dsn: str) -> str:
     return f"postgresql://{parts['user']}@/{parts['dbname']}?{place}"
 
 
-def _python(name: str) -> str:
+def python(name: str) -> str:
     """Makes the environment of a Python peer when it is not there. Returns its interpreter."""
     folder = ENVIRONMENTS / name
     interpreter = folder / "bin" / "python"

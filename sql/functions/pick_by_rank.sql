@@ -1,4 +1,5 @@
 -- What it does: locks up to p_wanted ready tasks of one priority, from several lanes in turn, in each from its users in turn.
+--   A lane that n models take from has one turn in n of each: its turns are n apart, and when the first comes is drawn.
 -- Returns: one row: them in order; seen: how many there were to lock; is_cut: whether there may be more than were seen;
 --   looked: lane -> the last user who was looked at; marks: the first that was locked of each user, if marks are wanted.
 -- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
@@ -12,7 +13,16 @@ create or replace function llmqueue.pick_by_rank(
     out marks llmqueue.mark[])
 language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+    v_width double precision[] := array[1];   -- of the lanes, in their order
+    v_start double precision[] := array[0];
 begin
+    if cardinality(p_lanes) > 1 then
+        -- whose turn is first is drawn such that with one task at a time too the shares are 1 / width
+        select array_agg(w.width order by w.no), array_agg(-ln(1 - random()) * w.width order by w.no) into v_width, v_start
+          from (select l.no, llmqueue.lane_width(l.lane)::double precision as width
+                  from unnest(p_lanes) with ordinality l(lane, no) offset 0) w;
+    end if;
     with recursive member as (
         select given.lane, given.most, given.no, first.user_key as start, first.user_key, first.due_at, first.task_id, 1 as n,
                (first.due_at <= p_now)::integer as found
@@ -40,7 +50,8 @@ begin
     ), share as materialized (
         select best.lane, best.no, best.user_key, best.due_at, best.task_id, best.n, count(*) as tasks
           from (select placed.* from (select head.*, row_number() over (partition by head.no order by head.round, head.n) as place from head) placed
-                 where placed.place <= placed.most order by placed.place, placed.no limit p_wanted) best
+                 where placed.place <= placed.most
+                 order by v_start[placed.no] + (placed.place - 1) * v_width[placed.no], placed.no limit p_wanted) best
          group by best.lane, best.no, best.user_key, best.due_at, best.task_id, best.n
     ), locked as materialized (
         select share.lane, share.no, share.user_key, share.n, task.*
@@ -56,7 +67,7 @@ begin
                                 for no key update of t skip locked) task
     )
     select coalesce(array_agg((o.id, o.lane, o.user_key, p_rank >= 100, o.is_expired is true, o.bytes, o.max_output, o.fence)::llmqueue.picked
-                              order by o.place, o.no), '{}'),
+                              order by v_start[o.no] + (o.place - 1) * v_width[o.no], o.no), '{}'),
            (select count(*) from head), (select coalesce(bool_or(head.round = head.deep), false) from head)
            or exists (select from member where member.n = 4 * p_wanted + 100),
            (select jsonb_object_agg(last.lane, last.user_key)

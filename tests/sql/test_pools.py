@@ -224,6 +224,22 @@ def test_a_pinned_task_is_not_starved_by_the_pool_nor_the_pool_by_pinned_ones(po
     assert all(lanes[lane] >= 0.4 * lanes.total() for lane in ("", "a")), lanes
 
 
+@pytest.mark.parametrize("slots", [1, 3, 20])
+def test_a_lane_gets_turns_by_how_few_can_take_it(pool: Queue, slots: int) -> None:
+    """What only this model can do goes before what others can do too; neither waits for the other to end."""
+    pool.rows("insert into llmqueue.pool_member (pool, model) values ('two', 'a'), ('two', 'b')")
+    pool.model("d", enabled=False)  # a paused one helps nobody
+    for lane in ("a", "two", None):
+        pool.add(2000, model=lane)
+    lanes: Counter[str] = Counter()
+    while lanes.total() < 600:
+        lanes.update(grant.lane for grant in pool.claim(slots, ["a"]).grants)
+
+    # the default pool is that of a, b and c: turns of 1 : 1/2 : 1/3
+    shares = {lane: lanes[lane] / lanes.total() * 11 / 6 for lane in ("a", "two", "")}
+    assert shares == pytest.approx({"a": 1, "two": 1 / 2, "": 1 / 3}, abs=0.15), lanes
+
+
 def test_pinned_tasks_of_one_model_take_nothing_from_the_others_of_the_pool(pool: Queue) -> None:
     pool.add(3000, model="a")
     pool.add(600)

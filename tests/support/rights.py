@@ -90,7 +90,7 @@ FUNCTIONS_FOR_NOBODY = _names(
         config_changed count_before count_calls count_refusals count_turns cut_concurrency cut_rpm day_allowance
         disown do_chores drain_state end_of_epoch entries_read estimate_ready first_waiting look_behind marks_after
         next_rank next_user owners_table queue_indexes expected_tokens expire fail_unsent fill_ledger
-        fit fits_elsewhere forgive has_open_member has_ready has_row_triggers heartbeat
+        fit fits_elsewhere forgive has_open_member has_ready has_row_triggers heartbeat lane_width
         hold_clock is_oversize is_suspect
         keep_lost lane_models lanes_of lease lease_each lease_rows lease_some leave ledger_frees_at lock_model
         lock_space mark_done max_output_of model_lanes next_grant_at note_backend note_probe note_taken

@@ -1,0 +1,128 @@
+"""The LiteLLM proxy in an environment of its own, set up as its documentation recommends for production.
+
+It answers from its own memory (`mock_response`): what is measured is the gateway, not a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from bench import peers
+from bench.parts import bare, loop, spread, table
+
+MODEL = "mock"
+PATH = "/chat/completions"
+IN_FLIGHT = 256
+START_S = 120.0
+STOP_S = 20.0
+TAIL_CHARS = 3000
+CONFIG = {
+    "model_list": [
+        {
+            "model_name": MODEL,
+            # a model that its price list has, as in production; it is never called
+            "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "none", "mock_response": "42"},
+        }
+    ],
+    "litellm_settings": {"set_verbose": False, "json_logs": False, "request_timeout": 600},
+}
+SETTINGS = {
+    "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_LOG": "ERROR",
+    "DISABLE_ADMIN_UI": "True",
+    # no key to check: on the loopback, with nothing behind it, and in the gateway's favour
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    # what it would fetch at its start or while it runs is also in its package
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    "LITELLM_LOCAL_AUTOROUTER_PRESETS": "True",
+    "LITELLM_LOCAL_BLOG_POSTS": "True",
+    "LITELLM_LOCAL_POLICY_TEMPLATES": "True",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def gateway(_dsn: str, quick: bool) -> str:
+    """The same loop of calls against the proxy and against the simulated backend, in turn."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "p1"}]}
+    theirs, ours = [], []
+    with litellm() as url:
+        loop(url, PATH, body, IN_FLIGHT, quick=True)  # its first seconds are slower
+        for _ in range(1 if quick else 3):
+            theirs.append(loop(url, PATH, body, IN_FLIGHT, quick))
+            ours.append(bare(IN_FLIGHT, quick))
+    rows = [("LiteLLM proxy, one worker, a mocked model", spread(theirs, 0))]
+    rows.append(("the simulated backend", spread(ours, 0)))
+    about = f"A bare loop of calls, {IN_FLIGHT} in flight. The proxy checks no key and has no database."
+    return f"## A gateway in the way\n\n{about}\n\n{table(('', 'calls/s'), rows)}"
+
+
+@contextmanager
+def litellm() -> Iterator[str]:
+    """Yields the base URL of a proxy with one worker and one model, MODEL, whose answer is "42"."""
+    command = Path(peers.python("litellm")).with_name("litellm")
+    with tempfile.TemporaryDirectory(prefix="llmqueue-gateway-") as name:
+        folder = Path(name)
+        config, log = folder / "config.yaml", folder / "log"
+        config.write_text(json.dumps(CONFIG), encoding="utf-8")  # JSON is YAML too
+        port = _free_port()
+        arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+        with log.open("wb") as out:
+            proxy = subprocess.Popen(
+                [str(command), *arguments],
+                cwd=folder,
+                # nothing of ours: it needs no secret, and a DATABASE_URL would change what is measured
+                env={"PATH": os.environ["PATH"], "HOME": name, **SETTINGS},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(proxy, url, log)
+            yield url
+        finally:
+            _stop(proxy)
+
+
+def _wait(proxy: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    with httpx.Client(base_url=url, timeout=2, trust_env=False) as http:
+        while time.monotonic() < deadline and proxy.poll() is None:
+            with suppress(httpx.HTTPError):
+                if http.get("/health/liveliness").status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.2)
+    code = proxy.poll()
+    what = f"did not answer within {START_S:.0f} s" if code is None else f"ended with {code}"
+    tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARS:]
+    raise RuntimeError(f"the LiteLLM proxy {what}; the end of its log:\n{tail}")
+
+
+def _stop(proxy: subprocess.Popen[bytes]) -> None:
+    """Ends its whole process group, of which it is the first."""
+    with suppress(ProcessLookupError):
+        os.killpg(proxy.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        proxy.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(proxy.pid, signal.SIGKILL)
+    proxy.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
