@@ -14,8 +14,8 @@ create or replace function llmqueue.pick_by_rank(
 language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
-    v_width double precision[] := array[1];   -- of the lanes, in their order
-    v_start double precision[] := array[0];
+    v_width double precision[] := array[1]::double precision[];   -- of the lanes, in their order
+    v_start double precision[] := array[0]::double precision[];
 begin
     if cardinality(p_lanes) > 1 then
         -- whose turn is first is drawn such that with one task at a time too the shares are 1 / width
