@@ -33,7 +33,7 @@ class Drained:
 
 
 def drain(_dsn: str, quick: bool) -> str:
-    """Each contender in a fresh database on a fresh server, alternating."""
+    """Each contender on a fresh server, alternating."""
     tasks, rounds = (5_000, 1) if quick else (20_000, 3)
     contenders = _contenders()
     results: dict[str, list[Drained]] = {name: [] for name in contenders}
@@ -52,11 +52,11 @@ def drain(_dsn: str, quick: bool) -> str:
     ]
     head = ("", "tasks/s", "worker CPU, µs per task", "server CPU, µs per task")
     about = (
-        f"{tasks:,} tasks, ready before the workers start, each in a fresh database. llmqueue"
+        f"{tasks:,} tasks, ready before the workers start, each time on a fresh server. llmqueue"
         " enforces the limits (too high"
         " to be felt) and logs each attempt, on disk before and after; the peers limit nothing, and"
-        " but for Procrastinate"
-        " log nothing. From the first task begun to the last end written."
+        " but for Procrastinate and pg-boss, which keep what is done,"
+        " log nothing. Redis has all in memory and nothing on disk. From the first task begun to the last end written."
     )
     return f"## Drain of tasks that do nothing\n\n{about}\n\n{table(head, rows)}"
 
@@ -70,6 +70,7 @@ def _contenders() -> dict[str, Callable[[int], Drained]]:
 
     pgqueuer, procrastinate = peers.pgqueuer(), peers.procrastinate()
     plain, batched = peers.graphile(), peers.graphile("batched")
+    pgboss, celery, taskiq = peers.pgboss(), peers.celery(), peers.taskiq()
     return {
         "llmqueue, one model": ours(1, 1),
         "llmqueue, one model, 2 workers": ours(2, 1),
@@ -80,6 +81,9 @@ def _contenders() -> dict[str, Callable[[int], Drained]]:
         procrastinate.title: theirs(procrastinate, 1),
         plain.title: theirs(plain, 1),
         batched.title: theirs(batched, 1),
+        pgboss.title: theirs(pgboss, 1),
+        celery.title: theirs(celery, 1),
+        taskiq.title: theirs(taskiq, 1),
     }
 
 
@@ -113,28 +117,30 @@ def _ours(tasks: int, workers: int, models: int, dispatch: str) -> Drained:
 
 
 def _theirs(peer: peers.Peer, tasks: int, workers: int) -> Drained:
-    with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
-        peer.fill(dsn, tasks)
-        conn.execute("vacuum analyze")
-        with _workers(peer, dsn, workers) as started:
+    with peer.server() as server:
+        peer.fill(server.url, tasks)
+        server.settle()
+        with _workers(peer, server.url, workers) as started:
             began_at = _first_job_at(started[0])
             pids = [process.pid for process in started]
-            client_s, server_s = _cpu_s(pids), server_cpu_s(conn)
-            while conn.execute(peer.left).fetchone() is not None:
+            client_s, server_s = _cpu_s(pids), server.cpu_s()
+            while server.has(peer.left):
                 time.sleep(POLL_S)
             seconds = time.time() - began_at
-            client_s, server_s = _cpu_s(pids) - client_s, server_cpu_s(conn) - server_s
+            client_s, server_s = _cpu_s(pids) - client_s, server.cpu_s() - server_s
     return Drained(tasks / seconds, client_s / tasks * 1e6, server_s / tasks * 1e6)
 
 
 @contextmanager
-def _workers(peer: peers.Peer, dsn: str, workers: int) -> Iterator[Sequence[subprocess.Popen[str]]]:
-    started = [peer.work(dsn) for _ in range(workers)]
+def _workers(peer: peers.Peer, url: str, workers: int) -> Iterator[Sequence[subprocess.Popen[str]]]:
+    started = [peer.work(url) for _ in range(workers)]
     try:
         yield started
     finally:
         for process in started:
-            process.kill()
+            for member in _family(process.pid):
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
             process.wait()
 
 
@@ -148,4 +154,10 @@ def _first_job_at(process: subprocess.Popen[str]) -> float:
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
-    return sum(cpu_s(psutil.Process(pid)) for pid in pids)
+    return sum(cpu_s(process) for pid in pids for process in _family(pid))
+
+
+def _family(pid: int) -> Sequence[psutil.Process]:
+    """The process and all below it: some workers are processes of one that only watches."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import LiteralString
-from urllib.parse import urlencode
 
-from psycopg.conninfo import conninfo_to_dict
+from bench.peers import servers
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parents[1] / ".venv-peers"
@@ -18,20 +18,21 @@ ENVIRONMENTS = HERE.parents[1] / ".venv-peers"
 
 @dataclass(frozen=True)
 class Peer:
-    """`left` is a query that has a row while jobs are left."""
+    """`left` is a query, in the language of the peer's server, that finds jobs until the end of the last is written."""
 
     title: str
     command: Sequence[str]
     left: LiteralString
     options: Sequence[str] = ()
+    server: servers.Start = servers.postgres
 
-    def fill(self, dsn: str, jobs: int) -> None:
-        """Installs the peer into a fresh database and adds jobs that do nothing."""
-        subprocess.run([*self.command, "fill", _url(dsn), str(jobs)], check=True, cwd=HERE)
+    def fill(self, url: str, jobs: int) -> None:
+        """Installs the peer into a fresh server and adds jobs that do nothing."""
+        subprocess.run([*self.command, "fill", url, str(jobs)], check=True, cwd=HERE)
 
-    def work(self, dsn: str) -> subprocess.Popen[str]:
+    def work(self, url: str) -> subprocess.Popen[str]:
         """Starts a worker, which prints the time of its first job (seconds of time.time()) and runs until killed."""
-        command = [*self.command, "work", _url(dsn), *self.options]
+        command = [*self.command, "work", url, *self.options]
         return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -52,26 +53,56 @@ def procrastinate() -> Peer:
 
 
 def graphile(*options: str) -> Peer:
-    folder = ENVIRONMENTS / "graphile"
-    if not (folder / "node_modules" / "graphile-worker").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "graphile_worker.mjs"):
-            (folder / name).write_bytes((HERE / name).read_bytes())
-        subprocess.run(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=folder, check=True)
-    (folder / "graphile_worker.mjs").write_bytes((HERE / "graphile_worker.mjs").read_bytes())
     return Peer(
         f"Graphile Worker, 24 at a time{', local queue and batched completion' if options else ''}",
-        ["node", str(folder / "graphile_worker.mjs")],
+        _node("graphile_worker.mjs"),
         "select 1 from graphile_worker._private_jobs limit 1",
         options,
     )
 
 
-def _url(dsn: str) -> str:
-    """The DSN as a URL, which is all that some take; the host may be the folder of a socket."""
-    parts = conninfo_to_dict(dsn)
-    place = urlencode({"host": parts["host"], "port": parts["port"]}, safe="/")
-    return f"postgresql://{parts['user']}@/{parts['dbname']}?{place}"
+def pgboss() -> Peer:
+    return Peer(
+        "pg-boss, batches of 500, two at a time",
+        _node("pgboss_worker.mjs"),
+        # It keeps what is done: in the order of its index, or the whole table is read each time.
+        "select 1 from pgboss.job where name = 'noop' and state in ('created', 'retry', 'active')"
+        " order by name, state limit 1",
+    )
+
+
+def celery() -> Peer:
+    return Peer(
+        "Celery on Redis, a thread per core",
+        [_python("celery"), str(HERE / "celery_worker.py")],
+        # On its way from one to the other a job is in neither, but then those prefetched before it are in the second.
+        "return redis.call('llen', 'celery') + redis.call('hlen', 'unacked')",
+        server=servers.redis(),
+    )
+
+
+def taskiq() -> Peer:
+    return Peer(
+        "taskiq on Redis streams, 100 at a time",
+        [_python("taskiq"), str(HERE / "taskiq_worker.py")],
+        # Pending: handed out and not acknowledged. Lag: not handed out yet.
+        "local group = redis.call('xinfo', 'groups', 'taskiq')[1]; return group[6] + group[12]",
+        server=servers.redis(),
+    )
+
+
+def _node(program: str) -> Sequence[str]:
+    """Makes the environment of the Node.js peers, with a Node.js of its own, when it is not there."""
+    folder = ENVIRONMENTS / "node"
+    interpreter = folder / "node_modules" / ".bin" / "node"
+    package, made_from = HERE / "package.json", folder / "package.json"
+    if not interpreter.exists() or made_from.read_bytes() != package.read_bytes():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        made_from.write_bytes(package.read_bytes())
+        subprocess.run(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=folder, check=True)
+    (folder / program).write_bytes((HERE / program).read_bytes())
+    return [str(interpreter), str(folder / program)]
 
 
 def python(name: str) -> str:

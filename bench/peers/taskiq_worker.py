@@ -1,0 +1,40 @@
+"""taskiq in an environment of its own: `fill URL N` adds N jobs, `work URL` runs them.
+
+As its documentation recommends: streams, for jobs that are acknowledged, prefetched as for many messages; uvloop, no
+results kept.
+"""
+
+import asyncio
+import os
+import sys
+import time
+
+from taskiq_redis import RedisStreamBroker
+
+OPTIONS = ["--workers=1", "--max-async-tasks=100", "--max-prefetch=100", "--log-level=ERROR"]
+has_begun = False
+broker = RedisStreamBroker(os.environ.get("TASKIQ_URL") or sys.argv[2])
+
+
+@broker.task(task_name="noop")
+async def noop() -> None:
+    global has_begun  # noqa: PLW0603 - a program of one page
+    if not has_begun:
+        has_begun = True
+        print(time.time(), flush=True)
+
+
+async def fill(jobs: int) -> None:
+    await broker.startup()
+    for _ in range(jobs):
+        await noop.kiq()
+    await broker.shutdown()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fill":
+        asyncio.run(fill(int(sys.argv[3])))
+    else:
+        # taskiq's own program imports this file anew, and gives it no arguments.
+        command = [sys.executable, "-m", "taskiq", "worker", *OPTIONS, "taskiq_worker:broker"]
+        os.execve(sys.executable, command, {**os.environ, "TASKIQ_URL": sys.argv[2]})
