@@ -1,1 +1,1 @@
-"""Measurements: `make bench`, parts by ARGS. The peers come with a later release."""
+"""Measurements: `make bench`, parts by ARGS."""

@@ -74,7 +74,7 @@ def pgboss() -> Peer:
 def celery() -> Peer:
     return Peer(
         "Celery on Redis, a thread per core",
-        [_python("celery"), str(HERE / "celery_worker.py")],
+        [python("celery"), str(HERE / "celery_worker.py")],
         # On its way from one to the other a job is in neither, but then those prefetched before it are in the second.
         "return redis.call('llen', 'celery') + redis.call('hlen', 'unacked')",
         server=servers.redis(),
@@ -84,7 +84,7 @@ def celery() -> Peer:
 def taskiq() -> Peer:
     return Peer(
         "taskiq on Redis streams, 100 at a time",
-        [_python("taskiq"), str(HERE / "taskiq_worker.py")],
+        [python("taskiq"), str(HERE / "taskiq_worker.py")],
         # Pending: handed out and not acknowledged. Lag: not handed out yet.
         "local group = redis.call('xinfo', 'groups', 'taskiq')[1]; return group[6] + group[12]",
         server=servers.redis(),

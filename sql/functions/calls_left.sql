@@ -6,7 +6,7 @@ create or replace function llmqueue.calls_left(p_budget llmqueue.budget, p_takin
 returns integer language plpgsql immutable parallel safe as $$
 declare
     v_most integer;
-    v_sum bigint := 0;   -- of what the lanes may still give
+    v_sum bigint := 0::bigint;   -- of what the lanes may still give
 begin
     foreach v_most in array p_taking.most loop
         v_sum := v_sum + v_most;
