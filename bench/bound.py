@@ -69,19 +69,30 @@ def bound(_dsn: str, quick: bool) -> str:
     _draw(our_calls, their_calls, least_s, len(tasks))
     rows = []
     for name, calls, left in (("llmqueue", our_calls, unsolved), ("today's process", their_calls, their_unsolved)):
-        seconds = max(call.finished_at or 0.0 for call in calls) - min(call.arrived_at for call in calls)
+        began_at = min(call.arrived_at for call in calls)
+        seconds = max(call.finished_at or 0.0 for call in calls) - began_at
+        begun_s = max(call.arrived_at for call in calls if call.status == 200) - began_at
         done = left == 0
         rows.append(
             (
                 name,
                 f"{seconds / 60:.1f} min" if done else f"stopped after {seconds / 60:.1f} min, {left:,} left",
-                f"{seconds / (least_s + last_s):.3f}" if done else f"> {seconds / (least_s + last_s):.2f}",
+                f"{'' if done else '> '}{begun_s / least_s:.3f}",
+                f"{'' if done else '> '}{seconds / (least_s + last_s):.3f}",
                 f"{len(calls):,}",
                 f"{sum(call.status == 429 for call in calls):,}",
                 f"{_over(calls, limits):,}",
             )
         )
-    head = ("", "time", "time / (least + last call)", "calls", "429s", "windows of 60 s over a quota")
+    head = (
+        "",
+        "time",
+        "last call begun / least",
+        "time / (least + last call)",
+        "calls",
+        "429s",
+        "windows of 60 s over a quota",
+    )
     about = (
         f"{len(tasks):,} prompts of GSM8K; {sum(limits.values())} calls a minute over {len(limits)} models,"
         f" {min(limits.values())} to {max(limits.values())}; {IN_POOL:.0%} of the tasks for a pool of three,"
