@@ -58,9 +58,13 @@ def main() -> None:
 def write(name: str, section: str) -> None:
     """Puts a part's section in the place of the one that the page has; the others stay as they are."""
     found = re.split(r"<!-- (\w+) -->\n", PAGE.read_text(encoding="utf-8"))
-    sections = dict(zip(found[1::2], found[2::2], strict=True)) | {name: f"\n{section}\n\n"}
-    text = head() + "\n\n" + "".join(f"<!-- {part} -->\n{sections[part]}" for part in ALL if part in sections)
-    PAGE.write_text(text.rstrip() + "\n", encoding="utf-8")
+    sections = dict(zip(found[1::2], found[2::2], strict=True)) | {name: section}
+    text = (
+        head()
+        + "\n\n"
+        + "\n\n".join(f"<!-- {part} -->\n\n{sections[part].strip()}" for part in ALL if part in sections)
+    )
+    PAGE.write_text(text + "\n", encoding="utf-8")
 
 
 def head() -> str:
