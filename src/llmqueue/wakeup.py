@@ -87,14 +87,16 @@ class Listener:
             # what was inserted while nobody listened
             self._bell.ring("task")
             self._bell.ring("hot")
+            heard = 0
             while True:
-                heard = False
+                before = heard
                 async for notify in connection.notifies(timeout=self._deaf_after_s, stop_after=1):
-                    heard = True
-                    self._found()  # not before: a transaction pooler takes LISTEN and is deaf
+                    heard += 1
+                    if heard > 1:
+                        self._found()  # a transaction pooler takes LISTEN and is deaf, but for one that comes by chance
                     if notify.channel == CHANNEL:
                         self._bell.ring(notify.payload or "task")
-                if not heard:
+                if heard == before:
                     raise TimeoutError(
                         f"no heartbeat heard for {self._deaf_after_s:.0f} s: half-open, or through a pooler"
                     )
