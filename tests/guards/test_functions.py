@@ -24,6 +24,7 @@ WORKERS = [name for name in FUNCTIONS_OF[WORKER] if name.startswith("worker_")]
 SECURITY_DEFINERS = {
     "wake_up": "runs on an INSERT by a role that has no rights on our schema",
     "count_backlog": "shows numbers of tasks to those who may read the views but not the tasks",
+    "desired_inflight": "as count_backlog, with the state of models",
     "count_60s": "as count_backlog, over the ledger",
     "count_today": "as count_60s",
     "count_ready": "as count_backlog",

@@ -228,7 +228,9 @@ def test_a_pinned_task_is_not_starved_by_the_pool_nor_the_pool_by_pinned_ones(po
 def test_a_lane_gets_turns_by_how_few_can_take_it(pool: Queue, slots: int) -> None:
     """What only this model can do goes before what others can do too; neither waits for the other to end."""
     pool.rows("insert into llmqueue.pool_member (pool, model) values ('two', 'a'), ('two', 'b')")
-    pool.model("d", enabled=False)  # a paused one helps nobody
+    pool.model("d", enabled=False)  # a paused one helps nobody, nor does one that is closed
+    pool.model("e", PLENTY)
+    pool.rows("insert into llmqueue.model_state (model, closed_at, closed_until) values ('e', now(), '2100-01-01')")
     for lane in ("a", "two", None):
         pool.add(2000, model=lane)
     lanes: Counter[str] = Counter()

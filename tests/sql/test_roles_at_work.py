@@ -64,6 +64,7 @@ def test_a_reader_sees_numbers_and_reasons_and_no_prompt(granted: str, reader: s
     done = {command: run_cli(reader, *command.split(), "--json") for command in commands}
 
     assert {command: result.err for command, result in done.items() if result.code != 0} == {}
+    assert value(reader, "select llmqueue.desired_inflight()") == 1
     assert all(json.loads(result.out) is not None for result in done.values())
     assert not [command for command, result in done.items() if PROMPT in result.out or ANSWER in result.out]
 

@@ -89,6 +89,25 @@ def test_calls_useful_at_once_end_where_the_tasks_or_the_allowed_calls_do(conn: 
 
     conn.execute("delete from tasks")
     assert desired(conn) == 1
+    conn.execute("update llmqueue.model_config set enabled = false")
+    assert desired(conn) == 1, "what is running is not cut off when its model is paused"
+
+
+def test_a_delayed_task_alone_asks_for_a_worker(conn: Conn) -> None:
+    conn.execute("insert into llmqueue.model_config (model, rpm) values ('m', 60)")
+    conn.execute("insert into tasks (prompt, status, run_at) values ('p', 'delayed', now())")
+
+    assert desired(conn) == 1
+
+
+def test_calls_that_failed_say_nothing_about_the_latency(conn: Conn) -> None:
+    conn.execute("insert into llmqueue.model_config (model, rpm) values ('m', 600)")
+    conn.execute("insert into tasks (prompt) select 'p' from generate_series(1, 500)")
+    for fence in range(1, 10):
+        add_attempt(conn, fence, "m", ended_at="now", outcome="retried", latency_s=0.001)
+    add_attempt(conn, 10, "m", ended_at="now", outcome="completed", latency_s=20)
+
+    assert desired(conn) == 240
 
 
 def test_backlog_knows_the_oldest_whatever_its_priority(conn: Conn) -> None:
