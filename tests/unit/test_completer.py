@@ -101,6 +101,13 @@ async def test_ends_that_come_together_go_out_together(run: Run) -> None:
     assert run.completer.unsettled == 0
 
 
+async def test_the_end_of_a_short_call_waits_for_no_company(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completer_module, "LINGER_S", 3600.0)
+    async with run.running():
+        run.completer.put(replace(end(1), latency_s=0.01))
+        await run.until(lambda: run.settled == [1])
+
+
 async def test_a_flush_is_bounded(run: Run) -> None:
     for fence in range(2 * MAX_FLUSH + 1):
         run.completer.put(end(fence))
