@@ -18,8 +18,9 @@ declare
     v_start double precision[] := array[0]::double precision[];
 begin
     if cardinality(p_lanes) > 1 then
-        -- whose turn is first is drawn such that with one task at a time too the shares are 1 / width
-        select array_agg(w.width order by w.no), array_agg(-ln(1 - random()) * w.width order by w.no) into v_width, v_start
+        -- whose turn is first is drawn such that the shares are 1 / width, of single tasks too; of several each claim has them but for one
+        select array_agg(w.width order by w.no),
+               array_agg(case when p_wanted = 1 then -ln(1 - random()) else random() end * w.width order by w.no) into v_width, v_start
           from (select l.no, llmqueue.lane_width(l.lane)::double precision as width
                   from unnest(p_lanes) with ordinality l(lane, no) offset 0) w;
     end if;
