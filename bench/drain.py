@@ -41,15 +41,7 @@ def drain(_dsn: str, quick: bool) -> str:
         for name, run in contenders.items():
             results[name].append(run(tasks))
             print(f"{name}: {results[name][-1]}", flush=True)
-    rows = [
-        (
-            name,
-            spread([result.rate for result in runs], 0),
-            spread([result.client_us for result in runs], 0),
-            spread([result.server_us for result in runs], 0),
-        )
-        for name, runs in results.items()
-    ]
+    rows = [(name, *spreads(runs)) for name, runs in results.items()]
     head = ("", "tasks/s", "worker CPU, µs per task", "server CPU, µs per task")
     about = (
         f"{tasks:,} tasks, ready before the workers start, each time on a fresh server. llmqueue"
@@ -59,6 +51,15 @@ def drain(_dsn: str, quick: bool) -> str:
         " log nothing. Redis has all in memory and nothing on disk. From the first task begun to the last end written."
     )
     return f"## Drain of tasks that do nothing\n\n{about}\n\n{table(head, rows)}"
+
+
+def spreads(runs: Sequence[Drained], cpu_digits: int = 0) -> tuple[str, str, str]:
+    """The columns of a table."""
+    return (
+        spread([run.rate for run in runs], 0),
+        spread([run.client_us for run in runs], cpu_digits),
+        spread([run.server_us for run in runs], cpu_digits),
+    )
 
 
 def _contenders() -> dict[str, Callable[[int], Drained]]:

@@ -8,8 +8,8 @@ import tempfile
 
 import psycopg
 
-from bench.drain import Drained
-from bench.parts import number, spread, table
+from bench.drain import Drained, spreads
+from bench.parts import number, table
 from bench.scale import PGBENCH
 from bench.world import server_cpu_s
 
@@ -29,15 +29,7 @@ def floor(dsn: str, quick: bool) -> str:
     for _ in range(rounds):
         for count in clients:
             results[count].append(_claim_and_complete(dsn, count, 20_000 if quick else 200_000))
-    rows = [
-        (
-            count,
-            spread([result.rate for result in found], 0),
-            spread([result.client_us for result in found], 1),
-            spread([result.server_us for result in found], 1),
-        )
-        for count, found in results.items()
-    ]
+    rows = [(count, *spreads(found, cpu_digits=1)) for count, found in results.items()]
     head = ("clients", "rows/s", "pgbench CPU, µs per row", "server CPU, µs per row")
     about = (
         f"A table of an id and a status, an index of what is ready: claim {BATCH} with SKIP LOCKED, then mark them"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ import httpx
 
 from bench import peers
 from bench.parts import bare, loop, spread, table
+from tests.support import processes
 
 MODEL = "mock"
 PATH = "/chat/completions"
@@ -76,7 +76,7 @@ def litellm() -> Iterator[str]:
         folder = Path(name)
         config, log = folder / "config.yaml", folder / "log"
         config.write_text(json.dumps(CONFIG), encoding="utf-8")  # JSON is YAML too
-        port = _free_port()
+        port = processes.free_port()
         arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
         with log.open("wb") as out:
             proxy = subprocess.Popen(
@@ -120,9 +120,3 @@ def _stop(proxy: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(proxy.pid, signal.SIGKILL)
     proxy.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -25,10 +25,9 @@ begin
         select c.model, c.rpm, c.max_concurrency, s.closed_until is not null as is_closed,
                coalesce((select r.tasks from backlog r where r.lane = c.model and r.status = 'running'), 0) as running,
                coalesce((select sum(w.tasks) from backlog w
-                          where w.status = 'unsolved'
-                            and (w.lane = c.model or (w.lane = '' and c.weight > 0)
-                                 or w.lane in (select p.pool from llmqueue.pool_member p where p.model = c.model))), 0) as ready
+                          where w.status = 'unsolved' and w.lane = any (takes.lanes)), 0) as ready
           from llmqueue.model_config c
+         cross join lateral (select llmqueue.model_lanes(c.model) as lanes) takes
           left join llmqueue.model_state s on s.model = c.model
          where llmqueue.is_able(c)
     ), useful as (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import psycopg
 import trustme
 from psycopg.conninfo import make_conninfo
 
+from tests.support import processes
 from tests.support.server import Server, control, start_server
 
 
@@ -71,7 +71,7 @@ def start_tls_server(version: int, folder: Path) -> Iterator[TlsServer]:
             rules = [f"{kind} all all {loopback} scram-sha-256\n" for loopback in ("127.0.0.1/32", "::1/128")]
             (server.data_path / "pg_hba.conf").write_text("".join(["local all all trust\n", *rules]))
             conn.execute("alter system set password_encryption = 'scram-sha-256'")
-        port = _free_port()
+        port = processes.free_port()
         control(server, "stop", "-m", "fast")
         _start_on_tcp(server, port)
         yield TlsServer(server, port, ca, other_ca, has_tls)
@@ -85,9 +85,3 @@ def _start_on_tcp(server: Server, port: int) -> None:
     command += ["-l", str(server.data_path / "log"), "start"]
     user = owner if os.geteuid() == 0 else None
     subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL, cwd=server.data_path.parent)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
