@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import bound, drain, floor, gateway, parts, scale, stragglers
+from bench import bound, drain, flat, floor, gateway, latency, parts, scale, stragglers
 from bench.parts import PAGE
 from bench.world import embedded_database
 
@@ -24,9 +24,10 @@ ALL: dict[str, Callable[[str, bool], str]] = {
     "floor": floor.floor,
     "throughput": parts.throughput,
     "gateway": gateway.gateway,
-    "latency": parts.latency,
+    "latency": latency.latency,
     "claim": parts.claim,
     "held": parts.held,
+    "flat": flat.flat,
     "inserts": scale.inserts,
     "in_flight": scale.in_flight,
     "fleet": scale.fleet,

@@ -121,7 +121,7 @@ def _theirs(peer: peers.Peer, tasks: int, workers: int) -> Drained:
     with peer.server() as server:
         peer.fill(server.url, tasks)
         server.settle()
-        with _workers(peer, server.url, workers) as started:
+        with workers_of(peer, server.url, workers) as started:
             began_at = _first_job_at(started[0])
             pids = [process.pid for process in started]
             client_s, server_s = _cpu_s(pids), server.cpu_s()
@@ -133,8 +133,11 @@ def _theirs(peer: peers.Peer, tasks: int, workers: int) -> Drained:
 
 
 @contextmanager
-def _workers(peer: peers.Peer, url: str, workers: int) -> Iterator[Sequence[subprocess.Popen[str]]]:
-    started = [peer.work(url) for _ in range(workers)]
+def workers_of(
+    peer: peers.Peer, url: str, workers: int, verb: str = "work"
+) -> Iterator[Sequence[subprocess.Popen[str]]]:
+    """Workers of a peer, killed in the end with all processes that they have started."""
+    started = [peer.work(url, verb) for _ in range(workers)]
     try:
         yield started
     finally:

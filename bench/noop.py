@@ -1,11 +1,17 @@
 """A backend that answers at once, in the worker's own process: what is left is the queue.
 
-LLMQUEUE_BACKEND=bench.noop:backend
+LLMQUEUE_BACKEND=bench.noop:backend, or bench.noop:waits, which writes for how many seconds each prompt that is a time
+has waited into the file BENCH_WAITS.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
 
 from llmqueue.backend import Call, sending
 from llmqueue.models import Answer, Reply, Usage
@@ -33,3 +39,20 @@ class Noop:
 
 def backend(_base_url: str, _secret: str | None) -> Noop:
     return Noop()
+
+
+class Waits(Noop):
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    async def call(self, call: Call) -> Reply:
+        with suppress(ValueError):
+            self._file.write(f"{time.time() - float(str(call.prompt))}\n")
+        return await super().call(call)
+
+    async def call_batch(self, calls: Sequence[Call]) -> Sequence[Reply]:
+        return [await self.call(call) for call in calls]
+
+
+def waits(_base_url: str, _secret: str | None) -> Waits:
+    return Waits(Path(os.environ["BENCH_WAITS"]).open("a", buffering=1))

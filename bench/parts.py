@@ -18,9 +18,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from llmqueue.simulator.call_log import read_calls
 from tests.support import processes
-from tests.support.eventually import eventually
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -130,39 +128,6 @@ def held(dsn: str, quick: bool) -> str:
 def quantile(values: Sequence[float], part: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
-def latency(dsn: str, quick: bool) -> str:
-    """From the start of a single INSERT to the arrival at the backend, one idle worker, ten models."""
-    inserts = 100 if quick else 500
-    rows = []
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute(
-            "insert into llmqueue.model_config (model, rpm) select 'm' || n, 6000 from generate_series(1, 10) n"
-        )
-        for _ in range(1 if quick else 3):
-            waits = sorted(_insert_singly(dsn, conn, inserts))
-            p99 = waits[int(0.99 * len(waits)) - 1]
-            rows.append((inserts, f"{statistics.median(waits):.1f}", f"{p99:.1f}", f"{waits[-1]:.1f}"))
-    return f"## Insert to arrival, idle worker\n\n{table(('inserts', 'p50 ms', 'p99 ms', 'max ms'), rows)}"
-
-
-def _insert_singly(dsn: str, conn: Connection, inserts: int) -> list[float]:
-    folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
-    inserted: dict[str, float] = {}
-    with processes.backend(folder, "--any-model", "--instant") as url:
-        env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url)
-        with processes.workers(folder, 1, env=env) as [worker]:
-            eventually(lambda: conn.execute("select 1 from llmqueue.idle_worker").fetchall())
-            for number in range(inserts):
-                began_at = time.time()
-                found = conn.execute("insert into tasks (prompt) values (%s) returning id", (f"p{number}",)).fetchone()
-                assert found is not None
-                inserted[f"{found[0]}:0"] = began_at
-                time.sleep(0.02)
-            eventually(lambda: not conn.execute("select 1 from tasks where status <> 'solved' limit 1").fetchall())
-            worker.stop()
-    return [(call.arrived_at - inserted[call.key or ""]) * 1000 for call in read_calls(folder / "calls.jsonl")]
 
 
 IN_FLIGHT = (16, 256, 1024)

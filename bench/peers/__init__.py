@@ -30,9 +30,17 @@ class Peer:
         """Installs the peer into a fresh server and adds jobs that do nothing."""
         subprocess.run([*self.command, "fill", url, str(jobs)], check=True, cwd=HERE)
 
-    def work(self, url: str) -> subprocess.Popen[str]:
-        """Starts a worker, which prints the time of its first job (seconds of time.time()) and runs until killed."""
-        command = [*self.command, "work", url, *self.options]
+    def trickle(self, url: str, jobs: int) -> None:
+        """Adds jobs one by one, with a pause after each."""
+        subprocess.run([*self.command, "trickle", url, str(jobs)], check=True, cwd=HERE)
+
+    def work(self, url: str, verb: str = "work") -> subprocess.Popen[str]:
+        """Starts a worker, which runs until killed.
+
+        It prints the time of its first job and of every hundredth after it (seconds of time.time()); with "wait", for
+        jobs of a trickle, how many seconds each has waited.
+        """
+        command = [*self.command, verb, url, *self.options]
         return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 

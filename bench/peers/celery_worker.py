@@ -7,13 +7,12 @@ that a job is on the server until it has ended, as with the other peers.
 
 import os
 import sys
-import time
 
+import say
 from celery import Celery
 
 POOL = ["--pool=threads", f"--concurrency={os.cpu_count()}"]
 QUIET = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=error"]
-has_begun = False
 verb, url, *rest = sys.argv[1:]
 app = Celery(broker=url.replace("unix://", "redis+socket://"))
 app.conf.update(
@@ -26,10 +25,7 @@ app.conf.update(
 
 @app.task(name="noop")
 def noop() -> None:
-    global has_begun  # noqa: PLW0603 - a program of one page
-    if not has_begun:
-        has_begun = True
-        print(time.time(), flush=True)
+    say.begun()
 
 
 if verb == "fill":

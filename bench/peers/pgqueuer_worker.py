@@ -1,13 +1,14 @@
-"""PgQueuer in an environment of its own: `fill DSN N` installs it and enqueues N jobs, `work DSN` runs them.
+"""PgQueuer in an environment of its own: `fill DSN N` installs it and enqueues N jobs, `trickle DSN N` enqueues N one
+by one, `work DSN` runs them and `wait DSN` those of a trickle.
 
 As its documentation recommends for throughput: asyncpg, batches of 100.
 """
 
 import asyncio
 import sys
-import time
 
 import asyncpg
+import say
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
@@ -23,21 +24,27 @@ async def fill(dsn: str, jobs: int) -> None:
         await queries.enqueue(["noop"] * some, [b"p"] * some, [0] * some)
 
 
-async def work(dsn: str) -> None:
+async def trickle(dsn: str, jobs: int) -> None:
+    queries = Queries(AsyncpgDriver(await asyncpg.connect(dsn)))
+    async for now in say.moments(jobs):
+        await queries.enqueue("noop", now.encode(), 0)
+
+
+async def work(dsn: str, *, is_trickle: bool) -> None:
     queue = PgQueuer(AsyncpgDriver(await asyncpg.connect(dsn)))
-    has_begun = False
 
     @queue.entrypoint("noop")
-    async def noop(_job: Job) -> None:
-        nonlocal has_begun
-        if not has_begun:
-            has_begun = True
-            print(time.time(), flush=True)
+    async def noop(job: Job) -> None:
+        if is_trickle:
+            say.waited((job.payload or b"").decode())
+        else:
+            say.begun()
 
     await queue.run(batch_size=100)
 
 
-if sys.argv[1] == "fill":
-    asyncio.run(fill(sys.argv[2], int(sys.argv[3])))
+verb, url, *rest = sys.argv[1:]
+if verb in ("fill", "trickle"):
+    asyncio.run({"fill": fill, "trickle": trickle}[verb](url, int(rest[0])))
 else:
-    asyncio.run(work(sys.argv[2]))
+    asyncio.run(work(url, is_trickle=verb == "wait"))

@@ -1,13 +1,13 @@
-"""Procrastinate in an environment of its own: `fill DSN N` installs it and defers N jobs, `work DSN` runs them."""
+"""Procrastinate in an environment of its own: `fill DSN N` installs it and defers N jobs, `trickle DSN N` defers N one
+by one, `work DSN` runs them and `wait DSN` those of a trickle."""
 
 import asyncio
 import sys
-import time
 
+import say
 from procrastinate import App, PsycopgConnector
 
 CONCURRENCY = 100
-has_begun = False
 
 
 def app_of(dsn: str) -> App:
@@ -18,17 +18,20 @@ async def main(verb: str, dsn: str, jobs: int) -> None:
     app = app_of(dsn)
 
     @app.task(name="noop")
-    async def noop() -> None:
-        global has_begun  # noqa: PLW0603 - a program of one page
-        if not has_begun:
-            has_begun = True
-            print(time.time(), flush=True)
+    async def noop(added_at: str | None = None) -> None:
+        if added_at is None:
+            say.begun()
+        else:
+            say.waited(added_at)
 
     async with app.open_async():
         if verb == "fill":
             await app.schema_manager.apply_schema_async()
             for begin in range(0, jobs, 10_000):
                 await noop.batch_defer_async(*[{}] * min(10_000, jobs - begin))
+        elif verb == "trickle":
+            async for now in say.moments(jobs):
+                await noop.defer_async(added_at=now)
         else:
             await app.run_worker_async(concurrency=CONCURRENCY)
 

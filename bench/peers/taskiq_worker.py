@@ -7,21 +7,17 @@ results kept.
 import asyncio
 import os
 import sys
-import time
 
+import say
 from taskiq_redis import RedisStreamBroker
 
 OPTIONS = ["--workers=1", "--max-async-tasks=100", "--max-prefetch=100", "--log-level=ERROR"]
-has_begun = False
 broker = RedisStreamBroker(os.environ.get("TASKIQ_URL") or sys.argv[2])
 
 
 @broker.task(task_name="noop")
 async def noop() -> None:
-    global has_begun  # noqa: PLW0603 - a program of one page
-    if not has_begun:
-        has_begun = True
-        print(time.time(), flush=True)
+    say.begun()
 
 
 async def fill(jobs: int) -> None:

@@ -1,0 +1,128 @@
+"""Does the rate fall with the size of the backlog, or while a transaction is open? llmqueue beside two peers."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from bench import peers
+from bench.drain import workers_of
+from bench.parts import number, spread, table
+from bench.peers.say import EVERY
+from bench.world import embedded_database
+from tests.support import processes
+
+Connection = psycopg.Connection[TupleRow]
+
+PART_S = 5
+
+
+def flat(_dsn: str, quick: bool) -> str:
+    """Each contender on a fresh server, alternating; with the transaction only once, since that takes long."""
+    measured, small, large, held_s, rounds = (2_000, 4_000, 100_000, 10, 1) if quick else (20_000, 25_000, 10**6, 120, 3)
+    contenders: Mapping[str, Callable[[int, bool, float, int], Sequence[float]]] = {
+        "llmqueue, one model": _ours,
+        **{peer.title: partial(_theirs, peer) for peer in (peers.pgqueuer(), peers.graphile("batched"))},
+    }
+    rates: dict[tuple[str, int], list[float]] = {(name, size): [] for name in contenders for size in (small, large)}
+    held: dict[str, Sequence[float]] = {}
+    for round_no in range(rounds):
+        for name, run in contenders.items():
+            for size in (small, large):
+                begun = run(size, False, 600, measured)
+                rates[name, size].append(measured / (begun[measured // EVERY] - begun[0]))
+                print(f"{name}, {size:,}: {rates[name, size][-1]:.0f}/s", flush=True)
+            if round_no == 0:
+                held[name] = run(large, True, held_s, large)
+                print(f"{name}, held: {_shown(held[name], held_s)}", flush=True)
+    rows = [
+        (name, *(spread(rates[name, size], 0) for size in (small, large)), *_shown(held[name], held_s))
+        for name in contenders
+    ]
+    head = (
+        "jobs begun per second",
+        f"first {measured:,} of {small:,}",
+        f"first {measured:,} of {large:,}",
+        f"transaction open, {large:,} ready: after {PART_S} s",
+        f"after {held_s} s",
+        "begun by then",
+    )
+    about = (
+        "One worker, jobs that do nothing, as in the drain above. The transaction was begun before the"
+        " worker starts, and does nothing more: what is claimed and ended since cannot be vacuumed."
+    )
+    return f"## Flat or not\n\n{about}\n\n{table(head, rows)}"
+
+
+def _shown(begun: Sequence[float], seconds: float) -> tuple[str, ...]:
+    """Jobs per second in five seconds at the begin and at the end, and how many were begun."""
+
+    def rate(since_s: float) -> str:
+        since = begun[0] + since_s
+        return f"{sum(since <= at < since + PART_S for at in begun) * EVERY / PART_S:.0f}"
+
+    return rate(PART_S), rate(seconds - PART_S), f"{len(begun) * EVERY:,}"
+
+
+def _ours(tasks: int, is_held: bool, seconds: float, most: int) -> Sequence[float]:
+    """Returns when every hundredth task was begun, until so many were or the time is over."""
+    folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
+    with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("insert into llmqueue.model_config (model, rpm) values ('m1', 6000000)")
+        conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
+        conn.execute("vacuum analyze")
+        env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend")
+        with _snapshot(dsn, is_held), processes.workers(folder, 1, env=env):
+            first = "select coalesce(min(extract(epoch from granted_at)), 0)::float8 from llmqueue.attempt"
+            while not number(conn, first):
+                time.sleep(0.1)
+            until = number(conn, first) + seconds
+            # not counted each time: the attempts of a drain are many
+            drawn = "select last_value from llmqueue.fence_seq"
+            before = number(conn, drawn)
+            while time.time() < until and number(conn, drawn) - before < most + 10 * EVERY:
+                time.sleep(0.1)
+            rows = conn.execute(
+                "select extract(epoch from granted_at)::float8 from (select granted_at, row_number() over (order by"
+                " granted_at, fence) as no from llmqueue.attempt) a where no %% %s = 1 order by no",
+                (EVERY,),
+            ).fetchall()
+    return [at for (at,) in rows]
+
+
+def _theirs(peer: peers.Peer, jobs: int, is_held: bool, seconds: float, most: int) -> Sequence[float]:
+    with peer.server() as server:
+        peer.fill(server.url, jobs)
+        server.settle()
+        with _snapshot(server.url, is_held), workers_of(peer, server.url, 1) as [process]:
+            begun: list[float] = []
+            assert process.stdout is not None
+            lines = process.stdout
+
+            def read() -> None:
+                for line in lines:
+                    with suppress(ValueError):  # not a time
+                        begun.append(float(line))
+
+            threading.Thread(target=read, daemon=True).start()
+            while not begun or (time.time() < begun[0] + seconds and len(begun) * EVERY <= most):
+                time.sleep(0.1)
+            return list(begun)
+
+
+@contextmanager
+def _snapshot(dsn: str, is_held: bool) -> Iterator[None]:
+    """Somebody's transaction, which sees what the tables are now, for as long as it is open."""
+    with psycopg.connect(dsn) as holder:
+        if is_held:
+            holder.execute("set transaction isolation level repeatable read")
+            holder.execute("select count(*) from pg_class")
+        yield

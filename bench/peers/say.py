@@ -1,0 +1,32 @@
+"""What the programs of the Python peers share: when jobs are added, and what a worker prints of those it has begun."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+
+EVERY = 100  # jobs
+GAP_S = 0.02
+
+_jobs = 0
+
+
+async def moments(jobs: int) -> AsyncIterator[str]:
+    """The time, once for each job of a trickle, which carries it."""
+    for _ in range(jobs):
+        yield repr(time.time())
+        await asyncio.sleep(GAP_S)
+
+
+def begun() -> None:
+    """Prints the time of the first job and of every hundredth after it."""
+    global _jobs  # noqa: PLW0603 - a program of one page
+    if _jobs % EVERY == 0:
+        print(time.time(), flush=True)
+    _jobs += 1
+
+
+def waited(added_at: str) -> None:
+    """Prints for how many seconds a job of a trickle has waited."""
+    sys.stdout.write(f"{time.time() - float(added_at)}\n")
+    sys.stdout.flush()
