@@ -27,7 +27,9 @@ PART_S = 5
 
 def flat(_dsn: str, quick: bool) -> str:
     """Each contender on a fresh server, alternating; with the transaction only once, since that takes long."""
-    measured, small, large, held_s, rounds = (2_000, 4_000, 100_000, 10, 1) if quick else (20_000, 25_000, 10**6, 120, 3)
+    measured, small, large, held_s, rounds = (
+        (2_000, 4_000, 100_000, 10, 1) if quick else (20_000, 25_000, 10**6, 120, 3)
+    )
     contenders: Mapping[str, Callable[[int, bool, float, int], Sequence[float]]] = {
         "llmqueue, one model": _ours,
         **{peer.title: partial(_theirs, peer) for peer in (peers.pgqueuer(), peers.graphile("batched"))},

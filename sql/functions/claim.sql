@@ -24,6 +24,7 @@ declare
     v_epoch integer;
     v_shares jsonb;
     v_left jsonb;      -- shares that were not taken yet
+    v_able text[];     -- of several models those that have a task to take; null: all are looked at
     v_verdicts llmqueue.claimed[] := array[]::llmqueue.claimed[];
     v_claimed llmqueue.claimed;
     v_granted llmqueue.granted;
@@ -80,6 +81,9 @@ begin
 
     v_shares := llmqueue.share_out(v_models, p_slots, jsonb_build_object('served', v_served), v_marks);
     v_left := v_shares;
+    if cardinality(v_models) > 1 then
+        v_able := llmqueue.models_with_tasks(v_models, v_shares, p_slots, coalesce(p_now, clock_timestamp()), v_marks);
+    end if;
     for v_round in 1..2 loop
         if v_round = 2 then
             -- what some had no room for, by weight among the others
@@ -91,6 +95,13 @@ begin
         for v_no in 1..coalesce(cardinality(v_models), 0) loop
             exit when v_cold + v_hot <= 0;
             continue when v_round = 2 and coalesce((v_verdicts[v_no]).reason, 'empty') <> 'empty';
+            if v_round = 1 and v_models[v_no] <> all (v_able) then
+                v_claimed := null;
+                v_claimed.model := v_models[v_no];
+                v_claimed.reason := llmqueue.why_nothing(v_models[v_no], v_left);
+                v_verdicts[v_no] := v_claimed;
+                continue;
+            end if;
             v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
                                               v_left, v_users, v_cold, v_hot, p_now, v_marks);
             v_claimed := v_granted.verdict;

@@ -25,9 +25,7 @@ begin
     v_verdict.model := p_model;
     v_taking := llmqueue.lanes_of(p_model, p_shares, p_slots, p_hot_slots, p_users, p_now, p_marks);
     if cardinality(v_taking.lanes) = 0 then
-        v_verdict.reason := case when not exists (select from llmqueue.model_config c where c.model = p_model) then 'unknown'
-                                 when not jsonb_path_exists(coalesce(p_shares, '{}'), '$.* ? (@.is_more == true && exists (@.models.keyvalue() ? (@.key == $model)))',
-                                                            jsonb_build_object('model', p_model)) then 'empty' end;
+        v_verdict.reason := llmqueue.why_nothing(p_model, p_shares);
     elsif not llmqueue.lock_model(p_model, p_may_wait) then
         v_verdict.reason := 'contended';
     else

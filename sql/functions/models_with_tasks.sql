@@ -1,0 +1,30 @@
+-- What it does: names those of several models that have a task to take now; hot ones alone while there are no slots for others.
+-- Returns: a part of p_models.
+-- Locks: none.
+-- Why: one look at each lane instead of one for each model and lane: of ten models that share a pool, nine have nothing to do
+--   for a single task. p_shares: as in lanes_of(), which looks again where there is something.
+create or replace function llmqueue.models_with_tasks(
+    p_models text[], p_shares jsonb, p_slots integer, p_now timestamptz, p_marks llmqueue.mark[])
+returns text[] language plpgsql stable
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+    return array(
+        with served as materialized (
+            select m.model, m.model as lane from unnest(p_models) m(model)
+            union all
+            select p.model, p.pool from llmqueue.pool_member p where p.model = any (p_models) and p.pool <> p.model
+            union all
+            select c.model, '' from llmqueue.model_config c where c.model = any (p_models) and c.weight > 0
+        ), open as materialized (
+            select s.model, s.lane from served s
+             where coalesce((p_shares #>> array[s.lane, 'models', s.model, 'tasks'])::integer, 1) > 0
+        ), ready as materialized (
+            select l.lane
+              from (select distinct o.lane from open o) l
+             cross join lateral (select case when p_slots > 0 then (llmqueue.first_waiting(l.lane, p_marks)).waiting_since <= p_now
+                                             else llmqueue.next_rank(l.lane, 9223372036854775807, p_marks, 100) is not null end as has offset 0) x
+             where x.has
+        )
+        select distinct o.model from open o where o.lane in (select r.lane from ready r));
+end
+$$;
