@@ -3,7 +3,8 @@
 One loop: clear the bell, look, act, wait (design I16). It asks for a model only when that can be of use: when the
 retry_at of a refusal has come, when a bell rang, or by the poll, once a second for all models, be they closed or out of
 their day's quota: that is one statement. Chores that are due ride along with a claim, so that an idle worker needs one
-query a second for everything. While only slots for hot tasks are free it asks for those alone.
+query a second for everything. While only slots for hot tasks are free it asks for those alone; and first for those when
+one has come while cold ones wait: that claim is short.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Dispatcher:
         self._late_grants = 0
         self._lateness = Lateness()
         self._has_said_idle = False
+        self._hot_has_come = False
+        self._was_for_hot = False
         self._disown_until = 0.0
         self._must_register = True
         self._registrations = 0
@@ -139,6 +142,7 @@ class Dispatcher:
             self._schedule.task_came(now)
         if "hot" in rung:
             self._schedule.hot_came(now)
+            self._hot_has_come = not self._schedule.is_idle
 
     async def _round(self) -> None:
         if self._must_register:
@@ -147,7 +151,7 @@ class Dispatcher:
         if self._leases.registrations != self._registrations:  # a heartbeat may have found it out first
             self._registrations = self._leases.registrations
             self._has_said_idle = False
-        room = self._slots.room(at_most=self._gate.at_most(self._next_claim_size()))
+        room = self._hot_first(self._slots.room(at_most=self._gate.at_most(self._next_claim_size())))
         models = self._models_to_ask(room, time.monotonic())
         if models is not None and not models:
             await self._only_chores()
@@ -176,6 +180,12 @@ class Dispatcher:
             logger().warning(Event.EPOCH_CHANGED, epoch=epoch, effect="nothing is granted for a minute")
             self._disown_until = time.monotonic() + DISOWN_FOR_S
         self._epoch = epoch
+
+    def _hot_first(self, room: Room) -> Room:
+        """A claim for hot tasks alone when one has come, but not twice in a row: a flood would keep all others out."""
+        self._was_for_hot = self._hot_has_come and not self._was_for_hot and room.for_any > 0
+        self._hot_has_come = False
+        return Room(0, room.total) if self._was_for_hot else room
 
     def _models_to_ask(self, room: Room, now: float) -> Sequence[str] | None:
         """Returns all (None, or those that this worker serves) when a poll is due, else those whose time has come.

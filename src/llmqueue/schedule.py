@@ -101,6 +101,11 @@ class Schedule:
         return min(self._hot_at.values(), default=math.inf)
 
     @property
+    def is_idle(self) -> bool:
+        """Tells whether no model had a task, as far as is known."""
+        return len(self._empty) == len(self._ask_at)
+
+    @property
     def has_empty(self) -> bool:
         return bool(self._empty)
 

@@ -149,6 +149,35 @@ async def test_a_hot_task_is_claimed_at_its_bell_though_cold_ones_fill_the_rest(
 
 
 @pytest.mark.usefixtures("no_poll")
+async def test_a_hot_task_does_not_wait_for_a_claim_of_cold_ones_and_a_flood_leaves_them_every_other(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.reason, run.database.retry_in_s = "pace", 3600.0  # slots are free, the quota is not
+        run.end(run.started[0])
+        await anyio.sleep(SPIN_S)
+        before = len(run.database.asked)
+        for asked in range(before, before + 10):
+            run.bell.ring("hot")
+            await run.until(lambda asked=asked: len(run.database.asked) > asked)  # type: ignore[misc]
+
+    rooms = [asked.room for asked in run.database.asked[before : before + 10]]
+    assert rooms == [Room(0, 2), Room(1, 1)] * 5
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_an_idle_worker_asks_once_for_a_task_that_is_hot(run: Run) -> None:
+    run.database.reason = "empty"
+    async with run.running():
+        await run.until(lambda: len(run.database.asked) == 3)  # twice to say that it waits
+        run.database.reason, run.database.hot = None, 1
+        run.bell.ring("task")
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.started) == 1)
+
+    assert [asked.room.for_any for asked in run.database.asked] == [9] * 4
+
+
+@pytest.mark.usefixtures("no_poll")
 @pytest.mark.parametrize("reason", [None, "empty", "paused", "closed", "concurrency", "unknown"])
 async def test_a_bell_without_a_hot_task_is_one_look(run: Run, reason: str | None) -> None:
     async with run.running():

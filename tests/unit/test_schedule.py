@@ -67,12 +67,12 @@ def test_models_refused_for_about_as_long_are_asked_together(schedule: Schedule)
 def test_models_whose_windows_have_room_at_the_same_moment_are_asked_apart_by_every_worker_alike() -> None:
     workers = [Schedule(), Schedule()]
     for schedule in workers:
-        for n in range(10):
+        for n in range(30):
             note(schedule, f"m{n}", "rpm", 0.25)
 
     # less than a cell with all that comes on top, or the window would not be used up
     assert SPREAD_S + GRID_S + JITTER_S < 0.25
-    one, other = ([schedule._ask_at[f"m{n}"] for n in range(10)] for schedule in workers)
+    one, other = ([schedule._ask_at[f"m{n}"] for n in range(30)] for schedule in workers)
     assert len(set(one)) >= 3
     assert max(one) <= 100.25 + SPREAD_S + GRID_S + JITTER_S
     assert all(abs(at - other_at) <= GRID_S + JITTER_S for at, other_at in zip(one, other, strict=True))
