@@ -6,7 +6,8 @@
 --   settled already is left alone, so a flush can be sent twice. A task that was set back by hand has another life, and
 --   its prompt may be another: its finished_at is set until the first claim, and from then on newer attempts count from
 --   1 again, which those of the same life never do. A new row under the key of a deleted one has no fence.
---   Tasks that still run under the fence, nearly all, in one statement by an array of keys, as in lease_rows; the others one by one.
+--   Tasks that still run under the fence, nearly all, in one statement by an array of keys, as in lease_rows, and what belongs to
+--   each by a binary search (width_bucket) in the sorted fences: looked for one after the other, it took a sixth of the time. The others one by one.
 create or replace function llmqueue.complete(p_worker uuid, p_items jsonb, p_now timestamptz default null)
 returns integer language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -26,20 +27,22 @@ declare
     v_estimates integer[];
     v_applied bigint[];
 begin
-    select array_agg(i.fence), array_agg(i.task_id), array_agg(i.answer), array_agg(i.sent_after_s), array_agg(i.latency_s),
-           array_agg(i.input_tokens), array_agg(i.output_tokens), array_agg(i.kinds_estimate)
+    select array_agg(i.fence order by i.fence), array_agg(i.task_id order by i.fence), array_agg(i.answer order by i.fence),
+           array_agg(i.sent_after_s order by i.fence), array_agg(i.latency_s order by i.fence), array_agg(i.input_tokens order by i.fence),
+           array_agg(i.output_tokens order by i.fence), array_agg(i.kinds_estimate order by i.fence)
       into v_fences, v_tasks, v_answers, v_sent_after_s, v_latencies, v_inputs, v_outputs, v_estimates
       from jsonb_to_recordset(p_items) as i(
                fence bigint, task_id llmqueue.task_id, answer text, sent_after_s double precision, latency_s double precision,
-               input_tokens integer, output_tokens integer, kinds_estimate integer);
+               input_tokens integer, output_tokens integer, kinds_estimate integer)
+     where i.fence is not null;
 
     -- nearly all: the task still runs under this fence
     with applied as (
         update llmqueue.task t
            set (answer, status, error, input_tokens, output_tokens, finished_at)
              = (select llmqueue.answer_value(v_answers[i.no]), llmqueue.status_word('solved'), null, v_inputs[i.no], v_outputs[i.no], v_now
-                  from (select array_position(v_fences, t.fence) as no) i)
-         where t.id = any (v_tasks) and coalesce(t.is_running, false) and t.fence = any (v_fences)
+                  from (select width_bucket(t.fence, v_fences) as no) i)
+         where t.id = any (v_tasks) and coalesce(t.is_running, false) and v_fences[width_bucket(t.fence, v_fences)] = t.fence
            and (select true from llmqueue.attempt a
                  where a.fence = t.fence and a.worker = p_worker and a.task_id = t.id and (a.outcome is null or a.outcome = 'lost'))
         returning t.fence, t.id::llmqueue.task_id as id)
@@ -50,7 +53,7 @@ begin
                set (ended_at, outcome, error_class, sent_at, latency_s, input_tokens, output_tokens, kinds_estimate)
                  = (select v_now, 'completed', null, a.granted_at + make_interval(secs => v_sent_after_s[i.no]), v_latencies[i.no],
                            v_inputs[i.no], v_outputs[i.no], v_estimates[i.no]
-                      from (select array_position(v_fences, a.fence) as no) i)
+                      from (select width_bucket(a.fence, v_fences) as no) i)
              where a.fence = any (v_applied)
             returning a.*)
         select e.* from ended e where e.tokens is not null or e.is_probe
