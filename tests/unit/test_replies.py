@@ -249,6 +249,30 @@ async def test_a_server_that_is_gone_is_unreachable_and_not_a_breakdown() -> Non
     assert isinstance(await call(ADAPTERS["models"], url), Unreachable)
 
 
+async def test_a_call_goes_out_as_httpx_would_send_it_and_keeps_no_cookie() -> None:
+    seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        seen.append((request.path_qs, dict(request.headers), await request.read()))
+        return web.json_response({"answer": "42"}, headers={"Set-Cookie": "sticky=1"})
+
+    async with serving({"/{path:.*}": note}) as port:
+        url = f"http://127.0.0.1:{port}/v1/"
+        backend = ModelsBackend(url, "secret", Fields(single_path="/a b?version=2"))
+        for prompt in ("one", "zwölf ☃"):
+            sending.current.set(sending.Sending(time.monotonic() + 60))
+            assert isinstance(await backend.call(Call("m", prompt, {"n": 1.5}, "1:0", 60.0)), Answer)
+        await backend.aclose()
+        async with http.client(url, {"Authorization": "Bearer secret"}) as client:
+            body = {"model": "m", "prompt": "zwölf ☃", "params": {"n": 1.5}}
+            await client.post("/a b?version=2", json=body, headers={"Idempotency-Key": "1:0"})
+
+    assert seen[1] == seen[2]
+    assert seen[1][0].startswith("/v1/a%20b?version=2")
+    assert seen[0][1]["Authorization"] == "Bearer secret"
+    assert "Cookie" not in seen[1][1]
+
+
 # --- several prompts in one call --------------------------------------------------------------------------------
 
 
