@@ -44,8 +44,9 @@ def latency(_dsn: str, quick: bool) -> str:
     rows = [(name, *_shown(runs)) for name, runs in waits.items()]
     about = (
         f"{inserts} inserts, one every {GAP_S * 1000:.0f} ms, into an idle worker, counted from before the INSERT;"
-        f" llmqueue has {MODELS} models to choose from, the peers limit nothing. The backlog: 20,000 tasks that wait"
-        f" for their quota of 600 a minute for each model, and {inserts // 2} hot tasks, ten a second."
+        f" llmqueue has {MODELS} models to choose from, the peers limit nothing. The backlog: 20,000 tasks and a quota"
+        f" of 600 a minute for each model, the window full since a second; {inserts // 2} hot tasks, ten a second,"
+        f" after 30 that make the models keep calls for such."
     )
     return f"## Insert to start\n\n{about}\n\n{table(('', 'p50 ms', 'p99 ms', 'max ms'), rows)}"
 
@@ -101,7 +102,7 @@ def _hot(inserts: int) -> Waits:
         with processes.workers(folder, 1, env=env) as [worker]:
             eventually(lambda: conn.execute("select 1 from tasks where status = 'solved' limit 1").fetchall())
             conn.execute("insert into tasks (prompt, priority) select 'first', 100 from generate_series(1, 30)")
-            time.sleep(5)
+            time.sleep(62)
             for _ in range(inserts):
                 conn.execute("insert into tasks (prompt, priority) values (%s, 100)", (repr(time.time()),))
                 time.sleep(0.1)

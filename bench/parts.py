@@ -202,7 +202,9 @@ def _drain(dsn: str, conn: Connection, tasks: int, workers: int, in_flight: int)
             assert [process.wait(600) for process in started] == [0] * workers
     return number(
         conn,
-        "select count(*) / extract(epoch from max(ended_at) - min(ended_at))"
-        " from (select ended_at, percent_rank() over (order by ended_at) as part from llmqueue.attempt"
-        "        where outcome = 'completed') a where part > 0.5",
+        # from the end of one flush to the end of the last
+        "select count(*) filter (where ended_at > since) / extract(epoch from max(ended_at) - min(since))"
+        " from llmqueue.attempt, (select percentile_disc(0.5) within group (order by ended_at) as since"
+        "                           from llmqueue.attempt where outcome = 'completed') half"
+        " where outcome = 'completed'",
     )

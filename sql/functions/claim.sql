@@ -31,6 +31,7 @@ declare
     v_task llmqueue.leased;
     v_cold integer := p_slots;
     v_hot integer := p_hot_slots;
+    v_slots constant integer := case when p_slots > 0 then p_slots else p_hot_slots end;   -- what is shared out
     v_marks llmqueue.mark[];
     v_kept llmqueue.mark[];
     v_look_at double precision;
@@ -79,7 +80,7 @@ begin
         end if;
     end if;
 
-    v_shares := llmqueue.share_out(v_models, p_slots, jsonb_build_object('served', v_served), v_marks);
+    v_shares := llmqueue.share_out(v_models, v_slots, jsonb_build_object('served', v_served), v_marks, p_slots <= 0);
     v_left := v_shares;
     if cardinality(v_models) > 1 then
         v_able := llmqueue.models_with_tasks(v_models, v_shares, p_slots, coalesce(p_now, clock_timestamp()), v_marks);
@@ -89,7 +90,8 @@ begin
             -- what some had no room for, by weight among the others
             v_shares := llmqueue.share_out(array(select m.model from unnest(v_models) with ordinality m(model, no)
                                                   where coalesce((v_verdicts[m.no]).reason, 'empty') = 'empty'),
-                                           v_cold, jsonb_build_object('served', v_served), v_marks);
+                                           case when p_slots > 0 then v_cold else v_hot end,
+                                           jsonb_build_object('served', v_served), v_marks, p_slots <= 0);
             v_left := v_shares;
         end if;
         for v_no in 1..coalesce(cardinality(v_models), 0) loop
@@ -99,18 +101,18 @@ begin
                 v_claimed := null;
                 v_claimed.model := v_models[v_no];
                 v_claimed.reason := llmqueue.why_nothing(v_models[v_no], v_left);
-                v_verdicts[v_no] := v_claimed;
-                continue;
+                v_granted.tasks := array[]::llmqueue.leased[];
+            else
+                v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
+                                                  v_left, v_users, v_cold, v_hot, p_now, v_marks);
+                v_claimed := v_granted.verdict;
+                v_users := v_granted.users;
+                v_marks := v_granted.marks;
             end if;
-            v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,
-                                              v_left, v_users, v_cold, v_hot, p_now, v_marks);
-            v_claimed := v_granted.verdict;
             if v_cold <= 0 and p_slots > 0 and v_claimed.reason = 'empty' then
                 v_claimed.reason := null;   -- only hot tasks were looked for, which says nothing about the others
             end if;
             v_verdicts[v_no] := v_claimed;
-            v_users := v_granted.users;
-            v_marks := v_granted.marks;
             v_taken := v_taken + cardinality(v_granted.tasks);
             foreach v_task in array v_granted.tasks loop
                 v_claimed.task := v_task;
@@ -128,7 +130,7 @@ begin
             end loop;
         end loop;
         v_served := llmqueue.turns_after(v_served, v_shares, v_left, v_verdicts);
-        exit when v_cold <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
+        exit when case when p_slots > 0 then v_cold else v_hot end <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
     end loop;
 
     if v_marks is null and llmqueue.entries_read(v_indexes) - v_read > v_many + 20 * v_taken then

@@ -44,7 +44,8 @@ begin
             v_budget := llmqueue.allowance(v_config, v_now);
             select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share, v_budget.open_from);
             v_budget.open_from := v_room.open_from;
-            v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0;
+            v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0
+                or (p_slots <= 0 and v_room.hot < least(v_budget.hot_calls, p_hot_slots));
             -- what is kept of max_concurrency is for hot tasks alone, not even for the oldest
             v_taking.slots := least(p_slots, v_room.cold);
             v_taking.hot_slots := p_hot_slots + p_slots - v_taking.slots;

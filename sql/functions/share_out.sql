@@ -1,9 +1,12 @@
--- What it does: shares the waiting tasks of each pool that several of the models could take out among them, by weight.
+-- What it does: shares the waiting tasks of each pool that several of the models could take out among them, by weight; with
+--   p_is_hot the hot ones alone.
 -- Returns: {lane: {models: {model: {tasks, weight}}, is_more}}; lanes that only one of them takes from are left out.
 -- Locks: none.
 -- Why: whose turn it is comes from what each was served before, divided by its weight (p_turns, kept by the worker: a row for
---   it would be a hot one, and serialise the pool's models). At most p_slots tasks are counted.
-create or replace function llmqueue.share_out(p_models text[], p_slots integer, p_turns jsonb, p_marks llmqueue.mark[] default null)
+--   it would be a hot one, and serialise the pool's models). At most p_slots tasks are counted;
+--   of hot ones with marks one alone, since there is no mark to count from.
+create or replace function llmqueue.share_out(
+    p_models text[], p_slots integer, p_turns jsonb, p_marks llmqueue.mark[] default null, p_is_hot boolean default false)
 returns jsonb language plpgsql stable
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
@@ -25,11 +28,18 @@ begin
          where not exists (select from llmqueue.model_state s where s.model = member.model and s.closed_until is not null)
          group by member.lane having count(*) > 1
     loop
-        select count(*)::integer into v_waiting
-          from llmqueue.first_waiting(v_pool.lane, p_marks) first
-         cross join lateral (select from llmqueue.task t
-                              where t.is_ready and t.lane = v_pool.lane and (t.waiting_since, t.id) >= (first.waiting_since, first.task_id)
-                              order by t.waiting_since limit p_slots) waiting;
+        if not p_is_hot then
+            select count(*)::integer into v_waiting
+              from llmqueue.first_waiting(v_pool.lane, p_marks) first
+             cross join lateral (select from llmqueue.task t
+                                  where t.is_ready and t.lane = v_pool.lane and (t.waiting_since, t.id) >= (first.waiting_since, first.task_id)
+                                  order by t.waiting_since limit p_slots) waiting;
+        elsif p_marks is null then
+            select count(*)::integer into v_waiting
+              from (select from llmqueue.task t where t.is_ready and t.lane = v_pool.lane and t.rank >= 100 order by t.rank desc limit p_slots) waiting;
+        else
+            v_waiting := (llmqueue.next_rank(v_pool.lane, 9223372036854775807, p_marks, 100) is not null)::integer;
+        end if;
         continue when v_waiting = 0;
         with turn as materialized (
             select other.model

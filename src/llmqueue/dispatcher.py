@@ -35,6 +35,8 @@ MAX_CLAIM = 200
 # The first claim of a session compiles and plans; a large one would be late as a whole.
 FIRST_CLAIM = 32
 RETRY_S = (0.2, 1.0)
+# Of a model that may have more tasks for us than it may be given now.
+QUOTA_REASONS = {"rpm", "pace", "burst", "tpm", "day", "concurrency"}
 # How long after a claim whose answer was lost its tasks may still turn up.
 DISOWN_FOR_S = 60.0
 
@@ -79,6 +81,7 @@ class Dispatcher:
         self._has_said_idle = False
         self._hot_has_come = False
         self._was_for_hot = False
+        self._hot_first_at = -math.inf
         self._disown_until = 0.0
         self._must_register = True
         self._registrations = 0
@@ -142,7 +145,7 @@ class Dispatcher:
             self._schedule.task_came(now)
         if "hot" in rung:
             self._schedule.hot_came(now)
-            self._hot_has_come = not self._schedule.is_idle
+            self._hot_has_come = now >= self._hot_first_at and not self._schedule.is_idle
 
     async def _round(self) -> None:
         if self._must_register:
@@ -234,6 +237,10 @@ class Dispatcher:
     def _take(self, claim: Claim, room: Room) -> None:
         now = time.monotonic()
         given = {grant.model for grant in claim.grants}
+        refused = {verdict.model for verdict in claim.verdicts if verdict.reason in QUOTA_REASONS}
+        if self._was_for_hot and refused and (refused & given or not given):
+            # More come than their quota allows: claims of their own would only keep the oldest task from its turn.
+            self._hot_first_at = now + POLL_S
         for together in self._batching.slices(claim.grants):
             for grant in together:
                 self._slots.take(grant)

@@ -152,7 +152,7 @@ async def test_a_hot_task_is_claimed_at_its_bell_though_cold_ones_fill_the_rest(
 async def test_a_hot_task_does_not_wait_for_a_claim_of_cold_ones_and_a_flood_leaves_them_every_other(run: Run) -> None:
     async with run.running():
         await run.fill_with_cold()
-        run.database.reason, run.database.retry_in_s = "pace", 3600.0  # slots are free, the quota is not
+        run.database.reason, run.database.retry_in_s = "closed", 3600.0  # slots are free
         run.end(run.started[0])
         await anyio.sleep(SPIN_S)
         before = len(run.database.asked)
@@ -162,6 +162,22 @@ async def test_a_hot_task_does_not_wait_for_a_claim_of_cold_ones_and_a_flood_lea
 
     rooms = [asked.room for asked in run.database.asked[before : before + 10]]
     assert rooms == [Room(0, 2), Room(1, 1)] * 5
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_hot_tasks_beyond_their_quota_have_no_claims_of_their_own(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        run.database.reason, run.database.retry_in_s = "pace", 3600.0
+        run.end(run.started[0])
+        await anyio.sleep(SPIN_S)
+        before = len(run.database.asked)
+        for asked in (before, before + 2, before + 3, before + 4):
+            run.bell.ring("hot")
+            await run.until(lambda asked=asked: len(run.database.asked) > asked)  # type: ignore[misc]
+
+    rooms = [asked.room for asked in run.database.asked[before : before + 5]]
+    assert rooms == [Room(0, 2), *[Room(1, 1)] * 4]
 
 
 @pytest.mark.usefixtures("no_poll")

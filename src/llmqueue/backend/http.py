@@ -41,6 +41,7 @@ OF_THE_BODY = {b"content-encoding", b"content-length", b"transfer-encoding"}
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 # Of an error only its words and its pause are of use.
 MAX_ERROR_BYTES = 64 * 1024
+MAX_PATHS = 100
 
 
 class PunctualConnector(aiohttp.TCPConnector):
@@ -95,15 +96,24 @@ class Client(httpx.AsyncClient):
         self._usual: dict[str, httpx.Request] = {}  # by path: what all its calls have in common
 
     async def open(self, path: str, content: bytes, headers: Sequence[tuple[bytes, bytes]]) -> httpx.Response:
-        """Posts JSON. Returns the response, to be read and closed by the caller; raises what httpx raises."""
+        """Posts JSON. Returns the response, to be read and closed by the caller; raises what httpx raises.
+
+        The client's own headers are those that it has at the first call of a path.
+        """
         usual = self._usual.get(path)
         if usual is None:
-            usual = self.build_request("POST", path, headers={"Content-Type": "application/json"})
-            del usual.headers["Content-Length"]
-            self._usual[path] = usual
+            usual = self._usual[path] = self._what_is_usual(path)
         all_headers = [*usual.headers.raw, *headers]
         request = httpx.Request("POST", usual.url, headers=all_headers, content=content, extensions=usual.extensions)
         return await self._straight.handle_async_request(request)
+
+    def _what_is_usual(self, path: str) -> httpx.Request:
+        if len(self._usual) >= MAX_PATHS:  # an adapter that writes ids into them
+            self._usual.clear()
+        usual = self.build_request("POST", path)
+        usual.headers.setdefault("Content-Type", "application/json")
+        usual.headers.pop("Content-Length", None)
+        return usual
 
 
 def client(base_url: str, headers: dict[str, str]) -> Client:

@@ -1,7 +1,8 @@
 """One simulated worker: what dispatcher.py does, as events.
 
 The decisions are those of the real worker (its Schedule, its Slots, its policy); only the waits are drawn instead of
-spent: a few milliseconds for a claim, up to 20 ms until the first byte leaves.
+spent: a few milliseconds for a claim, up to 20 ms until the first byte leaves. A hot task has no claim of its own here:
+none is longer than another.
 """
 
 from __future__ import annotations
