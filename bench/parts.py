@@ -88,7 +88,7 @@ def _rounds(conn: Connection, slots: int) -> Iterator[tuple[float, float]]:
 def held(dsn: str, quick: bool) -> str:
     """Cost of a claim as a backlog drains: without anybody's transaction, and with one open since the start."""
     rows = []
-    for slots, tasks in ((100, 20_000), (1, 3_000)) if quick else ((100, 200_000), (1, 100_000)):
+    for slots, tasks in ((100, 20_000), (1, 3_000)) if quick else ((100, 200_000), (1, 30_000)):
         for is_held in (False, True):
             with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn) as holder:
                 conn.execute(

@@ -48,5 +48,13 @@ def cpu_s(process: psutil.Process) -> float:
 def server_cpu_s(conn: psycopg.Connection[TupleRow]) -> float:
     """CPU seconds of the server with all its backends, those that have ended too."""
     server = postmaster(conn)
-    times = server.cpu_times()
-    return float(times.children_user + times.children_system) + sum(map(cpu_s, [server, *server.children()]))
+    while True:
+        ended_s = _of_ended_children_s(server)
+        living_s = sum(map(cpu_s, [server, *server.children()]))
+        if _of_ended_children_s(server) == ended_s:  # else one that has just ended would be missing in both
+            return ended_s + living_s
+
+
+def _of_ended_children_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.children_user + times.children_system)
