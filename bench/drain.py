@@ -149,12 +149,20 @@ def workers_of(
 
 
 def _first_job_at(process: subprocess.Popen[str]) -> float:
-    """Reads what the worker says until it is a time."""
+    for at in job_times(process):
+        return at
+    raise RuntimeError("a worker ended before its first job")
+
+
+def job_times(process: subprocess.Popen[str]) -> Iterator[float]:
+    """The times that a worker says of its jobs, as they come, until it ends; it may say other things too."""
     assert process.stdout is not None
     for line in process.stdout:
-        with suppress(ValueError):
-            return float(line)
-    raise RuntimeError("a worker ended before its first job")
+        try:
+            at = float(line)
+        except ValueError:
+            continue
+        yield at
 
 
 def _cpu_s(pids: Sequence[int]) -> float:

@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from bench import peers
-from bench.drain import workers_of
+from bench.drain import job_times, workers_of
 from bench.parts import number, spread, table
 from bench.peers.say import EVERY
 from bench.world import embedded_database
@@ -54,7 +54,7 @@ def flat(_dsn: str, quick: bool) -> str:
         f"first {measured:,} of {small:,}",
         f"first {measured:,} of {large:,}",
         f"transaction open, {large:,} ready: after {PART_S} s",
-        "in the last 5 s",
+        f"in the last {PART_S} s",
         "begun",
     )
     about = (
@@ -66,15 +66,16 @@ def flat(_dsn: str, quick: bool) -> str:
 
 def _shown(begun: Sequence[float], seconds: float) -> tuple[str, ...]:
     """Jobs per second in five seconds at the begin and in the last five, how many were begun, and in which time."""
-    took_s = min(seconds, begun[-1] - begun[0])  # the last mark is the end where all of them were begun
+    took_s = begun[-1] - begun[0]  # the last mark is the end where all of them were begun
     is_all = took_s < seconds - PART_S
+    until_s = took_s if is_all else seconds
 
     def rate(since_s: float) -> str:
         since = begun[0] + since_s
         return f"{sum(since <= at < since + PART_S for at in begun) * EVERY / PART_S:.0f}"
 
-    begun_by_then = f"{'all' if is_all else f'{len(begun) * EVERY:,}'} in {took_s if is_all else seconds:.0f} s"
-    return rate(PART_S), rate((took_s if is_all else seconds) - PART_S), begun_by_then
+    how_many = "all" if is_all else f"{len(begun) * EVERY:,}"
+    return rate(PART_S), rate(until_s - PART_S), f"{how_many} in {until_s:.0f} s"
 
 
 def _ours(tasks: int, is_held: bool, seconds: float, most: int) -> Sequence[float]:
@@ -109,13 +110,10 @@ def _theirs(peer: peers.Peer, jobs: int, is_held: bool, seconds: float, most: in
         server.settle()
         with _snapshot(server.url, is_held), workers_of(peer, server.url, 1) as [process]:
             begun: list[float] = []
-            assert process.stdout is not None
-            lines = process.stdout
 
             def read() -> None:
-                for line in lines:
-                    with suppress(ValueError):  # not a time
-                        begun.append(float(line))
+                for at in job_times(process):
+                    begun.append(at)  # noqa: PERF402 - seen one by one by the other thread
 
             threading.Thread(target=read, daemon=True).start()
 
