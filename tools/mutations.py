@@ -48,6 +48,7 @@ POOLS: Final = "tests/sql/test_pools.py"
 HOT: Final = "tests/sql/test_hot.py"
 USERS: Final = "tests/sql/test_users.py"
 MARKS: Final = "tests/properties/test_marks.py"
+PICK: Final = "tests/properties/test_pick_of_user.py"
 PLANS: Final = "tests/guards/test_plans.py"
 
 ISOLATION: Final = "if current_setting('transaction_isolation') <> 'read committed' then"
@@ -145,12 +146,19 @@ CLAIMING: Final = chain(
         ("a top-up goes over the day", "end, v_budget.day_tokens) then", "end) then", LOG),
         ("a top-up is forgotten with its release", "set input_charge = greatest(a.input_charge, p_input)", "set input_charge = a.input_charge", f"{ENDS} {LOG}")),
     _in("pick_by_rank",
+        ("claim waits for rows of users in turn", SKIP, "", PICK),
+        ("claim locks no rows of users in turn", "for no key update of t skip locked", "", PICK),
+        ("tasks of users in turn are taken though set aside", ASIDE, "true", PICK),
+        ("rows of users in turn are taken though not due", "t.due_at <= p_now and t.id", "t.id", f"{USERS} {PICK}"),
+        ("who has no turns is not told from who has", "is not distinct from v_first.user_key", "is not null", USERS),
+        ("turns of users begin anew with each claim", TURN, "null", USERS),
+        ("users are served one after the other", "order by head.round, head.n", "order by head.n, head.round", USERS)),
+    _in("pick_of_user",
         ("claim waits for rows", SKIP, "", TWO),
         ("claim locks no rows", "for no key update of t skip locked", "", TWO),
         ("tasks set aside are taken", ASIDE, "true", f"{CLAIM} {OWNERS}"),
-        ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", f"{CLAIM} {USERS}"),
-        ("turns of users begin anew with each claim", TURN, "null", USERS),
-        ("users are served one after the other", "order by head.round, head.n", "order by head.n, head.round", USERS)),
+        ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", CLAIM),
+        ("rows that somebody holds are not seen", "if seen < p_wanted then", "if false then", f"{TWO} {PICK}")),
     _in("lane_width", ("all lanes have as many turns", "if p_lane = '' then", "if true then return 1; elsif p_lane = '' then", POOLS)),
     _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_taking.lanes);", "exit;", TWO)),
     _in("lease_rows",
@@ -171,6 +179,7 @@ CLAIMING: Final = chain(
 ENDING: Final = chain(
     _in("settle",
         ("settle waits for rows", SKIP, "", TWO),
+        ("a task that a trigger sets back is told as done", "and not v_is_watched then", "then", "tests/sql/test_claim_owners_table.py"),
         ("one bad row stops a flush", "if not llmqueue.is_fault_of_row(sqlstate, true) then", "if true then", OWNERS)),
     _in("complete",
         ("the fence is not compared", " and t.fence = any (v_fences)", "", f"{SETTLE} {FENCE}"),

@@ -129,6 +129,7 @@ begin
                 end if;
             end loop;
         end loop;
+        exit when v_shares = '{}';
         v_served := llmqueue.turns_after(v_served, v_shares, v_left, v_verdicts);
         exit when case when p_slots > 0 then v_cold else v_hot end <= 0 or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
     end loop;

@@ -16,7 +16,20 @@ set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off 
 declare
     v_width double precision[] := array[1]::double precision[];   -- of the lanes, in their order
     v_start double precision[] := array[0]::double precision[];
+    v_first record;
 begin
+    if cardinality(p_lanes) = 1 and p_most[1] > 0 then   -- nearly always: one lane, and one user in it
+        select f.user_key, f.due_at, f.task_id into v_first
+          from llmqueue.next_user(p_lanes[1], p_rank, p_users ->> (p_rank || ' ' || p_lanes[1]), p_marks) f;
+        if v_first.user_key is null or (p_wanted = 1 and v_first.due_at <= p_now)
+           or (select n.user_key from llmqueue.next_user(p_lanes[1], p_rank, v_first.user_key, p_marks) n) is not distinct from v_first.user_key then
+            select o.picked, o.seen, o.is_cut, o.marks into picked, seen, is_cut, marks
+              from llmqueue.pick_of_user(p_lanes[1], p_rank, v_first.user_key, v_first.due_at, v_first.task_id, least(p_wanted, p_most[1]), p_skip,
+                                         p_with_size, p_now, p_marks is not null) o;
+            looked := case when v_first.user_key is not null then jsonb_build_object(p_lanes[1], v_first.user_key) end;
+            return;
+        end if;
+    end if;
     if cardinality(p_lanes) > 1 then
         -- whose turn is first is drawn such that the shares are 1 / width, of single tasks too; of several each claim has them but for one
         select array_agg(w.width order by w.no),

@@ -27,6 +27,7 @@ declare
     v_running bigint[];   -- fences that their tasks still have
     v_is_watched constant boolean := llmqueue.has_row_triggers();
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
+    v_written integer;   -- answers that reached their task
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
 begin
     if current_setting('synchronous_commit') in ('off', 'local') then
@@ -66,7 +67,7 @@ begin
     loop
         if jsonb_array_length(v_group.items) = 1 or not v_is_watched then
             begin
-                perform llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
+                v_written := llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
                 continue;
             exception when others then
                 if not llmqueue.is_fault_of_row(sqlstate, true) then
@@ -96,6 +97,10 @@ begin
             perform llmqueue.set_attempt_aside(p_worker, v_failure.item, v_failure.state, v_failure.message, v_now);
         end loop;
     end loop;
+    if v_is_plain and v_written = cardinality(v_fences) and not v_is_watched then
+        return query select given.fence, 'completed' from unnest(v_fences) given(fence);
+        return;
+    end if;
     -- an owner's trigger may swallow the UPDATE: such a row would be running for ever with nobody behind it
     v_running := array(select t.fence from llmqueue.task t
                         where t.id = any (v_ids) and coalesce(t.is_running, false) and t.fence = any (v_fences) and t.fence <> all (v_busy));

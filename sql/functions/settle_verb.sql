@@ -1,15 +1,16 @@
 -- What it does: calls the function of a verb.
--- Returns: nothing.
+-- Returns: how many answers were written to a task that runs no more; null for the other verbs.
 -- Locks: see complete, retry, bury, release.
 -- Why: static names; an unknown verb raises.
 create or replace function llmqueue.settle_verb(p_verb text, p_worker uuid, p_items jsonb, p_now timestamptz)
-returns void language plpgsql volatile as $$
+returns integer language plpgsql volatile as $$
 begin
     case p_verb
-        when 'complete' then perform llmqueue.complete(p_worker, p_items, p_now);
+        when 'complete' then return llmqueue.complete(p_worker, p_items, p_now);
         when 'retry' then perform llmqueue.retry(p_worker, p_items, p_now);
         when 'bury' then perform llmqueue.bury(p_worker, p_items, p_now);
         when 'release' then perform llmqueue.release(p_worker, p_items, p_now);
     end case;
+    return null;
 end
 $$;

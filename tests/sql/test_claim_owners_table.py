@@ -333,6 +333,28 @@ def test_a_trigger_that_swallows_an_end_is_asked_once(queue: Queue) -> None:
     assert queue.task(good)["status"] == "solved"
 
 
+@pytest.mark.parametrize(
+    ("when", "back"),
+    [
+        ("before update", "new.status := 'running'"),
+        ("after update", "update tasks set status = 'running' where id = new.id"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
+    queue: Queue, when: str, back: str, others: int
+) -> None:
+    queue.model("m", 6000)
+    (bad,), good = queue.add(prompt="bad"), queue.add(others)
+    queue.owners_trigger(f"if {BAD.format('solved')} then {back}; end if", when)
+
+    outcomes = queue.settle(*[complete(grant) for grant in queue.claim(10).grants])
+
+    assert outcomes == ["set_aside", *["completed"] * others]
+    assert queue.aside() == {bad: "complete"}
+    assert [queue.task(key)["status"] for key in good] == ["solved"] * others
+
+
 def test_a_row_whose_key_changes_at_the_claim_is_set_aside(queue: Queue) -> None:
     queue.model("m", 6000)
     (bad,), (good,) = queue.add(prompt="bad"), queue.add()

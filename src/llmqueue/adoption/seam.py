@@ -202,11 +202,17 @@ def _wake_up(mapping: Mapping) -> str:
     slots and grants of its own. A missed one costs at most a second: the poll is the truth.
     """
     body = sql.SQL(
-        """begin
-    if exists (select from llmqueue.idle_worker) then
+        """declare
+    v_is_idle boolean;
+    v_is_hot boolean;
+begin
+    -- one statement for both: it is most of what an INSERT pays
+    select exists (select from llmqueue.idle_worker), exists (select from inserted where inserted.{} >= 100)
+      into v_is_idle, v_is_hot;
+    if v_is_idle then
         perform pg_notify('llmqueue', 'task');
     end if;
-    if exists (select from inserted where inserted.{} >= 100) then
+    if v_is_hot then
         perform pg_notify('llmqueue', 'hot');
     end if;
     return null;
