@@ -122,7 +122,7 @@ class Completer:
                 await self._flush()
 
     def _linger_s(self) -> float:
-        """No more than a tenth of what the first call took: its slot stays taken until its end is written."""
+        """No more than a tenth of what the first call took: its model may wait for it, by max_concurrency."""
         latency_s = self._waiting[0].settlement.latency_s if self._waiting else None
         return LINGER_S if latency_s is None else min(LINGER_S, latency_s / 10)
 

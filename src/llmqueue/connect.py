@@ -6,6 +6,7 @@ whether an error is worth waiting for (DatabaseUnreachable) or ends a worker (Da
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -151,21 +152,25 @@ async def deadline(connection: psycopg.AsyncConnection[TupleRow], timeout_s: flo
     The server is asked to give the statement up, over a connection of its own, which may hang like the first: after
     CANCEL_S this one is closed without another word (psycopg does that when it is interrupted while it cancels).
     """
+    cancelling: set[asyncio.Task[None]] = set()
+    # a timer and not a task that sleeps: each claim and each flush has one, and nearly none is needed
+    timer = asyncio.get_running_loop().call_later(
+        timeout_s, lambda: cancelling.add(asyncio.create_task(_cancel(connection)))
+    )
     try:
         with anyio.fail_after(timeout_s + CANCEL_S):
-            async with anyio.create_task_group() as watch:
-                watch.start_soon(_cancel_after, connection, timeout_s)
-                yield
-                watch.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        [error] = group.exceptions  # the watch raises nothing
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            raise TimeoutError from error
-        raise error from None
+            yield
+    except psycopg.errors.QueryCanceled as error:
+        raise TimeoutError from error
+    finally:
+        timer.cancel()
+        for task in cancelling:  # it must not meet the next statement of this connection
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
 
 
-async def _cancel_after(connection: psycopg.AsyncConnection[TupleRow], timeout_s: float) -> None:
-    await anyio.sleep(timeout_s)
+async def _cancel(connection: psycopg.AsyncConnection[TupleRow]) -> None:
     with suppress(psycopg.Error):
         await connection.cancel_safe(timeout=CANCEL_S)
 

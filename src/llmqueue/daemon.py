@@ -222,6 +222,7 @@ class Daemon:
 
     def _ended(self, settlement: Settlement) -> None:
         self._completer.put(settlement)
+        self._dispatcher.ended(settlement.grant)
         self._idle.set()
 
     def _settled(self, settlement: Settlement) -> None:

@@ -93,8 +93,15 @@ class Dispatcher:
     def running(self) -> Collection[Grant]:
         return self._slots.running
 
+    def ended(self, grant: Grant) -> None:
+        """A call has ended: its slot is free, while its end is on its way to the database."""
+        before = self._slots.room()
+        self._slots.ended(grant)
+        if not self._bell.has_rung and not before.for_any:
+            self._bell.ring("slot")
+
     def settled(self, settlement: Settlement) -> None:
-        """Frees the slot of an attempt whose end is in the database."""
+        """The end of an attempt is in the database."""
         grant = settlement.grant
         before = self._slots.room()
         self._slots.free(grant)

@@ -7,6 +7,7 @@ import time
 from uuid import UUID
 
 import anyio
+import anyio.lowlevel
 import psycopg
 from psycopg import sql
 
@@ -44,6 +45,9 @@ class Bell:
         return rung
 
     async def wait(self, timeout_s: float) -> None:
+        if timeout_s <= 0:
+            await anyio.lowlevel.checkpoint()
+            return
         with anyio.move_on_after(timeout_s):
             await self._event.wait()
 

@@ -101,6 +101,22 @@ def test_a_changed_limit_holds_from_its_commit(installed: str, conn: psycopg.Con
         assert max(trailing, default=0) >= 0.5 * rpm, "the new limit is used"
 
 
+def test_a_row_that_somebody_holds_keeps_no_slot(installed: str, conn: psycopg.Connection, tmp_path: Path) -> None:
+    add_models(conn, "a")
+    add_tasks(conn, 1, "held")
+    with processes.backend(tmp_path, "--any-model", "--speed", "4") as url, psycopg.connect(installed) as holder:
+        env = processes.environment(DATABASE_URL=installed, BACKEND_URL=url, CONCURRENCY="1")
+        with processes.workers(tmp_path, 1, env=env):
+            eventually(lambda: states(conn) == {"running": 1})
+            holder.execute("select from tasks where prompt = 'held' for update")
+            add_tasks(conn, 1, "free")
+            eventually(lambda: states(conn) == {"running": 1, "solved": 1})
+            holder.rollback()
+            eventually(lambda: states(conn) == {"solved": 2})
+
+    assert len(read_calls(tmp_path / "calls.jsonl")) == 2
+
+
 def test_sigterm_gives_back_what_was_not_sent_and_waits_for_the_rest(
     installed: str, conn: psycopg.Connection, tmp_path: Path
 ) -> None:

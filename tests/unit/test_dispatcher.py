@@ -244,6 +244,22 @@ async def test_a_slot_that_a_cold_call_leaves_goes_to_the_next_at_once(run: Run)
 
 
 @pytest.mark.usefixtures("no_poll")
+async def test_the_next_call_does_not_wait_until_the_end_of_the_last_is_written(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        for number in range(10):
+            run.dispatcher.ended(run.started[number])
+            await run.until(lambda number=number: len(run.started) == 10 + number)  # type: ignore[misc]
+        run.dispatcher.ended(run.started[10])  # of ten slots eleven ends wait: too many for a flush
+        await anyio.sleep(SPIN_S)
+        assert len(run.started) == 19
+        run.end(run.started[0])
+        await run.until(lambda: len(run.started) == 20)
+
+    assert [asked.room for asked in run.database.asked[1:]] == [Room(1, 1)] * 10 + [Room(1, 1)]
+
+
+@pytest.mark.usefixtures("no_poll")
 async def test_the_hot_slot_of_an_ended_hot_call_is_no_cold_one(run: Run) -> None:
     async with run.running():
         await run.fill_with_cold()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
 from llmqueue.models import Grant, Task
-from llmqueue.slots import Room, Slots
+from llmqueue.slots import MOST_ENDED, Room, Slots
 
 
 def grant(fence: int, *, is_hot: bool = False) -> Grant:
@@ -61,6 +62,37 @@ def test_a_slot_is_freed_once() -> None:
 
     assert slots.room() == Room(1, 1)
     assert len(slots.running) == 8
+
+
+def test_a_slot_is_free_while_the_end_of_its_call_is_written() -> None:
+    slots = filled(10, 9, 0)
+
+    slots.ended(grant(0))
+    slots.ended(grant(0))
+    slots.ended(grant(99))
+
+    assert slots.room() == Room(1, 1)
+    assert len(slots.running) == 9
+    slots.free(grant(0))
+    assert slots.room() == Room(1, 1)
+
+
+@pytest.mark.parametrize(("total", "most"), [(1, 1), (3, 3), (10, 10), (300, MOST_ENDED)])
+def test_ends_that_wait_longer_than_a_flush_hold_their_slots(total: int, most: int) -> None:
+    slots = Slots(total)
+    fences = itertools.count()
+    ended = 0
+    while room := slots.room().total:
+        started = [grant(next(fences), is_hot=True) for _ in range(room)]
+        for each in started:
+            slots.take(each)
+        for each in started:
+            slots.ended(each)
+        ended += room
+
+    assert ended == len(slots.running) == total + most
+    slots.free(grant(0))
+    assert slots.room() == (Room(1, 0) if total == 1 else Room(0, 1))
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 9, 10, 11, 50])

@@ -137,9 +137,9 @@ def client(base_url: str, headers: dict[str, str]) -> Client:
 
 async def post(http: Client, path: str, body: object, key: str) -> httpx.Response | Reply:
     """Returns the response of a 200, read and decoded, else the reply that its status or the failure stands for."""
-    sent_key = header_key(key)
+    sent_key = header_key(key).encode()
     try:
-        stream = await http.open(path, json_bytes(body), [(b"Idempotency-Key", sent_key.encode())])
+        stream = await http.open(path, json_bytes(body), [(b"Idempotency-Key", sent_key)])
         try:
             response = await _read(stream)
         finally:
@@ -152,8 +152,8 @@ async def post(http: Client, path: str, body: object, key: str) -> httpx.Respons
         return Breakdown("unreadable_reply", str(error)[:MESSAGE_CHARS])
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         return _failed(error)
-    echoed = response.headers.get("Idempotency-Key", sent_key)
-    if echoed != sent_key:
+    # as bytes: httpx finds out the encoding of all headers to tell the value of one
+    if any(name.lower() == b"idempotency-key" and value != sent_key for name, value in response.headers.raw):
         return Breakdown("reply_of_another", "the reply carries the Idempotency-Key of another call")
     return response if response.status_code == httpx.codes.OK else reply_of(response)
 
