@@ -92,7 +92,7 @@ fuzz: setup ## nonsense for `add`, settings, command line and the backend's repl
 	@$(BIN)/python -m bench.fuzz $(ARGS)
 
 prove: setup ## the long system tests: kills, lost databases, live quota changes
-	$(BIN)/pytest -m slow tests/system tests/concurrency/test_orders.py tests/properties/test_protocol.py $(ARGS)
+	$(BIN)/pytest -m slow tests $(ARGS)
 
 wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	@rm -rf dist

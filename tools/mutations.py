@@ -159,7 +159,7 @@ CLAIMING: Final = chain(
         ("tasks set aside are taken", ASIDE, "true", f"{CLAIM} {OWNERS}"),
         ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", CLAIM),
         ("rows that somebody holds are not seen", "if seen < p_wanted then", "if false then", f"{TWO} {PICK}")),
-    _in("lane_width", ("all lanes have as many turns", "if p_lane = '' then", "if true then return 1; elsif p_lane = '' then", POOLS)),
+    _in("lane_width", ("all lanes have as many turns", "return greatest(1, (", "return least(1, (", POOLS)),
     _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_taking.lanes);", "exit;", TWO)),
     _in("lease_rows",
         ("attempts are not counted", "coalesce(t.attempts, 0) + 1", "coalesce(t.attempts, 0)", SETTLE),
@@ -179,10 +179,10 @@ CLAIMING: Final = chain(
 ENDING: Final = chain(
     _in("settle",
         ("settle waits for rows", SKIP, "", TWO),
-        ("a task that a trigger sets back is told as done", "and not v_is_watched then", "then", "tests/sql/test_claim_owners_table.py"),
+        ("a task that a trigger sets back is told as done", "and not v_has_triggers then", "then", OWNERS),
         ("one bad row stops a flush", "if not llmqueue.is_fault_of_row(sqlstate, true) then", "if true then", OWNERS)),
     _in("complete",
-        ("the fence is not compared", " and t.fence = any (v_fences)", "", f"{SETTLE} {FENCE}"),
+        ("the fence is not compared", " and v_fences[width_bucket(t.fence, v_fences)] = t.fence", "", f"{SETTLE} {FENCE}"),
         ("a swallowed end is tried twice", "and (((t.is_ready or t.is_delayed)", "and (t.is_running or ((t.is_ready or t.is_delayed)", OWNERS),
         ("the outcome is not looked at", "and (a.outcome is null or a.outcome = 'lost')", "", f"{SETTLE} {FENCE}"),
         ("the worker is not compared", " and a.worker = p_worker", "", SETTLE),
@@ -228,7 +228,7 @@ ENDING: Final = chain(
 WAKING: Final = [
     Mutation(name, (Edit("src/llmqueue/adoption/seam.py", old, new),), (WAKE_UP,)) for name, old, new in (
         ("the wake-up raises", "exception when others then\n    return null;\n", ""),
-        ("the wake-up rings always", "if exists (select from llmqueue.idle_worker) then", "if true then"))
+        ("the wake-up rings always", "if v_is_idle then", "if true then"))
 ]
 # fmt: on
 MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING)

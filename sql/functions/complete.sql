@@ -1,5 +1,5 @@
 -- What it does: writes answers to their tasks and ends the attempts.
--- Returns: how many answers were written to a task, and left it ended (an owner's trigger may set it back); settle() tells which.
+-- Returns: how many answers were written to a task; settle() tells which.
 -- Locks: task rows, then attempt rows; settle() has locked the tasks before.
 -- Why: an answer counts if its attempt still holds the task, or if its task was given back or swept meanwhile and has
 --   neither ended nor been started again, or was parked because nobody knew what became of this very call: it is paid for. Else it is kept in the attempt log (I8). An attempt that was
@@ -27,7 +27,6 @@ declare
     v_outputs integer[];
     v_estimates integer[];
     v_applied bigint[];
-    v_written integer;
 begin
     select array_agg(i.fence order by i.fence), array_agg(i.task_id order by i.fence), array_agg(i.answer order by i.fence),
            array_agg(i.sent_after_s order by i.fence), array_agg(i.latency_s order by i.fence), array_agg(i.input_tokens order by i.fence),
@@ -47,9 +46,8 @@ begin
          where t.id = any (v_tasks) and coalesce(t.is_running, false) and v_fences[width_bucket(t.fence, v_fences)] = t.fence
            and (select true from llmqueue.attempt a
                  where a.fence = t.fence and a.worker = p_worker and a.task_id = t.id and (a.outcome is null or a.outcome = 'lost'))
-        returning t.fence, t.id::llmqueue.task_id as id, t.is_running)
-    select array_agg(a.fence), array_agg(a.id), count(*) filter (where not coalesce(a.is_running, false))::integer
-      into v_applied, v_ids, v_written from applied a;
+        returning t.fence, t.id::llmqueue.task_id as id)
+    select array_agg(a.fence), array_agg(a.id) into v_applied, v_ids from applied a;
     for v_attempt in
         with ended as (
             update llmqueue.attempt a
@@ -69,7 +67,7 @@ begin
 
     if cardinality(v_applied) = cardinality(v_fences) then   -- nearly always; what follows is not free even for none
         perform llmqueue.mark_done(v_ids);
-        return v_written;
+        return cardinality(v_ids);
     end if;
     for v_item in
         select * from jsonb_to_recordset(p_items) as i(
@@ -115,10 +113,9 @@ begin
         end if;
         if v_is_applied then
             v_ids := v_ids || v_item.task_id;
-            v_written := v_written + 1;
         end if;
     end loop;
     perform llmqueue.mark_done(v_ids);
-    return v_written;
+    return coalesce(cardinality(v_ids), 0);
 end
 $$;

@@ -25,7 +25,8 @@ declare
     v_free llmqueue.task_id[];   -- those that we could lock
     v_busy bigint[] := '{}'::bigint[];
     v_running bigint[];   -- fences that their tasks still have
-    v_is_watched constant boolean := llmqueue.has_row_triggers();
+    v_has_triggers constant boolean := llmqueue.has_triggers();
+    v_is_watched constant boolean := v_has_triggers and llmqueue.has_row_triggers();
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_written integer;   -- answers that reached their task
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
@@ -97,7 +98,7 @@ begin
             perform llmqueue.set_attempt_aside(p_worker, v_failure.item, v_failure.state, v_failure.message, v_now);
         end loop;
     end loop;
-    if v_is_plain and v_written = cardinality(v_fences) and not v_is_watched then
+    if v_is_plain and v_written = cardinality(v_fences) and not v_has_triggers then   -- else a row may not be as it was written
         return query select given.fence, 'completed' from unnest(v_fences) given(fence);
         return;
     end if;

@@ -1,5 +1,5 @@
 -- What it does: calls the function of a verb.
--- Returns: how many answers were written to a task that runs no more; null for the other verbs.
+-- Returns: how many answers were written to a task; null for the other verbs.
 -- Locks: see complete, retry, bury, release.
 -- Why: static names; an unknown verb raises.
 create or replace function llmqueue.settle_verb(p_verb text, p_worker uuid, p_items jsonb, p_now timestamptz)

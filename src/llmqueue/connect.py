@@ -160,11 +160,13 @@ async def deadline(connection: psycopg.AsyncConnection[TupleRow], timeout_s: flo
     try:
         with anyio.fail_after(timeout_s + CANCEL_S):
             yield
+            if cancelling:  # it ended by itself meanwhile; what was asked must not meet the next statement
+                await asyncio.wait(cancelling)
     except psycopg.errors.QueryCanceled as error:
         raise TimeoutError from error
     finally:
         timer.cancel()
-        for task in cancelling:  # it must not meet the next statement of this connection
+        for task in cancelling:
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])

@@ -148,7 +148,7 @@ class Daemon:
                 loops.start_soon(self._completer.run)
                 loops.start_soon(self._spiller.run)
                 loops.start_soon(self._heir.run)
-                loops.start_soon(self._leases.run, lambda: len(self._dispatcher.running))
+                loops.start_soon(self._leases.run, lambda: self._dispatcher.under_way)
                 loops.start_soon(self._watch_schema)
                 loops.start_soon(housekeeper.run, self._store, self._options.keep_attempts)
                 if self._options.drain_wait_s is not None:
@@ -201,7 +201,7 @@ class Daemon:
     async def _say_draining(self) -> None:
         try:
             with anyio.move_on_after(SAY_DRAINING_S):
-                await self._store.do_chores(["drain"], len(self._dispatcher.running))
+                await self._store.do_chores(["drain"], self._dispatcher.under_way)
         except (DatabaseUnreachable, SqlError) as error:
             self._store.outage.began(error)
 
@@ -222,7 +222,7 @@ class Daemon:
 
     def _ended(self, settlement: Settlement) -> None:
         self._completer.put(settlement)
-        self._dispatcher.ended(settlement.grant)
+        self._dispatcher.ended(settlement)
         self._idle.set()
 
     def _settled(self, settlement: Settlement) -> None:
@@ -252,7 +252,7 @@ class Daemon:
             self._store.outage.began(error)
 
     async def _reconnect(self) -> None:
-        await self._leases.beat(len(self._dispatcher.running))
+        await self._leases.beat(self._dispatcher.under_way)
 
     async def _drain(self, wait_s: float) -> None:
         self._stranded = await until_drained(self._store, self._options.models, wait_s)

@@ -78,6 +78,7 @@ class Dispatcher:
         self._claim_size = FIRST_CLAIM
         self._late_grants = 0
         self._lateness = Lateness()
+        self._settled_models: set[str] = set()  # since the claim was asked for
         self._has_said_idle = False
         self._hot_has_come = False
         self._was_for_hot = False
@@ -91,12 +92,21 @@ class Dispatcher:
 
     @property
     def running(self) -> Collection[Grant]:
+        """What is ours: the calls under way, and those whose ends are not in the database yet."""
         return self._slots.running
 
-    def ended(self, grant: Grant) -> None:
+    @property
+    def under_way(self) -> int:
+        """How many calls are."""
+        return self._slots.under_way
+
+    def ended(self, settlement: Settlement) -> None:
         """A call has ended: its slot is free, while its end is on its way to the database."""
         before = self._slots.room()
-        self._slots.ended(grant)
+        self._slots.ended(settlement.grant)
+        self._lateness.ended(settlement)
+        if settlement.decision == LATE:
+            self._late_grants += 1
         if not self._bell.has_rung and not before.for_any:
             self._bell.ring("slot")
 
@@ -106,10 +116,8 @@ class Dispatcher:
         before = self._slots.room()
         self._slots.free(grant)
         self._schedule.slot_freed(grant.model, time.monotonic())
-        self._lateness.settled(settlement)
+        self._settled_models.add(grant.model)
         self._batching.ended(settlement)
-        if settlement.decision == LATE:
-            self._late_grants += 1
         # the loop may be waiting for no more than it could have started before
         if not self._bell.has_rung and (not before.for_any or self._wait_s() <= 0):
             self._bell.ring("slot")
@@ -168,9 +176,10 @@ class Dispatcher:
             return
         await self.disown_lost()
         asked_at = time.monotonic()
+        self._settled_models = set()
         chores = [*self._leases.due_chores(), *(self._idle_chore() if room.for_any else [])]
         with anyio.CancelScope(deadline=self._claim_by, shield=True) as self._claiming:
-            claim = await self._store.claim(_shuffled(models), room, chores, len(self.running), self._turns)
+            claim = await self._store.claim(_shuffled(models), room, chores, self.under_way, self._turns)
         if self._claiming.cancelled_caught:
             raise DatabaseSilent("the worker stopped before its claim was answered")
         self._leases.done(chores)
@@ -222,7 +231,7 @@ class Dispatcher:
     async def _only_chores(self) -> None:
         chores = self._leases.due_chores()
         if chores:
-            await self._store.do_chores(chores, len(self.running))
+            await self._store.do_chores(chores, self.under_way)
             self._leases.done(chores)
 
     def _idle_chore(self) -> list[str]:
@@ -258,6 +267,8 @@ class Dispatcher:
                 self._schedule.note(verdict, now, gathers=self._batching.gathers(verdict.model))
             else:
                 self._schedule.note_hot(verdict, now, has_given=verdict.model in given)
+            if verdict.reason == "concurrency" and verdict.model in self._settled_models:
+                self._schedule.slot_freed(verdict.model, now)  # the claim may have counted before that
         if self._bell.hears and room.for_any and self._schedule.has_empty and not self._has_said_idle:
             self._bell.ring("task")  # the next look says that we wait, and is followed by another
 

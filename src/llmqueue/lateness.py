@@ -48,7 +48,7 @@ class Lateness:
             self._has_tried = True
             self._claims.append(_Claim({grant.task.fence for grant in grants}, now, seconds))
 
-    def settled(self, settlement: Settlement) -> None:
+    def ended(self, settlement: Settlement) -> None:
         fence = settlement.grant.task.fence
         for claim in reversed(self._claims):  # most ends are of the last claims
             if fence in claim.fences:

@@ -43,6 +43,10 @@ class Slots:
     def running(self) -> Collection[Grant]:
         return self._running.values()
 
+    @property
+    def under_way(self) -> int:
+        return len(self._running) - len(self._ended)
+
     def take(self, grant: Grant) -> None:
         self._running[grant.task.fence] = grant
         self._cold += not grant.task.is_hot
@@ -62,7 +66,7 @@ class Slots:
     def room(self, at_most: int | None = None) -> Room:
         """Returns what is free, cut to `at_most` tasks. Hot calls take the slots that are kept for them first."""
         waiting = max(0, len(self._ended) - min(MOST_ENDED, self._slots))
-        free = max(0, self._slots - (len(self._running) - len(self._ended)) - waiting)
+        free = max(0, self._slots - self.under_way - waiting)
         for_any = max(0, min(free, self._for_cold - self._cold - waiting))
         if at_most is not None:
             free, for_any = min(free, at_most), min(for_any, at_most)

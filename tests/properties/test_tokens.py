@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from hypothesis import event, example, given
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from tests.properties.token_fleet import fleet
@@ -79,6 +79,7 @@ BY_TPM = Limits(rpm=60, tpm=400, token_mode="input", hot_share=0.0)
 BY_USE = Limits(rpm=600, tpm=1000, token_mode="actual", max_output=20)
 
 
+@settings(max_examples=max(20, settings.default.max_examples // 2))
 @given(first=LIMITS, second=LIMITS, steps=st.lists(STEP, min_size=15, max_size=50))
 @example(  # idle, then a burst at the end of a minute
     first=BY_TPM,

@@ -12,7 +12,17 @@ from tests.properties.test_limiter import fleet
 
 
 @pytest.mark.parametrize(
-    ("rpm", "wanted"), [(1, 1), (6, 10), (60, 1), (60, 20), (600, 1), (600, 100), (3000, 500), (60000, 500)]
+    ("rpm", "wanted"),
+    [
+        (1, 1),
+        (6, 10),
+        (60, 1),
+        (60, 20),
+        (600, 1),
+        pytest.param(600, 100, marks=pytest.mark.slow),
+        pytest.param(3000, 500, marks=pytest.mark.slow),
+        (60000, 500),
+    ],
 )
 def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any], rpm: int, wanted: int) -> None:
     """Minutes from a cold start, back exactly at retry_at. Without tasks: the hottest would need a million."""

@@ -333,22 +333,35 @@ def test_a_trigger_that_swallows_an_end_is_asked_once(queue: Queue) -> None:
     assert queue.task(good)["status"] == "solved"
 
 
+IS_BAD = "prompt = 'bad' and status = 'solved'"
+SET_BACK = (
+    f"if exists (select from tasks where {IS_BAD}) then update tasks set status = 'running' where {IS_BAD}; end if"
+)
+
+
 @pytest.mark.parametrize(
-    ("when", "back"),
+    ("body", "when"),
     [
-        ("before update", "new.status := 'running'"),
-        ("after update", "update tasks set status = 'running' where id = new.id"),
+        ("if new.prompt = 'bad' and new.status = 'solved' then new.status := 'running'; end if", "before update"),
+        (SET_BACK, "after update"),
+        (SET_BACK, "after update for each statement"),
     ],
 )
 @pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize("is_late", [False, True])
 def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
-    queue: Queue, when: str, back: str, others: int
+    queue: Queue, body: str, when: str, others: int, *, is_late: bool
 ) -> None:
     queue.model("m", 6000)
     (bad,), good = queue.add(prompt="bad"), queue.add(others)
-    queue.owners_trigger(f"if {BAD.format('solved')} then {back}; end if", when)
+    event, _, level = when.partition(" for each ")
+    queue.rows(f"create function theirs() returns trigger language plpgsql as $f$ begin {body}; return new; end $f$")
+    queue.rows(f"create trigger theirs {event} on tasks for each {level or 'row'} execute function theirs()")
 
-    outcomes = queue.settle(*[complete(grant) for grant in queue.claim(10).grants])
+    grants = queue.claim(10).grants
+    if is_late:
+        queue.lose(*grants)
+    outcomes = queue.settle(*[complete(grant) for grant in grants], worker=grants[0].worker)
 
     assert outcomes == ["set_aside", *["completed"] * others]
     assert queue.aside() == {bad: "complete"}

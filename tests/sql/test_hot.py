@@ -79,7 +79,7 @@ def report(name: str, found: Load, since_s: float) -> None:
     )
 
 
-@pytest.mark.parametrize(("rpm", "minutes"), [(60, 70), (600, 10), (3000, 4)])
+@pytest.mark.parametrize(("rpm", "minutes"), [pytest.param(60, 70, marks=pytest.mark.slow), (600, 10), (3000, 4)])
 def test_hot_tasks_wait_for_an_interval_at_the_most_behind_a_saturated_backlog(
     conn: psycopg.Connection[Any], rpm: int, minutes: int
 ) -> None:
@@ -104,7 +104,9 @@ def test_hot_tasks_wait_for_an_interval_at_the_most_behind_a_backlog_of_100000(c
     assert p99(found.waits()) <= 60 / 600 + 0.1
 
 
-@pytest.mark.parametrize(("rpm", "max_concurrency", "minutes"), [(60, 20, 60), (600, 100, 10)])
+@pytest.mark.parametrize(
+    ("rpm", "max_concurrency", "minutes"), [pytest.param(60, 20, 60, marks=pytest.mark.slow), (600, 100, 10)]
+)
 def test_slots_held_by_cold_calls_of_two_minutes_keep_no_hot_task_waiting(
     conn: psycopg.Connection[Any], rpm: int, max_concurrency: int, minutes: int
 ) -> None:
@@ -120,7 +122,7 @@ def test_slots_held_by_cold_calls_of_two_minutes_keep_no_hot_task_waiting(
     assert cold >= 0.8 * max_concurrency * 0.9 * minutes / 2, "and the cold ones keep their slots busy"
 
 
-@pytest.mark.parametrize("rpm", [60, 600])
+@pytest.mark.parametrize("rpm", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_hot_share_is_lent_while_no_hot_task_comes(conn: psycopg.Connection[Any], rpm: int) -> None:
     """A cold start, then ten minutes; and again ten minutes after the last hot task."""
     found = load(conn, rpm, 0)

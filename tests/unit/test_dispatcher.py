@@ -57,6 +57,7 @@ class Database:
         self.asked: list[Asked] = []
         self.turns: str | None = None
         self.is_silent = False
+        self.at_claim: Callable[[], None] | None = None  # what happens while the next claim is under way
 
     async def register(self, *_: object) -> float:
         return 0.5
@@ -68,6 +69,9 @@ class Database:
     ) -> Claim:
         self.asked.append(Asked(models, room, chores, turns))
         await (anyio.sleep_forever() if self.is_silent else anyio.sleep(0))
+        if self.at_claim is not None:
+            at_claim, self.at_claim = self.at_claim, None
+            at_claim()
         if self.reason is not None:
             return Claim((), (Verdict("m", self.reason, self.retry_in_s), EMPTY), None, self.turns)
         hot = min(self.hot, room.total)
@@ -108,7 +112,13 @@ class Run:
 
     def end(self, ended: Grant, *, is_late: bool = False) -> None:
         decision = LATE if is_late else Complete("42", Usage())
-        self.dispatcher.settled(Settlement(ended, decision, None, None))
+        settlement = Settlement(ended, decision, None, None)
+        self.dispatcher.ended(settlement)
+        self.dispatcher.settled(settlement)
+
+    def call_ended(self, ended: Grant) -> None:
+        """Its end is not in the database yet."""
+        self.dispatcher.ended(Settlement(ended, Complete("42", Usage()), None, None))
 
     async def fill_with_cold(self) -> None:
         self.database.cold = 1000
@@ -248,15 +258,26 @@ async def test_the_next_call_does_not_wait_until_the_end_of_the_last_is_written(
     async with run.running():
         await run.fill_with_cold()
         for number in range(10):
-            run.dispatcher.ended(run.started[number])
+            run.call_ended(run.started[number])
             await run.until(lambda number=number: len(run.started) == 10 + number)  # type: ignore[misc]
-        run.dispatcher.ended(run.started[10])  # of ten slots eleven ends wait: too many for a flush
+        run.call_ended(run.started[10])  # of ten slots eleven ends wait: too many for a flush
         await anyio.sleep(SPIN_S)
         assert len(run.started) == 19
         run.end(run.started[0])
         await run.until(lambda: len(run.started) == 20)
 
     assert [asked.room for asked in run.database.asked[1:]] == [Room(1, 1)] * 10 + [Room(1, 1)]
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_model_that_is_full_is_asked_again_when_an_end_was_written_meanwhile(run: Run) -> None:
+    async with run.running():
+        await run.fill_with_cold()
+        [first, *_] = run.started
+        run.database.reason = "concurrency"
+        run.database.at_claim = lambda: run.dispatcher.settled(Settlement(first, Complete("42", Usage()), None, None))
+        run.call_ended(first)
+        await run.until(lambda: any("m" in (asked.models or []) for asked in run.database.asked[2:]))
 
 
 @pytest.mark.usefixtures("no_poll")

@@ -36,7 +36,7 @@ class Worker:
 
     def end(self, ended: list[Grant], *, is_late: bool = False) -> None:
         for grant in ended:
-            self.lateness.settled(Settlement(grant, LATE if is_late else Complete("42", Usage()), None, None))
+            self.lateness.ended(Settlement(grant, LATE if is_late else Complete("42", Usage()), None, None))
 
     def wait(self) -> float:
         """Returns how long it had to pause."""

@@ -208,6 +208,8 @@ class Worker:
 
     def _settle(self, settlement: Settlement) -> None:
         self._ends.append(settlement)
+        self._slots.ended(settlement.grant)
+        self._wake_when_due()
         if len(self._ends) == 1:
             self._timeline.at(self._timeline.now + LINGER_S, self._flush)
 
