@@ -137,7 +137,7 @@ class Worker:
 
     def _round(self) -> None:
         now = self._timeline.now
-        room, running = self._slots.room(MAX_CLAIM), len(self._slots.running)
+        room, running = self._slots.room(MAX_CLAIM), self._slots.under_way
         models = self._models_to_ask(room)
         chores = self._due_chores()
         if models is not None and not models:
