@@ -18,6 +18,8 @@ CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.
 ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
          tests/system/test_frozen.py tests/system/test_failover.py)
 NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
+# On the first PostgreSQL `make check` has run these.
+CHECKED := $(filter-out tests/guards/test_plans.py,$(wildcard tests/guards/test_*.py))
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist worksteal
@@ -54,14 +56,14 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## the whole system on this machine: embedded Postgres, simulated backend, workers, real prompts
 	@$(BIN)/llmqueue demo $(ARGS)
 
-test: setup ## every test but the long ones: without a database once, the others on each PostgreSQL in PGS
+test: setup ## every test but the long ones and `make check`'s: without a database once, the others on each PostgreSQL in PGS
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
 	  if [ $$pg != $(firstword $(PGS)) ]; then \
 	    $(BIN)/pytest --pg $$pg $(CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
 	  else \
-	    $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ALONE)) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
+	    $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ALONE) $(CHECKED)) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
 	    $(BIN)/pytest --pg $$pg $(ALONE) $(QUICK) $(ARGS); \
 	  fi; \
 	done
