@@ -23,7 +23,7 @@ begin
                        and (not (select exists (select from llmqueue.set_aside)) or (select true from llmqueue.set_aside s where s.task_id = t.id) is null)
                      order by t.due_at, t.id limit p_wanted
                        for no key update of t skip locked) task) o;
-    seen := cardinality(picked);
+    seen := cardinality(picked)::bigint;
     if seen < p_wanted then   -- somebody may hold the others
         select count(*) into seen
           from (select from llmqueue.task t
