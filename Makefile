@@ -9,10 +9,13 @@ READY  := $(VENV)/.ready
 PG15_BIN := $(or $(LLMQUEUE_TEST_PG15_BIN),$(wildcard /usr/lib/postgresql/15/bin))
 PGS ?= 18 16 $(if $(PG15_BIN),15)
 
-# These need no database and run once; all others run on the first PostgreSQL, the core on each. All SQL on each:
-# make test CORE="tests/guards tests/sql tests/properties"
-CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.py tests/sql/test_init_*.py) \
-        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py tests/sql/test_upgrade.py \
+# These need no database and run once; all others run on the first PostgreSQL, the core on the second, and on a third
+# the guards, which read every function body there, and what claims, settles and upgrades. All SQL on all of them:
+# make test CORE="tests/guards tests/sql tests/properties" SHORT_CORE='$(CORE)'
+SHORT_CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.py) \
+        tests/sql/test_init_default.py tests/sql/test_upgrade.py
+CORE := $(sort $(SHORT_CORE) $(wildcard tests/sql/test_init_*.py)) \
+        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py \
         tests/sql/test_epoch.py tests/properties/test_limiter.py
 # What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
 ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
@@ -60,12 +63,15 @@ test: setup ## every test but the long ones and `make check`'s: without a databa
 	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
-	  if [ $$pg != $(firstword $(PGS)) ]; then \
-	    $(BIN)/pytest --pg $$pg $(CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	  else \
+	  case $$pg in \
+	  $(firstword $(PGS))) \
 	    $(BIN)/pytest --pg $$pg $(addprefix --ignore=,$(NO_DATABASE) $(ALONE) $(CHECKED)) $(SIDE_BY_SIDE) $(QUICK) $(ARGS); \
-	    $(BIN)/pytest --pg $$pg $(ALONE) $(QUICK) $(ARGS); \
-	  fi; \
+	    $(BIN)/pytest --pg $$pg $(ALONE) $(QUICK) $(ARGS);; \
+	  $(or $(word 2,$(PGS)),none)) \
+	    $(BIN)/pytest --pg $$pg $(CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS);; \
+	  *) \
+	    $(BIN)/pytest --pg $$pg $(SHORT_CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS);; \
+	  esac; \
 	done
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code

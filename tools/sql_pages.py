@@ -24,7 +24,7 @@ CALLERS: Final = {
     "How an attempt ends (through settle)": ("complete", "retry", "bury", "release"),
     "Chores (through do_chores)": ("promote", "sweep", "prune_ledger", "calibrate"),
     "The limiter (through claim, under the model's lock)": (
-        "lock_model", "hold_clock", "closing", "allowance", "room", "lease", "charge", "verdict", "when_free",
+        "lock_model", "closing", "allowance", "room", "lease", "charge", "verdict", "when_free",
         "fill_ledger", "lock_space",
     ),
     "Triggers": ("config_changed",),

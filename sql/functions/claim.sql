@@ -17,6 +17,7 @@ create or replace function llmqueue.claim(
 returns setof llmqueue.claimed language plpgsql volatile set work_mem = '64MB' as $$
 declare
     v_models text[] := coalesce(p_models, array(select c.model from llmqueue.model_config c where c.enabled order by random()));
+    v_brought record;
     v_turns jsonb;
     v_users jsonb;
     v_served jsonb;
@@ -25,6 +26,8 @@ declare
     v_shares jsonb;
     v_left jsonb;      -- shares that were not taken yet
     v_able text[];     -- of several models those that have a task to take; null: all are looked at
+    v_known text[];    -- of several models those that are configured
+    v_is_more boolean; -- a pool has more than was shared out
     v_verdicts llmqueue.claimed[] := array[]::llmqueue.claimed[];
     v_claimed llmqueue.claimed;
     v_granted llmqueue.granted;
@@ -51,10 +54,16 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;   -- a deferred constraint of the owner's would fail the whole claim at its COMMIT
-    select t.users, t.served, t.seen, t.marks, t.look_at into v_users, v_served, v_seen, v_marks, v_look_at
-      from llmqueue.read_turns(p_turns) t;
+    v_brought := llmqueue.read_turns(p_turns);
+    v_users := v_brought.users;
+    v_served := v_brought.served;
+    v_seen := v_brought.seen;
+    v_marks := v_brought.marks;
+    v_look_at := v_brought.look_at;
     v_epoch := llmqueue.check_epoch(v_seen, p_now);   -- before anything is swept or granted
-    perform llmqueue.do_chores(p_worker, p_chores, p_running, p_now);
+    if cardinality(p_chores) > 0 then
+        perform llmqueue.do_chores(p_worker, p_chores, p_running, p_now);
+    end if;
     if not exists (select from llmqueue.worker w where w.worker = p_worker) then
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
@@ -84,6 +93,8 @@ begin
     v_left := v_shares;
     if cardinality(v_models) > 1 then
         v_able := llmqueue.models_with_tasks(v_models, v_shares, p_slots, coalesce(p_now, clock_timestamp()), v_marks);
+        v_known := array(select c.model from llmqueue.model_config c where c.model = any (v_models));
+        v_is_more := jsonb_path_exists(v_shares, '$.* ? (@.is_more == true)');
     end if;
     for v_round in 1..2 loop
         if v_round = 2 then
@@ -100,7 +111,8 @@ begin
             if v_round = 1 and v_models[v_no] <> all (v_able) then
                 v_claimed := null;
                 v_claimed.model := v_models[v_no];
-                v_claimed.reason := llmqueue.why_nothing(v_models[v_no], v_left);
+                v_claimed.reason := case when v_is_more or v_models[v_no] <> all (v_known)
+                                         then llmqueue.why_nothing(v_models[v_no], v_left) else 'empty' end;
                 v_granted.tasks := array[]::llmqueue.leased[];
             else
                 v_granted := llmqueue.claim_model(p_worker, v_models[v_no], coalesce(cardinality(p_models), 0) = 1,

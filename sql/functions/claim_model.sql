@@ -15,6 +15,7 @@ declare
     v_verdict llmqueue.claimed;
     v_closing record;
     v_room record;
+    v_why record;
     v_budget llmqueue.budget;
     v_taking llmqueue.taking;
     v_is_full boolean;
@@ -31,7 +32,7 @@ begin
     else
         v_now := coalesce(p_now, clock_timestamp());
         select c.* into v_config from llmqueue.model_config c where c.model = p_model;
-        select * into v_closing from llmqueue.closing(p_model, v_now);
+        v_closing := llmqueue.closing(p_model, v_now);
         if v_config.model is null then
             v_verdict.reason := 'unknown';
         elsif not llmqueue.is_able(v_config) then
@@ -40,9 +41,13 @@ begin
             v_verdict.reason := 'closed';
             v_verdict.retry_in_s := v_closing.retry_in_s;
         else
-            perform llmqueue.hold_clock(p_model, v_now);
             v_budget := llmqueue.allowance(v_config, v_now);
-            select * into v_room from llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share, v_budget.open_from);
+            if v_budget.granted_at > v_now + interval '1 second' then
+                -- the clock has stepped back: a smaller step is held, else the model would stand still until it catches up (I7)
+                perform llmqueue.fill_ledger(p_model, v_now);
+                v_budget := llmqueue.allowance(v_config, v_now);
+            end if;
+            v_room := llmqueue.room(p_model, llmqueue.effective_concurrency(p_model, v_config.max_concurrency, v_now), v_config.hot_share, v_budget.open_from);
             v_budget.open_from := v_room.open_from;
             v_is_full := v_room.cold < least(v_budget.calls, p_slots) or v_room.hot <= 0
                 or (p_slots <= 0 and v_room.hot < least(v_budget.hot_calls, p_hot_slots));
@@ -63,8 +68,9 @@ begin
                 v_taking.next_is_hot := (select bool_or(llmqueue.next_rank(l.lane, 9223372036854775807, v_taking.marks, 100) is not null)
                                             from unnest(v_taking.lanes) l(lane));
             end if;
-            select * into v_verdict.reason, v_verdict.retry_in_s
-              from llmqueue.verdict(v_budget, v_taking, p_shares, v_is_full, v_closing.probes = 1, v_now);
+            v_why := llmqueue.verdict(v_budget, v_taking, p_shares, v_is_full, v_closing.probes = 1, v_now);
+            v_verdict.reason := v_why.reason;
+            v_verdict.retry_in_s := v_why.retry_in_s;
             v_verdict.clock_at := v_now;
             v_verdict.waited_s := extract(epoch from v_now - case when p_now is null then statement_timestamp() else p_now end)::double precision;
             v_verdict.timeout_s := extract(epoch from v_config.timeout)::double precision;

@@ -4,7 +4,13 @@
 -- Why: it tells a thicket of dead entries from many live ones. 0 where track_counts is off.
 create or replace function llmqueue.entries_read(p_indexes oid[])
 returns bigint language plpgsql volatile as $$
+declare
+    v_index oid;
+    v_sum bigint := 0::bigint;
 begin
-    return coalesce((select sum(pg_stat_get_xact_tuples_returned(i.oid)) from unnest(p_indexes) i(oid)), 0)::bigint;
+    foreach v_index in array p_indexes loop
+        v_sum := v_sum + coalesce(pg_stat_get_xact_tuples_returned(v_index), 0::bigint);
+    end loop;
+    return v_sum;
 end
 $$;

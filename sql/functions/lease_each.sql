@@ -21,7 +21,7 @@ begin
     if cardinality(p_candidates) = 0 then
         return v_rows;
     end if;
-    if cardinality(p_candidates) = 1 or not llmqueue.has_row_triggers() then
+    if cardinality(p_candidates) = 1 or not (llmqueue.update_triggers()).has_row_after then
         begin
             v_rows := llmqueue.lease_rows(p_worker, p_budget, p_candidates, p_now);
             if cardinality(v_rows) < cardinality(p_candidates) then

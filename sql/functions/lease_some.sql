@@ -30,17 +30,16 @@ begin
                        case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
                        v_left, v_skip, v_with_size, p_now, v_taking.marks) f;
         else
-            select f.picked, f.seen, f.is_cut, f.looked, f.marks into v_found
-              from llmqueue.pick_by_rank(
-                       case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
-                       case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
-                       v_taking.users, p_rank, v_left, v_skip, v_with_size, p_now, v_taking.marks) f;
+            v_found := llmqueue.pick_by_rank(
+                case when v_only = 0 then v_taking.lanes else v_taking.lanes[v_only:v_only] end,
+                case when v_only = 0 then v_taking.most else v_taking.most[v_only:v_only] end,
+                v_taking.users, p_rank, v_left, v_skip, v_with_size, p_now, v_taking.marks);
         end if;
         if v_pass = 1 and v_taking.marks is not null then   -- a later pass leaves those out that do not fit this model now, and they are still there
             v_taking.marks := llmqueue.marks_after(v_taking.marks, v_found.marks);
         end if;
         v_is_all := v_found.seen < v_left and not v_found.is_cut;
-        select * into v_fitting from llmqueue.fit(p_budget, v_taking, v_found.picked, p_now);
+        v_fitting := llmqueue.fit(p_budget, v_taking, v_found.picked, p_now);
         v_skip := v_skip || v_fitting.unfit;
         v_rows := llmqueue.lease_each(p_worker, p_budget, v_fitting.candidates, p_now);
         v_taking := llmqueue.note_taken(v_taking, v_rows, p_rank is null);

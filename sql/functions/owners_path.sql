@@ -4,7 +4,9 @@
 -- Why: the functions for the worker's role run with the owner's rights, and so do the triggers of the tasks table then. Under
 --   the worker's path somebody could plant what they name; under none they would not find it.
 create or replace function llmqueue.owners_path()
-returns text language sql stable as $$
-    select concat_ws(', ', 'pg_catalog', (select string_agg(quote_ident(p.name), ', ' order by p.no)
-                                            from llmqueue.mapping m, unnest(m.search_path) with ordinality p(name, no)), 'pg_temp')
+returns text language plpgsql stable as $$
+begin
+    return concat_ws(', ', 'pg_catalog', (select string_agg(quote_ident(p.name), ', ' order by p.no)
+                                            from llmqueue.mapping m, unnest(m.search_path) with ordinality p(name, no)), 'pg_temp');
+end
 $$;

@@ -25,8 +25,7 @@ declare
     v_free llmqueue.task_id[];   -- those that we could lock
     v_busy bigint[] := '{}'::bigint[];
     v_running bigint[];   -- fences that their tasks still have
-    v_has_triggers constant boolean := llmqueue.has_triggers();
-    v_is_watched constant boolean := v_has_triggers and llmqueue.has_row_triggers();
+    v_triggers record;
     v_is_plain boolean;   -- all of one kind, and none is busy: no need to part them
     v_written integer;   -- answers that reached their task
     v_unknown bigint;   -- the highest fence of an answer that this server knows nothing of
@@ -35,6 +34,7 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;
+    v_triggers := llmqueue.update_triggers();
     select coalesce(array_agg(i.fence), '{}'), coalesce(array_agg(i.task_id), '{}'), coalesce(array_agg(i.verb), '{}')
       into v_fences, v_ids, v_verbs from jsonb_to_recordset(p_items) as i(fence bigint, task_id llmqueue.task_id, verb text);
     -- one by one: a join, and on 16 an array too, may be planned to read the whole log
@@ -66,7 +66,7 @@ begin
          where not v_is_plain and (item ->> 'fence')::bigint <> all (v_busy)
          group by 1
     loop
-        if jsonb_array_length(v_group.items) = 1 or not v_is_watched then
+        if jsonb_array_length(v_group.items) = 1 or not v_triggers.has_row_after then
             begin
                 v_written := llmqueue.settle_verb(v_group.verb, p_worker, v_group.items, v_now);
                 continue;
@@ -98,7 +98,7 @@ begin
             perform llmqueue.set_attempt_aside(p_worker, v_failure.item, v_failure.state, v_failure.message, v_now);
         end loop;
     end loop;
-    if v_is_plain and v_written = cardinality(v_fences) and not v_has_triggers then   -- else a row may not be as it was written
+    if v_is_plain and v_written = cardinality(v_fences) and not v_triggers.has_any then   -- else a row may not be as it was written
         return query select given.fence, 'completed' from unnest(v_fences) given(fence);
         return;
     end if;

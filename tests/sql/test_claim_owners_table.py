@@ -412,5 +412,5 @@ def test_the_triggers_of_a_table_that_was_renamed_are_known(queue: Queue) -> Non
     queue.owners_trigger("null", "after update")
     queue.rows("alter table tasks rename to jobs")
 
-    assert queue.value("select llmqueue.has_row_triggers()")
+    assert queue.value("select has_row_after from llmqueue.update_triggers()")
     assert len(queue.value("select llmqueue.queue_indexes()")) == 2

@@ -232,7 +232,7 @@ def test_omniroute_495_a_deadline_ends_a_wait_for_a_model_that_takes_nothing(que
     assert queue.task(key)["status"] == "failed"
 
 
-@pytest.mark.parametrize("slots", [61, 500, 5000])
+@pytest.mark.parametrize("slots", [61, pytest.param(500, marks=pytest.mark.slow), 5000])
 def test_litellm_37539_a_large_batch_is_admitted_in_slices(queue: Queue, slots: int) -> None:
     """LiteLLM #37539: a batch larger than the limit of a minute was always refused."""
     queue.model("m", 60)

@@ -13,6 +13,7 @@ from tests.support.flow import Flow
 from tests.support.sql import Queue
 
 HOT_SHARE = 0.1
+SLOW = pytest.mark.slow
 
 
 @dataclass
@@ -79,7 +80,9 @@ def report(name: str, found: Load, since_s: float) -> None:
     )
 
 
-@pytest.mark.parametrize(("rpm", "minutes"), [pytest.param(60, 70, marks=pytest.mark.slow), (600, 10), (3000, 4)])
+@pytest.mark.parametrize(
+    ("rpm", "minutes"), [pytest.param(60, 70, marks=SLOW), (600, 10), pytest.param(3000, 4, marks=SLOW)]
+)
 def test_hot_tasks_wait_for_an_interval_at_the_most_behind_a_saturated_backlog(
     conn: psycopg.Connection[Any], rpm: int, minutes: int
 ) -> None:
@@ -105,7 +108,7 @@ def test_hot_tasks_wait_for_an_interval_at_the_most_behind_a_backlog_of_100000(c
 
 
 @pytest.mark.parametrize(
-    ("rpm", "max_concurrency", "minutes"), [pytest.param(60, 20, 60, marks=pytest.mark.slow), (600, 100, 10)]
+    ("rpm", "max_concurrency", "minutes"), [pytest.param(60, 20, 60, marks=SLOW), (600, 100, 10)]
 )
 def test_slots_held_by_cold_calls_of_two_minutes_keep_no_hot_task_waiting(
     conn: psycopg.Connection[Any], rpm: int, max_concurrency: int, minutes: int
@@ -122,7 +125,7 @@ def test_slots_held_by_cold_calls_of_two_minutes_keep_no_hot_task_waiting(
     assert cold >= 0.8 * max_concurrency * 0.9 * minutes / 2, "and the cold ones keep their slots busy"
 
 
-@pytest.mark.parametrize("rpm", [60, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rpm", [60, pytest.param(600, marks=SLOW)])
 def test_the_hot_share_is_lent_while_no_hot_task_comes(conn: psycopg.Connection[Any], rpm: int) -> None:
     """A cold start, then ten minutes; and again ten minutes after the last hot task."""
     found = load(conn, rpm, 0)
@@ -175,7 +178,7 @@ def starve(found: Load, stream: str, slots: int, older: int) -> tuple[float, flo
     return wait_s, bound_s
 
 
-@pytest.mark.parametrize("slots", [1, 7, 200])
+@pytest.mark.parametrize("slots", [1, pytest.param(7, marks=SLOW), 200])
 @pytest.mark.parametrize("stream", ["better", "hot"])
 def test_the_oldest_task_is_started_within_its_bound(conn: psycopg.Connection[Any], stream: str, slots: int) -> None:
     wait_s, bound_s = starve(load(conn, 120, 0), stream, slots, older=40)

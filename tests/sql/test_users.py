@@ -36,7 +36,7 @@ def add(queue: Queue, user: str | None, how_many: int, **columns: Any) -> list[A
     return queue.add(how_many, user_id=user, **columns)
 
 
-@pytest.mark.parametrize("rpm", [60, 600])
+@pytest.mark.parametrize("rpm", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_ten_tasks_after_another_users_hundred_thousand_are_done_within_twice_their_share(
     conn: psycopg.Connection[Any], rpm: int
 ) -> None:

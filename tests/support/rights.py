@@ -89,15 +89,15 @@ FUNCTIONS_FOR_NOBODY = _names(
         charge_of_task check_epoch claim claim_model clock_stepped close_model close_refusing closing complete
         config_changed count_before count_calls count_refusals count_turns cut_concurrency cut_rpm day_allowance
         disown do_chores drain_state end_of_epoch entries_read estimate_ready first_waiting look_behind marks_after
-        next_rank next_user owners_table queue_indexes expected_tokens expire fail_unsent fill_ledger
-        fit fits_elsewhere forgive has_open_member has_ready has_row_triggers has_triggers
+        next_rank next_user queue_indexes expected_tokens expire fail_unsent fill_ledger
+        fit fits_elsewhere forgive has_open_member has_ready
         heartbeat lane_width
-        hold_clock is_oversize is_suspect
+        is_oversize is_suspect
         keep_lost lane_models lanes_of lease lease_each lease_rows lease_some leave ledger_frees_at lock_model
         lock_space mark_done max_output_of model_lanes models_with_tasks next_grant_at note_backend note_probe
         note_taken oversize_error owners_path pick_by_age pick_by_rank pick_of_user probe_answered promote
         prune_attempts prune_ledger put_aside read_turns reconcile refund register release retry room
-        set_attempt_aside settle settle_verb share_out sweep top_up troubled_workers turns_after users_after
+        set_attempt_aside settle settle_verb share_out sweep top_up troubled_workers turns_after update_triggers users_after
         verdict wake_up when_free why why_delayed why_ended why_model why_nothing why_ready why_running workers_of
     """
 )
