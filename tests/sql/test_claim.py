@@ -209,6 +209,13 @@ def test_an_unknown_model_is_named(queue: Queue) -> None:
     assert queue.claim(10, ["nobody"]).reasons == {"nobody": "unknown"}
 
 
+def test_a_model_without_a_row_is_told_from_one_without_tasks_among_several(queue: Queue) -> None:
+    queue.model("m")
+    queue.model("idle")
+
+    assert queue.claim(10, ["m", "nobody", "idle"]).reasons == {"m": "empty", "nobody": "unknown", "idle": "empty"}
+
+
 def test_max_concurrency_holds_over_two_workers_and_frees_with_each_end(queue: Queue) -> None:
     queue.model("m", 6000, max_concurrency=3, hot_share=0)
     queue.add(10)
