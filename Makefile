@@ -13,10 +13,9 @@ PGS ?= 18 16 $(if $(PG15_BIN),15)
 # the guards, which read every function body there, and what claims, settles and upgrades. All SQL on all of them:
 # make test CORE="tests/guards tests/sql tests/properties" SHORT_CORE='$(CORE)'
 SHORT_CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_settle*.py) \
-        tests/sql/test_init_default.py tests/sql/test_upgrade.py
+        tests/sql/test_init_default.py tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_upgrade.py
 CORE := $(sort $(SHORT_CORE) $(wildcard tests/sql/test_init_*.py)) \
-        tests/sql/test_limiter.py tests/sql/test_roles.py tests/sql/test_sweep.py \
-        tests/sql/test_epoch.py tests/properties/test_limiter.py
+        tests/sql/test_sweep.py tests/sql/test_epoch.py tests/properties/test_limiter.py
 # What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
 ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
          tests/system/test_frozen.py tests/system/test_failover.py)

@@ -148,9 +148,8 @@ class Store:
         except PoolTimeout as error:
             raise await self._why_unreachable() from error
         except psycopg.Error as error:
-            if error.sqlstate is not None and _may_be_outgrown(error.sqlstate) and await self._is_outgrown():
-                self.outgrown.set()
-                raise SchemaOutgrown(f"a newer llmqueue has upgraded the schema: {error}", error.sqlstate) from error
+            if error.sqlstate is not None and _may_be_outgrown(error.sqlstate):
+                raise await self._why_unfit(error, error.sqlstate) from error
             raise self._translate(error) from error
         except TimeoutError as error:
             for each in (self._claiming, self._pool):
@@ -166,11 +165,19 @@ class Store:
             own if is_final or isinstance(own, DatabaseUnreachable | SqlError) else SqlError(str(own), error.sqlstate)
         )
 
-    async def _is_outgrown(self) -> bool:
+    async def _why_unfit(self, error: psycopg.Error, sqlstate: str) -> LlmqueueError:
+        """A statement that met the middle of an upgrade may miss a function: it is sent again like any other."""
+        is_outgrown = await self._is_outgrown()
+        if is_outgrown:
+            self.outgrown.set()
+            return SchemaOutgrown(f"a newer llmqueue has upgraded the schema: {error}", sqlstate)
+        own = self._translate(error)
+        return SqlError(str(own), sqlstate) if isinstance(own, NotInitialised) and is_outgrown is False else own
+
+    async def _is_outgrown(self) -> bool | None:
         """Whether a newer llmqueue has upgraded the schema to one that this program does not fit any more.
 
-        No, when that cannot be found out now. A statement may fail for a moment while a schema is upgraded that still
-        works with this program: it is sent again like any other.
+        None when there is no schema, or that cannot be found out now.
         """
         try:
             with anyio.fail_after(CONNECT_WAIT_S):
@@ -178,13 +185,15 @@ class Store:
                     has = await (
                         await connection.execute("select max(version) from llmqueue.schema_version")
                     ).fetchone()
-                    if has is None or has[0] is None or has[0] <= connect.newest_version():
+                    if has is None or has[0] is None:
+                        return None
+                    if has[0] <= connect.newest_version():
                         return False
                     oldest = await (await connection.execute("select llmqueue.oldest_program()")).fetchone()
         except psycopg.errors.UndefinedFunction:
             return True
         except (psycopg.Error, TimeoutError):
-            return False
+            return None
         return oldest is None or oldest[0] > connect.newest_version()
 
     async def _why_unreachable(self) -> LlmqueueError:

@@ -105,6 +105,19 @@ def test_a_claim_reads_what_it_takes(large: Connection) -> None:
     assert after["llmqueue_ready"] > before["llmqueue_ready"]
 
 
+def test_a_claim_for_several_models_reads_what_it_takes(large: Connection) -> None:
+    large.execute("insert into llmqueue.model_config (model, rpm) select 'idle ' || n, 60 from generate_series(1, 8) n")
+    large.execute("insert into tasks (prompt, model) select 'p', 'nobody' from generate_series(1, 1000)")
+    large.execute("update llmqueue.model_config set weight = 0 where model like 'idle %'")
+    for _ in range(8):
+        with touching(large) as touched:
+            touched.rows = claim(large)
+
+        assert len(touched.rows) == BATCH
+        assert touched.sequential == 0
+        assert touched.fetched <= MOST_READ
+
+
 def test_a_claim_that_finds_only_tasks_of_other_models_reads_next_to_nothing(large: Connection) -> None:
     large.execute("update tasks set model = 'nobody' where status = 'unsolved'")
     large.execute("vacuum tasks")
@@ -225,7 +238,13 @@ BATCH_OF_MANY = 100
 ENTRIES = "select sum(pg_stat_get_xact_tuples_returned(c.oid)) from pg_class c where c.relname in ({})"
 
 
-def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(large: Connection, installed: str) -> None:
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
+    large: Connection, installed: str, others: int
+) -> None:
+    large.execute(
+        "insert into llmqueue.model_config (model, rpm) select 'other', 6000000 from generate_series(1, %s)", (others,)
+    )
     turns: dict[str, Any] | None = None
     with open_transaction(installed):
         reads = []

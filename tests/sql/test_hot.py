@@ -107,9 +107,7 @@ def test_hot_tasks_wait_for_an_interval_at_the_most_behind_a_backlog_of_100000(c
     assert p99(found.waits()) <= 60 / 600 + 0.1
 
 
-@pytest.mark.parametrize(
-    ("rpm", "max_concurrency", "minutes"), [pytest.param(60, 20, 60, marks=SLOW), (600, 100, 10)]
-)
+@pytest.mark.parametrize(("rpm", "max_concurrency", "minutes"), [pytest.param(60, 20, 60, marks=SLOW), (600, 100, 10)])
 def test_slots_held_by_cold_calls_of_two_minutes_keep_no_hot_task_waiting(
     conn: psycopg.Connection[Any], rpm: int, max_concurrency: int, minutes: int
 ) -> None:

@@ -56,6 +56,15 @@ def test_shares_follow_the_weights_within_one_percent_over_ten_thousand_tasks(po
     }
 
 
+def test_a_pool_that_has_more_is_empty_for_nobody(pool: Queue) -> None:
+    pool.add(10)
+
+    claimed = pool.claim(1, ["c", "b", "a"])
+
+    assert [grant.model for grant in claimed.grants] == ["a"]
+    assert claimed.reasons == {"c": None, "b": None, "a": None}
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
 def test_every_cycle_of_ten_is_shared_but_for_one_task(pool: Queue, size: int) -> None:
     pool.add(300)

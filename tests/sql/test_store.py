@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.errors import DatabaseSilent
+from llmqueue.errors import DatabaseSilent, NotInitialised, SqlError
 from llmqueue.models import Claim, Complete, Grant, Release, Retry, Settlement, Usage
 from llmqueue.slots import Room
 from llmqueue.store import Store
@@ -52,6 +52,24 @@ async def only(store: Store) -> Grant:
             await anyio.sleep(0.02)
     [grant] = grants
     return grant
+
+
+async def test_a_function_that_an_upgrade_has_dropped_is_asked_for_again(store: Store, conn: Conn) -> None:
+    conn.execute("alter function llmqueue.heartbeat rename to dropped")
+    with pytest.raises(SqlError, match="heartbeat"):
+        await store.heartbeat(0)
+    conn.execute("alter function llmqueue.dropped rename to heartbeat")
+
+    await store.heartbeat(0)
+
+    assert not store.outgrown.is_set()
+
+
+async def test_a_schema_that_is_gone_is_not_waited_for(store: Store, conn: Conn) -> None:
+    conn.execute("alter schema llmqueue rename to gone")
+
+    with pytest.raises(NotInitialised, match="run llmqueue init"):
+        await store.heartbeat(0)
 
 
 async def test_a_model_without_a_limit_on_tokens_says_nothing_of_them(store: Store, conn: Conn) -> None:

@@ -2,6 +2,3 @@
 drop function if exists llmqueue.has_triggers();
 drop function if exists llmqueue.has_row_triggers();
 drop function if exists llmqueue.owners_table();
-
--- claim_model() does it with what allowance() has read.
-drop function if exists llmqueue.hold_clock(text, timestamptz);
