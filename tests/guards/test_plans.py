@@ -256,7 +256,8 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
 
     # the first ones find out
     assert max(reads[:20]) > 20 * BATCH_OF_MANY
-    assert max(reads[-20:]) <= 10 * BATCH_OF_MANY
+    # each model looks at the lanes, and what is waiting is counted to be shared out
+    assert max(reads[-20:]) <= 10 * BATCH_OF_MANY * (1 + others)
 
 
 @contextmanager
