@@ -57,11 +57,11 @@ def inserts(dsn: str, quick: bool) -> str:
             own = make_conninfo(dsn, dbname=f"way{number}")
             with psycopg.connect(own, autocommit=True) as owners:
                 owners.execute(OWNERS_TABLE)
-                if way in ways[1:3]:
+                if "after init" in way:
                     install(own, AdoptionSpec(columns=COLUMNS))
-                if way == ways[2]:
+                if "trigger dropped" in way:
                     owners.execute("drop trigger llmqueue_wake_up on tasks")
-                if way == ways[3]:
+                if "plain indexes" in way:
                     owners.execute("create index on tasks (model, user_id, created_at, id) where status = 'unsolved'")
                     owners.execute("create index on tasks (model, created_at, id) where status = 'unsolved'")
     for _ in range(rounds):
@@ -81,7 +81,7 @@ def inserts(dsn: str, quick: bool) -> str:
     ]
     head = ("", f"single inserts/s, {CLIENTS} clients", "of before", f"COPY of {rows:,}, 1,000 rows/s", "of before")
     return (
-        f"## The insert path\n\nNo worker is running. In turn, each in a database of its own. The last row is what two"
+        "## The insert path\n\nNo worker is running. In turn, each in a database of its own. The last row is what two"
         " orders of the ready tasks, by user and by age, cost whoever keeps them as indexes of the table.\n\n"
         f"{table(head, report)}"
     )

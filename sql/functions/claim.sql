@@ -26,7 +26,7 @@ declare
     v_shares jsonb;
     v_left jsonb;      -- shares that were not taken yet
     v_able text[];     -- of several models those that have a task to take; null: all are looked at
-    v_known text[];    -- of several models those that are configured
+    v_known text[];    -- of several models those that are configured: with v_is_more it saves most calls of why_nothing()
     v_is_more boolean; -- a pool has more than was shared out
     v_verdicts llmqueue.claimed[] := array[]::llmqueue.claimed[];
     v_claimed llmqueue.claimed;

@@ -106,9 +106,9 @@ def test_a_claim_reads_what_it_takes(large: Connection) -> None:
 
 
 def test_a_claim_for_several_models_reads_what_it_takes(large: Connection) -> None:
-    large.execute("insert into llmqueue.model_config (model, rpm) select 'idle ' || n, 60 from generate_series(1, 8) n")
-    large.execute("insert into tasks (prompt, model) select 'p', 'nobody' from generate_series(1, 1000)")
-    large.execute("update llmqueue.model_config set weight = 0 where model like 'idle %'")
+    large.execute(
+        "insert into llmqueue.model_config (model, rpm, weight) select 'idle ' || n, 60, 0 from generate_series(1, 8) n"
+    )
     for _ in range(8):
         with touching(large) as touched:
             touched.rows = claim(large)
