@@ -34,6 +34,10 @@ begin
         v_rank := (select max(llmqueue.next_rank(lanes.lane, v_most, v_taking.marks))
                      from unnest(v_taking.lanes, v_taking.most) lanes(lane, most) where lanes.most > 0);
         exit when v_rank is null or (v_rank < 100 and v_waits.is_blocked);
+        if v_for_oldest > 0 and v_rank between -9223372036854775807 and 99 and llmqueue.is_in_order(v_taking, v_rank) then
+            v_taking.aged := v_taking.aged + v_for_oldest;
+            v_for_oldest := 0;
+        end if;
         v_calls := llmqueue.calls_left(p_budget, v_taking, v_rank >= 100) - case when v_rank >= 100 then 0 else v_for_oldest end;
         if v_calls <= 0 then
             v_taking.next_is_hot := v_rank >= 100;

@@ -8,7 +8,6 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import anyio
@@ -33,6 +32,7 @@ from llmqueue.models import (
     Reply,
     Retry,
     Settlement,
+    value,
 )
 
 Settle = Callable[[Settlement], None]
@@ -46,7 +46,7 @@ TOP_UP_FROM_TOKENS = 16
 MOST_TOKENS = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Attempt:
     """A grant that is to be sent, with our estimate of its input tokens; None: the model has no limit on tokens."""
 

@@ -126,7 +126,7 @@ class Batching:
             model.latencies.append(latency_s)
 
     def _of(self, model: str) -> _Model:
-        return self._models.setdefault(model, _Model())
+        return self._models.get(model) or self._models.setdefault(model, _Model())
 
 
 def _timed_out(decision: Decision) -> bool:

@@ -7,11 +7,13 @@ go out when it is back: first a heartbeat, then what waited, and only then does 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from llmqueue.texts import in_ascii
 
 LINGER_S = 0.02
 MAX_FLUSH = 200
+TOLD_AT_ONCE = 25
 # A flush carries answers: one of 10 MB must not make a statement of 2 GB.
 MAX_FLUSH_CHARS = 8_000_000
 RETRY_S = (0.2, 1.0)
@@ -227,8 +230,15 @@ class Completer:
         self._pause_s = RETRY_S[0]
         self._flush_size = min(MAX_FLUSH, 2 * self._flush_size)
         batch, self._flushing = self._flushing, []
-        for end in batch:
-            self._settled(end, outcomes.get(end.settlement.grant.task.fence, "unknown"))
+        written = [
+            (end, outcome)
+            for end in batch
+            if self._is_written(end, outcome := outcomes.get(end.settlement.grant.task.fence, "unknown"))
+        ]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._tell_meanwhile, written)
+        else:
+            self._tell(written)
         self.is_behind = self.is_behind and bool(self._waiting)
         await self.tidy()
 
@@ -304,7 +314,8 @@ class Completer:
         """Leaves less to be written than what was `sent`: the answer in ASCII, then none, then nothing."""
         if end.is_buried and isinstance(sent, Bury) and sent.answer is None:  # its key is not of this table's type
             self._flushing = []
-            self._settled(end, "unknown")
+            self._is_written(end, "unknown")
+            self._tell([(end, "unknown")])
             return
         kept = None
         if isinstance(sent, Complete):
@@ -328,16 +339,27 @@ class Completer:
             chars += end.chars
         return batch
 
-    def _settled(self, end: End, outcome: str) -> None:
+    def _is_written(self, end: End, outcome: str) -> bool:
+        """Notes what the database said of an end; one that is not written yet is held."""
         if outcome == "busy":
             self._hold(end)
-            return
+            return False
         end.is_settled = True
         if end.place is not None:
             self._spill.settled(is_known=outcome != "unknown")
-        log_attempt(end.settlement, outcome)
-        self._log_closing(end.settlement)
-        self._on_settled(end.settlement)
+        return True
+
+    def _tell_meanwhile(self, written: Sequence[tuple[End, str]]) -> None:
+        """Tells them while the database works on the next flush, a few at a time: a claim may be answered meanwhile."""
+        self._tell(written[:TOLD_AT_ONCE])
+        if len(written) > TOLD_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._tell_meanwhile, written[TOLD_AT_ONCE:])
+
+    def _tell(self, written: Sequence[tuple[End, str]]) -> None:
+        for end, outcome in written:
+            log_attempt(end.settlement, outcome)
+            self._log_closing(end.settlement)
+            self._on_settled(end.settlement)
 
     def _hold(self, end: End) -> None:
         if not self._held:
@@ -367,6 +389,9 @@ def log_attempt(settlement: Settlement, outcome: str) -> None:
     Errors are named by class only: a backend's message may quote the prompt. `tasks show` has the text.
     """
     task, decision = settlement.grant.task, settlement.decision
+    is_plain = isinstance(decision, Complete) and outcome == "completed"
+    if is_plain and not logger().is_enabled_for(logging.INFO):
+        return
     fields: dict[str, object] = {
         "task": str(task.id),
         "model": settlement.grant.model,

@@ -102,24 +102,24 @@ class Dispatcher:
 
     def ended(self, settlement: Settlement) -> None:
         """A call has ended: its slot is free, while its end is on its way to the database."""
-        before = self._slots.room()
+        was_full = not self._bell.has_rung and not self._slots.room().for_any
         self._slots.ended(settlement.grant)
         self._lateness.ended(settlement)
         if settlement.decision == LATE:
             self._late_grants += 1
-        if not self._bell.has_rung and not before.for_any:
+        if was_full:
             self._bell.ring("slot")
 
     def settled(self, settlement: Settlement) -> None:
         """The end of an attempt is in the database."""
         grant = settlement.grant
-        before = self._slots.room()
+        had_room = self._bell.has_rung or self._slots.room().for_any > 0
         self._slots.free(grant)
         self._schedule.slot_freed(grant.model, time.monotonic())
         self._settled_models.add(grant.model)
         self._batching.ended(settlement)
         # the loop may be waiting for no more than it could have started before
-        if not self._bell.has_rung and (not before.for_any or self._wait_s() <= 0):
+        if not self._bell.has_rung and (not had_room or self._wait_s() <= 0):
             self._bell.ring("slot")
 
     def stop(self, claim_by: float) -> None:
@@ -136,10 +136,12 @@ class Dispatcher:
         while not self._is_stopping:
             self._heed(self._bell.clear())
             try:
-                await self._round()
+                is_full = await self._round()
                 self._store.outage.ended()
                 pause_s = RETRY_S[0]
-                await self._bell.wait(self._wait_s())
+                wait_s = self._wait_s()
+                if wait_s > 0 or not is_full:
+                    await self._bell.wait(wait_s)
             except UnknownWorker:
                 logger().warning(Event.WORKER_SWEPT, effect=SWEPT)
                 self._must_register = True
@@ -162,7 +164,8 @@ class Dispatcher:
             self._schedule.hot_came(now)
             self._hot_has_come = now >= self._hot_first_at and not self._schedule.is_idle
 
-    async def _round(self) -> None:
+    async def _round(self) -> bool:
+        """Returns whether a claim gave all that it asked for: the next one goes out before those calls begin."""
         if self._must_register:
             await self._leases.register()
             self._must_register = False
@@ -173,7 +176,7 @@ class Dispatcher:
         models = self._models_to_ask(room, time.monotonic())
         if models is not None and not models:
             await self._only_chores()
-            return
+            return False
         await self.disown_lost()
         asked_at = time.monotonic()
         self._settled_models = set()
@@ -190,6 +193,7 @@ class Dispatcher:
         else:
             self._lateness.claimed(claim.grants, time.monotonic(), time.monotonic() - asked_at)
             self._take(claim, room)
+        return 0 < room.for_any <= len(claim.grants)
 
     def _note_epoch(self, epoch: int | None) -> None:
         """In a new epoch ends that we had written may be lost: their tasks are ours again, and nobody runs them."""

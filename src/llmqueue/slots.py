@@ -7,9 +7,8 @@ them to end, so that a tenth of the slots, at least one, is never lent (design I
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
-from llmqueue.models import Grant
+from llmqueue.models import Grant, value
 
 # One slot of that many is kept for hot tasks; a worker with a single slot keeps none.
 SLOTS_PER_HOT = 10
@@ -17,7 +16,7 @@ SLOTS_PER_HOT = 10
 MOST_ENDED = 200
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Room:
     """How many more tasks may be started: `for_any` of any kind, and `for_hot` more that are hot."""
 

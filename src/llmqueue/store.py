@@ -319,16 +319,17 @@ class Store:
 
     def _item(self, settlement: Settlement) -> dict[str, Json]:
         task = settlement.grant.task
-        return {
-            "fence": task.fence,
-            "task_id": str(task.id),
-            "model": settlement.grant.model,
-            "sent_after_s": settlement.sent_after_s,
-            "latency_s": settlement.latency_s,
-            "is_unsent": settlement.sent_after_s is None,
-            "kinds_estimate": settlement.kinds_estimate,
-            **self._decision(settlement),
-        }
+        item = self._decision(settlement)
+        item |= {"fence": task.fence, "task_id": str(task.id), "model": settlement.grant.model}
+        if settlement.sent_after_s is None:
+            item["is_unsent"] = True
+        else:
+            item["sent_after_s"] = round(settlement.sent_after_s, 6)  # the database's clock has no more digits
+        if settlement.latency_s is not None:
+            item["latency_s"] = round(settlement.latency_s, 6)
+        if settlement.kinds_estimate is not None:
+            item["kinds_estimate"] = settlement.kinds_estimate
+        return item
 
     def _decision(self, settlement: Settlement) -> dict[str, Json]:
         match settlement.decision:

@@ -7,6 +7,8 @@ import math
 
 from llmqueue.models import ClaimRow, Json, Task, TaskId
 
+NUL = "the answer has a NUL character, which Postgres cannot store"
+
 
 def read_task(key: TaskId, row: ClaimRow, *, prompt_is_json: bool) -> Task:
     """Returns the task; one whose prompt or params cannot be read has `unreadable` set, and must not be sent."""
@@ -54,6 +56,8 @@ def _finite(text: str) -> float:
 
 def why_unstorable(answer: Json) -> str | None:
     """Returns why Postgres cannot hold this answer as text or JSON, or None if it can."""
+    if isinstance(answer, str) and answer.isascii():  # nearly every answer, or a short one: nothing else to look for
+        return NUL if "\x00" in answer else None
     try:
         text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -61,9 +65,7 @@ def why_unstorable(answer: Json) -> str | None:
         return "the answer has a lone surrogate, which is not valid Unicode"
     except (TypeError, ValueError, RecursionError) as error:
         return f"the answer is not JSON: {error}"
-    if has_nul(answer):
-        return "the answer has a NUL character, which Postgres cannot store"
-    return None
+    return NUL if has_nul(answer) else None
 
 
 def has_nul(value: Json) -> bool:

@@ -92,7 +92,7 @@ FUNCTIONS_FOR_NOBODY = _names(
         next_rank next_user queue_indexes expected_tokens expire fail_unsent fill_ledger
         fit fits_elsewhere forgive has_open_member has_ready
         heartbeat lane_width
-        hold_clock is_oversize is_suspect
+        hold_clock is_in_order is_oversize is_suspect
         keep_lost lane_models lanes_of lease lease_each lease_rows lease_some leave ledger_frees_at lock_model
         lock_space mark_done max_output_of model_lanes models_with_tasks next_grant_at note_backend note_probe
         note_taken oversize_error owners_path pick_by_age pick_by_rank pick_of_user probe_answered promote

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from llmqueue.models import Json, Reply
+from llmqueue.models import Json, Reply, value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """One prompt for one model. `prompt` is text or JSON, `params` JSON or None; `timeout_s` bounds the whole call."""
 
