@@ -46,9 +46,10 @@ def drain(_dsn: str, quick: bool) -> str:
     about = (
         f"{tasks:,} tasks, ready before the workers start, each time on a fresh server. llmqueue"
         " enforces the limits (too high"
-        " to be felt) and logs each attempt, on disk before and after; the peers limit nothing, and"
+        " to be felt) and keeps each attempt in its table, on disk before and after; the peers limit nothing, and"
         " but for Procrastinate and pg-boss, which keep what is done,"
-        " log nothing. Redis has all in memory and nothing on disk. From the first task begun to the last end written."
+        " keep nothing. Redis has all in memory and nothing on disk. None writes a line about each task but where it"
+        " is said. From the first task begun to the last end written."
     )
     return f"## Drain of tasks that do nothing\n\n{about}\n\n{table(head, rows)}"
 
@@ -63,8 +64,8 @@ def spreads(runs: Sequence[Drained], cpu_digits: int = 0) -> tuple[str, str, str
 
 
 def _contenders() -> dict[str, Callable[[int], Drained]]:
-    def ours(workers: int, models: int, dispatch: str = "auto") -> Callable[[int], Drained]:
-        return lambda tasks: _ours(tasks, workers, models, dispatch)
+    def ours(workers: int, models: int, dispatch: str = "auto", level: str = "warning") -> Callable[[int], Drained]:
+        return lambda tasks: _ours(tasks, workers, models, dispatch, level)
 
     def theirs(peer: peers.Peer, workers: int) -> Callable[[int], Drained]:
         return lambda tasks: _theirs(peer, tasks, workers)
@@ -75,6 +76,7 @@ def _contenders() -> dict[str, Callable[[int], Drained]]:
     return {
         "llmqueue, one model": ours(1, 1),
         "llmqueue, one model, 2 workers": ours(2, 1),
+        "llmqueue, one model, a line of log per attempt": ours(1, 1, level="info"),
         "llmqueue, one model, each task in a call of its own": ours(1, 1, "single"),
         "llmqueue, pool of ten models": ours(1, 10),
         pgqueuer.title: theirs(pgqueuer, 1),
@@ -88,7 +90,7 @@ def _contenders() -> dict[str, Callable[[int], Drained]]:
     }
 
 
-def _ours(tasks: int, workers: int, models: int, dispatch: str) -> Drained:
+def _ours(tasks: int, workers: int, models: int, dispatch: str, level: str) -> Drained:
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(
@@ -98,7 +100,7 @@ def _ours(tasks: int, workers: int, models: int, dispatch: str) -> Drained:
         )
         conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
         conn.execute("vacuum analyze")
-        env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend")
+        env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend", LOG_LEVEL=level)
         with processes.workers(folder, workers, "--drain", env=env) as started:
             pids = [process.popen.pid for process in started]
             while conn.execute("select from llmqueue.attempt limit 1").fetchone() is None:

@@ -85,7 +85,7 @@ def _ours(tasks: int, is_held: bool, seconds: float, most: int) -> Sequence[floa
         conn.execute("insert into llmqueue.model_config (model, rpm) values ('m1', 6000000)")
         conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
         conn.execute("vacuum analyze")
-        env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend")
+        env = processes.environment(DATABASE_URL=dsn, BACKEND="bench.noop:backend", LOG_LEVEL="warning")
         with _snapshot(dsn, is_held), processes.workers(folder, 1, env=env):
             first = "select coalesce(min(extract(epoch from granted_at)), 0)::float8 from llmqueue.attempt"
             while not number(conn, first):

@@ -49,6 +49,7 @@ HOT: Final = "tests/sql/test_hot.py"
 USERS: Final = "tests/sql/test_users.py"
 MARKS: Final = "tests/properties/test_marks.py"
 PICK: Final = "tests/properties/test_pick_of_user.py"
+AGING: Final = "tests/properties/test_aging.py"
 PLANS: Final = "tests/guards/test_plans.py"
 
 ISOLATION: Final = "if current_setting('transaction_isolation') <> 'read committed' then"
@@ -181,6 +182,13 @@ CLAIMING: Final = chain(
         ("the task at a mark is passed over", ">= (v_mark.due_at", "> (v_mark.due_at", MARKS)),
     _in("next_rank", ("a priority is passed over", "v_most := v_marked - 1", "v_most := v_marked - 2", MARKS)),
     _in("marks_after", ("heavy users are forgotten", "x.taken desc", "x.taken", CLAIM)),
+    _in("is_in_order",
+        ("several lanes are in order", "cardinality(p_taking.lanes) > 1 or ", "", AGING),
+        ("several priorities are in order", " or llmqueue.next_rank(p_taking.lanes[1], p_rank - 1, p_taking.marks) is not null", "", AGING),
+        ("several users are in order", "v_user is not null and v_next = v_user", "true", AGING)),
+    _in("lease",
+        ("what is left of higher priorities is passed over for the oldest", "v_most = v_best and v_rank", "v_rank", AGING),
+        ("what is taken in order is not the oldest's", "v_taking.aged := v_taking.aged + v_for_oldest;", "null;", AGING)),
     _in("look_behind", ("what comes back is not looked for", "if not found then", "if true then", MARKS)),
     _in("share_out", ("weights are ignored", "task.no / other.weight", "task.no", POOLS)),
     _in("turns_after", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
@@ -239,5 +247,12 @@ WAKING: Final = [
         ("the wake-up raises", "exception when others then\n    return null;\n", ""),
         ("the wake-up rings always", "if v_is_idle then", "if true then"))
 ]
+IN_TURN: Final = [
+    Mutation(name, (Edit(f"src/llmqueue/{module}.py", old, new),), (f"tests/unit/test_{module}.py",)) for module, name, old, new in (
+        ("dispatcher", "calls begin before the next claim goes out", "if wait_s > 0 or not gave_all:", "if True:"),
+        ("dispatcher", "a hot call waits for the next claim to go out", "if wait_s > 0 or not gave_all:", "if wait_s > 0:"),
+        ("completer", "slots are freed before the next flush goes out", "        if self._waiting:\n            asyncio", "        if False:\n            asyncio"),
+        ("completer", "a slot is never freed", "written[TOLD_AT_ONCE:])", "written[TOLD_AT_ONCE + 1 :])"))
+]
 # fmt: on
-MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING)
+MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING, *IN_TURN)

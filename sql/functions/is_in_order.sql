@@ -1,4 +1,4 @@
--- What it does: says whether all ready tasks that a claim may take are of one lane, one priority and one user.
+-- What it does: says whether all ready tasks that a claim may take are of one lane, one priority (p_rank, the highest) and one user.
 -- Returns: true if so: their order is that of their age then.
 -- Locks: none.
 -- Why: in most tables they are, and the pass for the oldest would take what the one before takes anyway: a sixth of the claim.

@@ -11,7 +11,8 @@ returns llmqueue.taking language plpgsql volatile
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
     v_taking llmqueue.taking := p_taking;
-    v_most bigint := 9223372036854775807;
+    v_best constant bigint := 9223372036854775807;
+    v_most bigint := v_best;
     v_rank bigint;
     v_cold integer := llmqueue.calls_left(p_budget, p_taking, false);   -- so many may be taken that are not hot
     v_for_oldest integer;
@@ -34,7 +35,7 @@ begin
         v_rank := (select max(llmqueue.next_rank(lanes.lane, v_most, v_taking.marks))
                      from unnest(v_taking.lanes, v_taking.most) lanes(lane, most) where lanes.most > 0);
         exit when v_rank is null or (v_rank < 100 and v_waits.is_blocked);
-        if v_for_oldest > 0 and v_rank between -9223372036854775807 and 99 and llmqueue.is_in_order(v_taking, v_rank) then
+        if v_for_oldest > 0 and v_most = v_best and v_rank between -9223372036854775807 and 99 and llmqueue.is_in_order(v_taking, v_rank) then
             v_taking.aged := v_taking.aged + v_for_oldest;
             v_for_oldest := 0;
         end if;

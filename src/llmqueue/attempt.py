@@ -8,6 +8,7 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import cast
 
 import anyio
@@ -188,13 +189,13 @@ class Runner:
             Call(grant.model, grant.task.prompt, grant.task.params, grant.task.idempotency_key, timeout_s)
             for grant in grants
         ]
-        try:
-            with anyio.fail_after(timeout_s):
-                if len(calls) == 1:
-                    replies: Sequence[object] = [await self._backend.call(calls[0])]
-                else:
-                    replies = await cast(BatchBackend, self._backend).call_batch(calls)
-        except TimeoutError:
+        replies: Sequence[object] | None = None
+        with suppress(TimeoutError), anyio.CancelScope(deadline=anyio.current_time() + timeout_s):
+            if len(calls) == 1:
+                replies = [await self._backend.call(calls[0])]
+            else:
+                replies = await cast(BatchBackend, self._backend).call_batch(calls)
+        if replies is None:
             if noted.sent_at is None:
                 return [Late()] * len(grants)
             return [Breakdown("timeout", f"no answer within {timeout_s:.0f} s")] * len(grants)

@@ -30,7 +30,7 @@ BUSY = 0.4
 COST_S = 0.0005
 COSTS = 5
 LEAST_TASKS = 20
-PERIOD_S = 0.5
+PERIOD_S = 0.1
 MEASURE_EVERY_S = 30.0
 # While all goes out in batches, a single call shows again now and then how long one takes.
 SAMPLE_EVERY_S = 5.0

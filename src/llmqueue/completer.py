@@ -8,7 +8,6 @@ go out when it is back: first a heartbeat, then what waited, and only then does 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -20,10 +19,10 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from llmqueue.ends import End, end_of
+from llmqueue.ends import End, end_of, log_attempt
 from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError
 from llmqueue.logs import Event, logger
-from llmqueue.models import Bury, Complete, Decision, Release, Retry, Settlement
+from llmqueue.models import Bury, Complete, Decision, Retry, Settlement
 from llmqueue.record import Damaged
 from llmqueue.spill import Left, Place, Spill
 from llmqueue.store import Store
@@ -381,42 +380,3 @@ class Completer:
 def is_about_data(error: SqlError) -> bool:
     """Tells a value that cannot be stored (data exception, program limit exceeded) from trouble that may pass."""
     return error.sqlstate[:2] in {"22", "54"}
-
-
-def log_attempt(settlement: Settlement, outcome: str) -> None:
-    """One INFO line per attempt, with all that is known about it but its words.
-
-    Errors are named by class only: a backend's message may quote the prompt. `tasks show` has the text.
-    """
-    task, decision = settlement.grant.task, settlement.decision
-    is_plain = isinstance(decision, Complete) and outcome == "completed"
-    if is_plain and not logger().is_enabled_for(logging.INFO):
-        return
-    fields: dict[str, object] = {
-        "task": str(task.id),
-        "model": settlement.grant.model,
-        "attempt": task.attempt_no,
-        "fence": task.fence,
-        "outcome": outcome,
-    }
-    if settlement.sent_after_s is not None:
-        fields["sent_after_ms"] = round(settlement.sent_after_s * 1000, 1)
-    if settlement.latency_s is not None:
-        fields["latency_s"] = round(settlement.latency_s, 3)
-    match decision:
-        case Complete(usage=usage):
-            fields |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-        case Retry(error_class=error_class, delay_s=delay_s, refusal=refusal):
-            fields |= {"error_class": error_class}
-            if refusal is None:
-                fields |= {"delay_s": round(delay_s, 1)}  # else the model's pause decides
-        case Bury(error_class=error_class):
-            fields["error_class"] = error_class
-        case Release(error_class):
-            fields["error_class"] = error_class
-    if outcome in {"set_aside", "unknown", "late"}:
-        logger().warning(Event.ATTEMPT_ENDED, **fields)
-    elif isinstance(decision, Release) and decision.error_class.startswith("unreachable"):
-        logger().debug(Event.ATTEMPT_ENDED, **fields)  # an outage is one line, not one per task (I11)
-    else:
-        logger().info(Event.ATTEMPT_ENDED, **fields)

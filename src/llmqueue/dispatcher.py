@@ -136,11 +136,11 @@ class Dispatcher:
         while not self._is_stopping:
             self._heed(self._bell.clear())
             try:
-                is_full = await self._round()
+                gave_all = await self._round()
                 self._store.outage.ended()
                 pause_s = RETRY_S[0]
                 wait_s = self._wait_s()
-                if wait_s > 0 or not is_full:
+                if wait_s > 0 or not gave_all:
                     await self._bell.wait(wait_s)
             except UnknownWorker:
                 logger().warning(Event.WORKER_SWEPT, effect=SWEPT)

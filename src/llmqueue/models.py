@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True)
 def value(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass to the type checker. A really frozen one takes three times as long to make; a task needs ten."""
+    """A frozen dataclass to the type checker. A really frozen one takes three times as long to make: a task has ten."""
     return dataclass(slots=True, unsafe_hash=True)(cls)
 
 

@@ -39,10 +39,12 @@ class Recorder:
         self.flushes: list[list[int]] = []
         self.failures: list[Exception] = []
         self.outcomes: Outcomes = lambda batch: dict.fromkeys(fences(batch), "completed")
+        self.at_start: Callable[[], object] = lambda: None
         self.gate = anyio.Event()
         self.gate.set()
 
     async def settle(self, batch: Sequence[Settlement], worker: UUID) -> dict[int, str]:
+        self.at_start()
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
@@ -72,6 +74,10 @@ class Run:
         if self.beat_failures:
             raise self.beat_failures.pop()
         self.store.flushes.append([])
+
+    def silent_after_this(self, batch: Sequence[Settlement]) -> dict[int, str]:
+        self.store.gate = anyio.Event()
+        return dict.fromkeys(fences(batch), "completed")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -115,6 +121,22 @@ async def test_a_flush_is_bounded(run: Run) -> None:
         await run.until(lambda: len(run.settled) == 2 * MAX_FLUSH + 1)
 
     assert [len(flush) for flush in run.store.flushes] == [MAX_FLUSH, MAX_FLUSH, 1]
+
+
+async def test_the_next_flush_goes_out_before_the_last_ones_slots_are_freed_and_those_are_freed_meanwhile(
+    run: Run,
+) -> None:
+    for fence in range(2 * MAX_FLUSH):
+        run.completer.put(end(fence))
+    freed: list[int] = []
+    run.store.at_start = lambda: freed.append(len(run.settled))
+    run.store.outcomes = run.silent_after_this
+    async with run.running():
+        await run.until(lambda: len(run.settled) == MAX_FLUSH)
+        run.store.gate.set()
+        await run.until(lambda: len(run.settled) == 2 * MAX_FLUSH)
+
+    assert freed == [0, 0]
 
 
 async def test_large_answers_do_not_share_a_flush(run: Run) -> None:

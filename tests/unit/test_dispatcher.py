@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -48,8 +49,9 @@ class Asked:
 class Database:
     """A store with a model of which `cold` and `hot` tasks are ready or that says `reason`, and one that is empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: list[str]) -> None:
         self.outage = Outage()
+        self.order = order
         self.cold = 0
         self.hot = 0
         self.reason: str | None = None
@@ -68,6 +70,7 @@ class Database:
         self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, turns: str | None
     ) -> Claim:
         self.asked.append(Asked(models, room, chores, turns))
+        self.order.append(f"claim of {room.for_any}, {room.for_hot}")
         await (anyio.sleep_forever() if self.is_silent else anyio.sleep(0))
         if self.at_claim is not None:
             at_claim, self.at_claim = self.at_claim, None
@@ -83,10 +86,14 @@ class Database:
 
 
 class Run:
-    """A dispatcher of ten slots, one of them for hot tasks; `started` are the grants it began."""
+    """A dispatcher of ten slots, one of them for hot tasks; `started` are the grants it began.
 
-    def __init__(self, slots: int = 10) -> None:
-        self.database = Database()
+    With `is_loud`, `order` says what went on: a call is a task of the event loop and begins when it has its turn.
+    """
+
+    def __init__(self, slots: int = 10, *, is_loud: bool = False) -> None:
+        self.order: list[str] = []
+        self.database = Database(self.order if is_loud else [])
         self.bell = Bell()
         self.started: list[Grant] = []
         store = cast(Store, self.database)
@@ -95,8 +102,18 @@ class Run:
         leases = Leases(store, "name", None, 20.0, 0.5)
         leases.done(leases.due_chores())
         self.dispatcher = Dispatcher(
-            store, self.bell, gate, leases, self.started.append, lambda _: None, slots=slots, models=None
+            store,
+            self.bell,
+            gate,
+            leases,
+            self.start if is_loud else self.started.append,
+            lambda _: None,
+            slots=slots,
+            models=None,
         )
+
+    def start(self, _grant: Grant) -> None:
+        asyncio.get_running_loop().call_soon(self.order.append, "call")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -278,6 +295,28 @@ async def test_a_model_that_is_full_is_asked_again_when_an_end_was_written_meanw
         run.database.at_claim = lambda: run.dispatcher.settled(Settlement(first, Complete("42", Usage()), None, None))
         run.call_ended(first)
         await run.until(lambda: any("m" in (asked.models or []) for asked in run.database.asked[2:]))
+
+
+async def test_the_next_claim_goes_out_before_the_calls_of_a_full_one_begin() -> None:
+    run = Run(slots=1000, is_loud=True)
+    run.database.cold = 40
+    async with run.running():
+        await run.until(lambda: run.order.count("call") == 40)
+
+    assert run.order[:42] == ["claim of 36, 0", "claim of 40, 0", *["call"] * 40]
+
+
+async def test_a_hot_call_begins_before_the_next_claim_goes_out(anyio_backend: str) -> None:
+    run = Run(is_loud=True)
+    run.database.reason, run.database.retry_in_s = "closed", 3600.0
+    async with run.running():
+        await anyio.sleep(SPIN_S)
+        run.order.clear()
+        run.database.reason, run.database.hot = None, 1
+        run.bell.ring("hot")
+        await run.until(lambda: len(run.order) == 3)
+
+    assert run.order == ["claim of 0, 10", "call", "claim of 9, 0"]
 
 
 @pytest.mark.usefixtures("no_poll")

@@ -84,7 +84,7 @@ def worker(
 
 
 def _collect_rarely() -> None:
-    """Spares the garbage collector what has been loaded, and most of its rounds: what a task leaves behind goes without.
+    """Spares the garbage collector what has been loaded, and most of its rounds: a task leaves nothing for it behind.
 
     It took a twentieth of this process's time, and stopped the loop while it went through thousands of calls.
     """
