@@ -1,4 +1,4 @@
-"""An end of an attempt: on its way to the database, in memory or with its answer in the spill; and the line about it."""
+"""An end of an attempt on its way to the database, in memory or with its answer in the spill, and the line about it."""
 
 from __future__ import annotations
 
