@@ -4,7 +4,7 @@
 -- Locks: rows of the user's table, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
 -- Why: priorities are stepped through one by one (a loose index scan), so rows that are not due end the range of their
 --   priority instead of standing in the way of the next. The oldest task has every tenth grant: first when its turn has
---   come, else at the end of the batch (I13).
+--   come, else at the end of the batch (I13), unless what sets the tasks apart is their age alone.
 create or replace function llmqueue.lease(
     p_worker uuid, p_budget llmqueue.budget, p_taking llmqueue.taking, p_now timestamptz)
 returns llmqueue.taking language plpgsql volatile
@@ -20,6 +20,7 @@ declare
     v_before integer;
     v_waits llmqueue.taking;   -- when the oldest does not fit now
     v_is_more boolean := false;   -- the lanes may have more than was taken
+    v_is_in_order boolean := false;   -- the oldest are taken without a pass of their own
 begin
     -- the reserve for hot tasks is no reason to pass the oldest over: a flood of them would hold it up for ever
     if p_budget.turn >= 9 and p_taking.slots > 0 and llmqueue.calls_left(p_budget, v_taking, true) > 0 then
@@ -35,11 +36,9 @@ begin
         v_rank := (select max(llmqueue.next_rank(lanes.lane, v_most, v_taking.marks))
                      from unnest(v_taking.lanes, v_taking.most) lanes(lane, most) where lanes.most > 0);
         exit when v_rank is null or (v_rank < 100 and v_waits.is_blocked);
-        if v_for_oldest > 0 and v_most = v_best and v_rank between -9223372036854775807 and 99 and llmqueue.is_in_order(v_taking, v_rank) then
-            v_taking.aged := v_taking.aged + v_for_oldest;
-            v_for_oldest := 0;
-        end if;
-        v_calls := llmqueue.calls_left(p_budget, v_taking, v_rank >= 100) - case when v_rank >= 100 then 0 else v_for_oldest end;
+        v_is_in_order := v_for_oldest > 0 and v_most = v_best and v_rank between -9223372036854775807 and 99
+            and v_taking.marks is null and llmqueue.is_in_order(v_taking.lanes, v_rank);
+        v_calls := llmqueue.calls_left(p_budget, v_taking, v_rank >= 100) - case when v_rank >= 100 or v_is_in_order then 0 else v_for_oldest end;
         if v_calls <= 0 then
             v_taking.next_is_hot := v_rank >= 100;
             v_is_more := true;
@@ -48,10 +47,12 @@ begin
         v_before := v_taking.calls;
         v_taking := llmqueue.lease_some(p_worker, p_budget, v_taking, v_rank, v_calls, p_now);
         v_is_more := v_taking.calls - v_before = v_calls;
-        exit when v_rank = -9223372036854775808;
+        exit when v_rank = -9223372036854775808 or v_is_in_order;
         v_most := v_rank - 1;
     end loop;
-    if v_waits.is_blocked and not v_taking.is_blocked then
+    if v_is_in_order then
+        v_taking.aged := v_taking.aged + least(v_for_oldest, (p_budget.turn + v_taking.calls) / 10 - v_taking.aged);
+    elsif v_waits.is_blocked and not v_taking.is_blocked then
         v_taking.is_blocked := true;
         v_taking.next_tokens := v_waits.next_tokens;
         v_taking.next_output_tokens := v_waits.next_output_tokens;

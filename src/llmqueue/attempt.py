@@ -189,13 +189,15 @@ class Runner:
             Call(grant.model, grant.task.prompt, grant.task.params, grant.task.idempotency_key, timeout_s)
             for grant in grants
         ]
-        replies: Sequence[object] | None = None
+        replies: Sequence[object] = ()
+        has_ended = False
         with suppress(TimeoutError), anyio.CancelScope(deadline=anyio.current_time() + timeout_s):
             if len(calls) == 1:
                 replies = [await self._backend.call(calls[0])]
             else:
                 replies = await cast(BatchBackend, self._backend).call_batch(calls)
-        if replies is None:
+            has_ended = True
+        if not has_ended:
             if noted.sent_at is None:
                 return [Late()] * len(grants)
             return [Breakdown("timeout", f"no answer within {timeout_s:.0f} s")] * len(grants)

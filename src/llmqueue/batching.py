@@ -30,7 +30,10 @@ BUSY = 0.4
 COST_S = 0.0005
 COSTS = 5
 LEAST_TASKS = 20
-PERIOD_S = 0.1
+PERIOD_S = 0.2
+COST_PERIOD_S = 0.5
+# How often it is worked out how many of a model's tasks may go together.
+LOOK_EVERY_S = 0.5
 MEASURE_EVERY_S = 30.0
 # While all goes out in batches, a single call shows again now and then how long one takes.
 SAMPLE_EVERY_S = 5.0
@@ -162,28 +165,36 @@ class _Load:
     """Whether single calls take, or would take, more of this process's time than BUSY."""
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
+        self._since = self._cost_since = time.monotonic()
         self._cpu_s = time.process_time()
-        self._tasks = 0
+        self._tasks = self._cost_tasks = 0
         self._costs: deque[float] = deque([COST_S], maxlen=COSTS)
         self._was_over = False
-        self._measured_at = self._since
+        self._measured_at = self._cost_since
         self.is_batched = False
         self.is_busy = False
 
     def began(self, tasks: int, now: float) -> None:
+        self._measure(tasks, now)
         self._tasks += tasks
         if now - self._since < PERIOD_S:
             return
-        cpu_s = time.process_time()
-        if self._tasks >= LEAST_TASKS and not self.is_batched:
-            self._costs.append((cpu_s - self._cpu_s) / self._tasks)
-            self._measured_at = now
         is_over = self._tasks / (now - self._since) * statistics.median_low(self._costs) > BUSY
         # not for a moment's sake; and single again for a moment, to see what they cost
         self.is_busy = is_over and self._was_over and now - self._measured_at < MEASURE_EVERY_S
         self._was_over = is_over
-        self._since, self._cpu_s, self._tasks, self.is_batched = now, cpu_s, 0, False
+        self._since, self._tasks = now, 0
+
+    def _measure(self, tasks: int, now: float) -> None:
+        """What a single call costs, where there are enough of them and little else."""
+        self._cost_tasks += tasks
+        if now - self._cost_since < COST_PERIOD_S:
+            return
+        cpu_s = time.process_time()
+        if self._cost_tasks >= LEAST_TASKS and not self.is_batched:
+            self._costs.append((cpu_s - self._cpu_s) / self._cost_tasks)
+            self._measured_at = now
+        self._cost_since, self._cpu_s, self._cost_tasks, self.is_batched = now, cpu_s, 0, False
 
 
 class _Model:
@@ -220,7 +231,7 @@ class _Model:
     def most_together(self, now: float) -> int:
         if self.has_no_batch(now) or now < self._alone_until or len(self.latencies) < LEAST_SAMPLES:
             return 1
-        if now - self._looked_at > PERIOD_S:
+        if now - self._looked_at > LOOK_EVERY_S:
             self._looked_at = now
             self._most = most_together(sorted(self.latencies))
         return self._most

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 
 from llmqueue.ends import End, end_of, log_attempt
@@ -77,6 +78,7 @@ class Completer:
         self._is_unreadable_said = False
         self._is_unfinished_said = False
         self._failures = 0
+        self._bug: Exception | None = None  # raised while outcomes were told
         self.is_behind = False
         """The database was away, and not all that waited for it has been sent since."""
 
@@ -121,7 +123,10 @@ class Completer:
                 await anyio.sleep(self._linger_s())
             self._arrived = anyio.Event()
             while self._waiting:
+                await anyio.lowlevel.checkpoint_if_cancelled()  # flushes are shielded
                 await self._flush()
+                if self._bug is not None:
+                    raise self._bug
 
     def _linger_s(self) -> float:
         """No more than a tenth of what the first call took: its model may wait for it, by max_concurrency."""
@@ -350,9 +355,12 @@ class Completer:
 
     def _tell_meanwhile(self, written: Sequence[tuple[End, str]]) -> None:
         """Tells them while the database works on the next flush, a few at a time: a claim may be answered meanwhile."""
-        self._tell(written[:TOLD_AT_ONCE])
         if len(written) > TOLD_AT_ONCE:
             asyncio.get_running_loop().call_soon(self._tell_meanwhile, written[TOLD_AT_ONCE:])
+        try:
+            self._tell(written[:TOLD_AT_ONCE])
+        except Exception as error:  # noqa: BLE001 - raised by run(), which ends the worker: slots would stay taken for ever
+            self._bug = error
 
     def _tell(self, written: Sequence[tuple[End, str]]) -> None:
         for end, outcome in written:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 import anyio
+import anyio.lowlevel
 
 from llmqueue.batching import Batching
 from llmqueue.clock import ClockWatch
@@ -142,6 +143,8 @@ class Dispatcher:
                 wait_s = self._wait_s()
                 if wait_s > 0 or not gave_all:
                     await self._bell.wait(wait_s)
+                else:
+                    await anyio.lowlevel.checkpoint_if_cancelled()  # claims are shielded
             except UnknownWorker:
                 logger().warning(Event.WORKER_SWEPT, effect=SWEPT)
                 self._must_register = True
@@ -193,7 +196,7 @@ class Dispatcher:
         else:
             self._lateness.claimed(claim.grants, time.monotonic(), time.monotonic() - asked_at)
             self._take(claim, room)
-        return 0 < room.for_any <= len(claim.grants)
+        return 0 < room.for_any <= len(claim.grants) and not self._late_grants
 
     def _note_epoch(self, epoch: int | None) -> None:
         """In a new epoch ends that we had written may be lost: their tasks are ours again, and nobody runs them."""

@@ -371,6 +371,17 @@ async def test_when_one_task_is_left_it_is_a_single_call(run: Run) -> None:
     assert {end.grant.task.fence: type(end.decision) for end in run.ends} == {1: Complete, 2: Bury}
 
 
+async def test_an_adapter_that_returns_nothing_has_a_bug_and_was_not_slow(run: Run) -> None:
+    async def nothing(_: Sequence[Call]) -> Sequence[Reply]:
+        sending.send_now()
+        return None  # type: ignore[return-value]
+
+    run.backend.call_batch = nothing  # type: ignore[method-assign]
+    await run.runner.run(*several(3))
+
+    assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == ["adapter_raised"] * 3
+
+
 async def test_an_adapter_that_returns_too_few_replies_has_a_bug_and_no_task_is_lost(run: Run) -> None:
     run.backend.replies = [Answer("one", Usage())]
 

@@ -195,7 +195,7 @@ def test_the_load_is_what_single_calls_would_cost(monkeypatch: pytest.MonkeyPatc
     cpu_s, now = 100.0, time.monotonic() + 1000
     monkeypatch.setattr(batching.time, "process_time", lambda: cpu_s)
     load = batching._Load()
-    load._since = now
+    load._since = load._cost_since = now
 
     def second(tasks: int, used_s: float, *, is_batched: bool) -> bool:
         nonlocal cpu_s, now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import cast
 from uuid import UUID, uuid4
@@ -137,6 +138,33 @@ async def test_the_next_flush_goes_out_before_the_last_ones_slots_are_freed_and_
         await run.until(lambda: len(run.settled) == 2 * MAX_FLUSH)
 
     assert freed == [0, 0]
+
+
+async def test_a_bug_in_what_is_told_meanwhile_ends_the_worker(run: Run) -> None:
+    for fence in range(2 * MAX_FLUSH):
+        run.completer.put(end(fence))
+
+    def broken(settlement: Settlement) -> None:
+        if settlement.grant.task.fence < MAX_FLUSH:
+            raise RuntimeError("no slot")
+
+    run.completer._on_settled = broken
+    with pytest.raises(RuntimeError, match="no slot"), anyio.fail_after(20):
+        await run.completer.run()
+
+
+async def test_a_completer_that_is_never_done_can_be_cancelled(run: Run) -> None:
+    fence = count()
+
+    def go_on() -> None:
+        assert len(run.store.flushes) < 1000, "it was cancelled long ago"
+        for _ in range(MAX_FLUSH):
+            run.completer.put(end(next(fence)))
+
+    go_on()
+    run.store.at_start = go_on
+    async with run.running():
+        await run.until(lambda: len(run.store.flushes) > 3)
 
 
 async def test_large_answers_do_not_share_a_flush(run: Run) -> None:

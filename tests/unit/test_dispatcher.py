@@ -59,6 +59,7 @@ class Database:
         self.asked: list[Asked] = []
         self.turns: str | None = None
         self.is_silent = False
+        self.at_each: Callable[[], object] = lambda: None
         self.at_claim: Callable[[], None] | None = None  # what happens while the next claim is under way
 
     async def register(self, *_: object) -> float:
@@ -70,6 +71,7 @@ class Database:
         self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, turns: str | None
     ) -> Claim:
         self.asked.append(Asked(models, room, chores, turns))
+        self.at_each()
         self.order.append(f"claim of {room.for_any}, {room.for_hot}")
         await (anyio.sleep_forever() if self.is_silent else anyio.sleep(0))
         if self.at_claim is not None:
@@ -304,6 +306,22 @@ async def test_the_next_claim_goes_out_before_the_calls_of_a_full_one_begin() ->
         await run.until(lambda: run.order.count("call") == 40)
 
     assert run.order[:42] == ["claim of 36, 0", "claim of 40, 0", *["call"] * 40]
+
+
+async def test_a_dispatcher_that_is_always_given_all_can_be_cancelled() -> None:
+    run = Run(slots=1000)
+    run.database.cold = 10**12
+
+    def go_on() -> None:
+        assert len(run.database.asked) < 1000, "it was cancelled long ago"
+        for started in run.started[-200:]:
+            run.end(started)
+
+    run.database.at_each = go_on
+    async with anyio.create_task_group() as group:
+        group.start_soon(run.dispatcher.run)
+        await run.until(lambda: len(run.database.asked) > 20)
+        group.cancel_scope.cancel()
 
 
 async def test_a_hot_call_begins_before_the_next_claim_goes_out(anyio_backend: str) -> None:

@@ -22,8 +22,8 @@ from llmqueue.settings import load_settings
 from llmqueue.spill import Database, read_database
 
 WAIT_S = (0.2, 5.0)
-# Objects that came and stayed; Python's own 700 are two dozen tasks.
-COLLECT_AFTER = 50_000
+# Objects that came and stayed; Python's own 700 are those of two dozen tasks.
+COLLECT_AFTER = 10_000
 DRAIN_WAIT_S = 60.0
 STOPPED = "stopped before it was drained: tasks may be left that can run"
 
