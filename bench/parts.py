@@ -88,7 +88,7 @@ def _rounds(conn: Connection, slots: int) -> Iterator[tuple[float, float]]:
 def held(dsn: str, quick: bool) -> str:
     """Cost of a claim as a backlog drains: without anybody's transaction, and with one open since the start."""
     rows = []
-    for slots, tasks in ((100, 20_000), (1, 3_000)) if quick else ((100, 200_000), (1, 30_000)):
+    for slots, tasks in ((100, 20_000), (1, 3_000)) if quick else ((100, 200_000), (1, 100_000)):
         for is_held in (False, True):
             with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn) as holder:
                 conn.execute(
@@ -168,7 +168,7 @@ def throughput(dsn: str, quick: bool) -> str:
     )
     about = (
         f"{tasks:,} tasks ({many:,} by `/batch` and `auto`), of which the second half counts: `auto` sends single calls"
-        " for the first second. One worker process, one model; the simulated backend answers at once, logs every call,"
+        " for the first half of a second. One worker process, one model; the simulated backend answers at once, logs every call,"
         " and shares the two cores with worker and server. The bare loops are the worker's HTTP client with nothing"
         " around it: as httpx is meant to be used, and past it, as the worker uses it. Two workers, 256 in flight each,"
         f" `/single`: {spread(rates['two', 256], 0)} tasks/s."
