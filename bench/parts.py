@@ -168,9 +168,10 @@ def throughput(dsn: str, quick: bool) -> str:
     )
     about = (
         f"{tasks:,} tasks ({many:,} by `/batch` and `auto`), of which the second half counts: `auto` sends single calls"
-        " for the first half of a second. One worker process, one model; the simulated backend answers at once, logs every call,"
-        " and shares the two cores with worker and server. The bare loops are the worker's HTTP client with nothing"
-        " around it: as httpx is meant to be used, and past it, as the worker uses it. Two workers, 256 in flight each,"
+        " for the first half of a second. One worker process, one model; the simulated backend answers at once, logs"
+        " every call, and shares the two cores with worker and server. The bare loops are the worker's HTTP client"
+        " with nothing around it: as httpx is meant to be used, and past it, as the worker uses it. Two workers, 256"
+        " in flight each,"
         f" `/single`: {spread(rates['two', 256], 0)} tasks/s."
     )
     return f"## Tasks per second over real HTTP\n\n{about}\n\n{table(head, rows)}"

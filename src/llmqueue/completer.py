@@ -233,16 +233,7 @@ class Completer:
         self._failures = 0
         self._pause_s = RETRY_S[0]
         self._flush_size = min(MAX_FLUSH, 2 * self._flush_size)
-        batch, self._flushing = self._flushing, []
-        written = [
-            (end, outcome)
-            for end in batch
-            if self._is_written(end, outcome := outcomes.get(end.settlement.grant.task.fence, "unknown"))
-        ]
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._tell_meanwhile, written)
-        else:
-            self._tell(written)
+        self._heed(outcomes)
         self.is_behind = self.is_behind and bool(self._waiting)
         await self.tidy()
 
@@ -318,7 +309,7 @@ class Completer:
         """Leaves less to be written than what was `sent`: the answer in ASCII, then none, then nothing."""
         if end.is_buried and isinstance(sent, Bury) and sent.answer is None:  # its key is not of this table's type
             self._flushing = []
-            self._is_written(end, "unknown")
+            self._mark_settled(end, "unknown")
             self._tell([(end, "unknown")])
             return
         kept = None
@@ -343,27 +334,38 @@ class Completer:
             chars += end.chars
         return batch
 
-    def _is_written(self, end: End, outcome: str) -> bool:
-        """Notes what the database said of an end; one that is not written yet is held."""
-        if outcome == "busy":
-            self._hold(end)
-            return False
+    def _heed(self, outcomes: dict[int, str]) -> None:
+        """Marks at once what the database has dealt with, and holds what is busy; telling has time."""
+        batch, self._flushing = self._flushing, []
+        settled: list[tuple[End, str]] = []
+        for end in batch:
+            outcome = outcomes.get(end.settlement.grant.task.fence, "unknown")
+            if outcome == "busy":
+                self._hold(end)
+            else:
+                self._mark_settled(end, outcome)
+                settled.append((end, outcome))
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._tell_meanwhile, settled)
+        else:
+            self._tell(settled)
+
+    def _mark_settled(self, end: End, outcome: str) -> None:
         end.is_settled = True
         if end.place is not None:
             self._spill.settled(is_known=outcome != "unknown")
-        return True
 
-    def _tell_meanwhile(self, written: Sequence[tuple[End, str]]) -> None:
+    def _tell_meanwhile(self, settled: Sequence[tuple[End, str]]) -> None:
         """Tells them while the database works on the next flush, a few at a time: a claim may be answered meanwhile."""
-        if len(written) > TOLD_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._tell_meanwhile, written[TOLD_AT_ONCE:])
+        if len(settled) > TOLD_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._tell_meanwhile, settled[TOLD_AT_ONCE:])
         try:
-            self._tell(written[:TOLD_AT_ONCE])
+            self._tell(settled[:TOLD_AT_ONCE])
         except Exception as error:  # noqa: BLE001 - raised by run(), which ends the worker: slots would stay taken for ever
             self._bug = error
 
-    def _tell(self, written: Sequence[tuple[End, str]]) -> None:
-        for end, outcome in written:
+    def _tell(self, settled: Sequence[tuple[End, str]]) -> None:
+        for end, outcome in settled:
             log_attempt(end.settlement, outcome)
             self._log_closing(end.settlement)
             self._on_settled(end.settlement)

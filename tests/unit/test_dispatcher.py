@@ -324,7 +324,7 @@ async def test_a_dispatcher_that_is_always_given_all_can_be_cancelled() -> None:
         group.cancel_scope.cancel()
 
 
-async def test_a_hot_call_begins_before_the_next_claim_goes_out(anyio_backend: str) -> None:
+async def test_a_hot_call_begins_before_the_next_claim_goes_out() -> None:
     run = Run(is_loud=True)
     run.database.reason, run.database.retry_in_s = "closed", 3600.0
     async with run.running():
