@@ -76,7 +76,7 @@ test: setup ## every test but the long ones and `make check`'s: without a databa
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(wildcard src tests/support tools bench)
+	$(BIN)/mypy $(wildcard src tests tools bench)
 	$(BIN)/pytest tests/guards --ignore=tests/guards/test_plans.py # those fill large tables: `make test` has them
 
 docs: setup ## rewrite the generated pages of docs/ and the snapshot of the schema

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import psycopg
 import pytest
@@ -29,7 +30,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield started
 
 
-def _install(**connection: object) -> None:
+def _install(**connection: Any) -> None:
     wanted = {name: connection[name] for name in ("host", "port", "user", "dbname")}
     install(make_conninfo(**wanted), AdoptionSpec())
 

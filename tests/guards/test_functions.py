@@ -89,7 +89,7 @@ def test_only_functions_with_a_reason_run_with_the_owners_rights(conn: Connectio
         select proname, coalesce(array_to_string(proconfig, ';'), '') from pg_proc
          where pronamespace = 'llmqueue'::regnamespace and prosecdef
     """
-    found = dict(conn.execute(query).fetchall())
+    found: dict[Any, Any] = dict(conn.execute(query).fetchall())  # type: ignore[arg-type]
 
     assert set(found) == set(SECURITY_DEFINERS)
     loose = [name for name, config in found.items() if "search_path=pg_catalog, pg_temp" not in str(config)]

@@ -23,7 +23,7 @@ def test_an_empty_queue_is_done(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("columns", [{}, {"model": "m"}])
-def test_it_waits_for_what_a_served_model_can_take(queue: Queue, columns: dict[str, str]) -> None:
+def test_it_waits_for_what_a_served_model_can_take(queue: Queue, columns: dict[str, Any]) -> None:
     queue.model("m")
     queue.add(**columns)
 

@@ -17,7 +17,7 @@ FULL = 1_000_000_000
 
 
 def fetch(conn: Conn, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-    return conn.execute(query, values).fetchall()  # type: ignore[call-overload,no-any-return]
+    return conn.execute(query, values).fetchall()
 
 
 def cell(conn: Conn, cells_ago: int, calls: int, tokens: int = 0, output: int = 0, of: str = CELL) -> None:

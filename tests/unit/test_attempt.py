@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
@@ -229,7 +230,7 @@ async def test_a_task_that_cannot_be_read_has_no_estimate(run: Run) -> None:
 # --- several tasks in one call ----------------------------------------------------------------------------------
 
 
-def several(how_many: int, **changes: object) -> list[Grant]:
+def several(how_many: int, **changes: Any) -> list[Grant]:
     grant = granted(None)
     return [replace(grant, task=replace(grant.task, id=n, fence=n, **changes)) for n in range(1, how_many + 1)]
 
@@ -320,7 +321,7 @@ async def test_a_call_is_one_success_or_one_failure_however_many_tasks_it_carrie
 
 
 async def test_what_is_no_reply_costs_no_other_answer(run: Run) -> None:
-    run.backend.replies = [Answer("one", Usage()), None]  # type: ignore[list-item]
+    run.backend.replies = [Answer("one", Usage()), None]
 
     await run.runner.run(*several(2))
 
@@ -374,9 +375,9 @@ async def test_when_one_task_is_left_it_is_a_single_call(run: Run) -> None:
 async def test_an_adapter_that_returns_nothing_has_a_bug_and_was_not_slow(run: Run) -> None:
     async def nothing(_: Sequence[Call]) -> Sequence[Reply]:
         sending.send_now()
-        return None  # type: ignore[return-value]
+        return None
 
-    run.backend.call_batch = nothing  # type: ignore[method-assign]
+    run.backend.call_batch = nothing  # type: ignore[method-assign,assignment]
     await run.runner.run(*several(3))
 
     assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == ["adapter_raised"] * 3
@@ -399,7 +400,7 @@ async def test_a_worker_that_stops_settles_every_task_of_the_call_once(run: Run)
         await anyio.sleep_forever()
         raise AssertionError
 
-    run.backend.call_batch = call_batch  # type: ignore[method-assign]
+    run.backend.call_batch = call_batch  # type: ignore[method-assign,assignment]
     async with anyio.create_task_group() as group:
         group.start_soon(run.runner.run, *several(3))
         await began.wait()

@@ -193,7 +193,7 @@ def test_what_came_in_a_batch_teaches_nothing_about_single_calls(batches: Batchi
 
 def test_the_load_is_what_single_calls_would_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_s, now = 100.0, time.monotonic() + 1000
-    monkeypatch.setattr(batching.time, "process_time", lambda: cpu_s)
+    monkeypatch.setattr(time, "process_time", lambda: cpu_s)
     load = batching._Load()
     load._since = load._cost_since = now
 

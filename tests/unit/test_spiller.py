@@ -540,7 +540,7 @@ async def test_what_is_not_ours_is_said_once_and_left_alone(estate: Estate, monk
     (estate.folder / "strange.jsonl").write_bytes(b"what is this\n")
     (estate.folder / "closed.jsonl").write_bytes(b"x")
     estate.leave(end(2))
-    inherit = heir_module.inherit
+    inherit = heir_module.inherit  # type: ignore[attr-defined]
 
     def closed(path: Path, database: Database) -> object:
         if path.name == "closed.jsonl":
@@ -607,6 +607,6 @@ async def test_a_settled_file_that_cannot_be_removed_is_said_once_and_settled_on
     assert [line["event"] for line in lines].count(Event.SPILL_FAILED) == 1
     assert estate.database.steps.count("settle [1]") == 1
     [file] = estate.files
-    neighbour = heir_module.inherit(estate.folder / file, HERE)
+    neighbour = heir_module.inherit(estate.folder / file, HERE)  # type: ignore[attr-defined]
     assert neighbour is not None
     neighbour.spill.close()
