@@ -19,7 +19,7 @@ CORE := $(sort $(SHORT_CORE) $(wildcard tests/sql/test_init_*.py)) \
 # What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
 ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
          tests/system/test_frozen.py tests/system/test_failover.py)
-NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
+NO_DATABASE := $(wildcard tests/unit)
 # On the first PostgreSQL `make check` has run these.
 CHECKED := $(filter-out tests/guards/test_plans.py,$(wildcard tests/guards/test_*.py))
 QUICK := -m "not slow and not soak"
