@@ -36,7 +36,7 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel audit sbom pin clean
+.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel release audit sbom pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,7 @@ test: setup ## every test but the long ones and `make check`'s: without a databa
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m tools.commits
 	$(BIN)/mypy $(wildcard src tests tools bench)
 	$(BIN)/pytest tests/guards --ignore=tests/guards/test_plans.py # those fill large tables: `make test` has them
 
@@ -109,6 +110,18 @@ wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	sdist=$$(tar -tzf dist/*.tar.gz | grep -c '^[^/]*/sql/.*\.sql$$'); \
 	echo "SQL files: $$want here, $$wheel in the wheel, $$sdist in the sdist"; \
 	test "$$want" -gt 0 -a "$$want" -eq "$$wheel" -a "$$want" -eq "$$sdist"
+
+RELEASE := .venv-release
+
+$(RELEASE)/.ready: tools/release.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install -qq --requirement tools/release.txt
+	@touch $@
+
+release: wheel $(RELEASE)/.ready ## build, check, and install both in clean environments where a task is answered; publishes nothing
+	$(RELEASE)/bin/twine check --strict dist/*.tar.gz dist/*.whl
+	$(RELEASE)/bin/python tools/smoke.py dist/*.tar.gz dist/*.whl
+	@echo "to publish: twine upload dist/*.tar.gz dist/*.whl"
 
 AUDIT   := .venv-audit
 RUNTIME := .venv-runtime
@@ -145,5 +158,5 @@ pin: ## resolve anew and rewrite constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) .venv-peers $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers $(RELEASE) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
