@@ -19,9 +19,25 @@ from tests.support.server import Server, start_server
 
 DATABASE_NUMBER = count(1)
 
+# Seconds for tests with these marks, instead of pyproject.toml's `timeout`; 0: none.
+TIMEOUTS_S = {"soak": 0, "slow": 1800}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pg", default="18", choices=["15", "16", "18"], help="PostgreSQL version to test on")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = [mark for mark in TIMEOUTS_S if item.get_closest_marker(mark)]
+        if marks and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TIMEOUTS_S[marks[0]]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Names the order: -q hides the header that does."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"this order again: --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="session")

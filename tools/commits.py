@@ -1,5 +1,6 @@
 """Holds the subjects of commits to 72 characters: `python -m tools.commits`, a part of `make check`.
 
+With a file it reads that message instead, as git's hook commit-msg does.
 Only commits after BASE are read: those before it stay as they are. Where BASE is not an ancestor (a shallow clone, an
 unpacked sdist, no git) there is nothing to compare with, and the check says so and passes.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,9 +39,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
 
 
-def main() -> int:
+def too_long_in(message: str) -> list[str]:
+    """Returns the subject of a message that is about to be a commit, with its length, if it is too long."""
+    written = (line.rstrip() for line in message.splitlines() if not line.startswith("#"))
+    subject = next(filter(None, written), "")
+    return [f"{len(subject)} {subject}"] if len(subject) > LONGEST else []
+
+
+def main(names: Sequence[str]) -> int:
     """Prints what is too long; returns the exit code."""
-    found = too_long()
+    found = too_long_in(Path(names[0]).read_text(encoding="utf-8")) if names else too_long()
     if found is None:
         sys.stdout.write(f"subjects of commits: not checked, {BASE[:7]} is not in this history\n")
         return 0
@@ -48,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.commits import LONGEST, too_long
+from tools.commits import LONGEST, too_long, too_long_in
 
 NOBODY = {
     **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
@@ -70,3 +70,9 @@ def test_without_the_base_nothing_is_checked(history: Path) -> None:
     assert too_long(base, history) is None
     assert too_long("0" * 40, history) is None
     assert too_long(base, history / "nowhere") is None
+
+
+def test_the_message_of_a_commit_to_come_is_held_to_it_too() -> None:
+    assert too_long_in("# a comment\n\n" + "x" * LONGEST + "\n\n" + "body " * 30) == []
+    assert too_long_in("x" * (LONGEST + 1) + "\n# Please enter\n") == ["73 " + "x" * 73]
+    assert too_long_in("# nothing\n") == []
