@@ -25,6 +25,9 @@ CHECKED := $(filter-out tests/guards/test_plans.py,$(wildcard tests/guards/test_
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist worksteal
+# COVERAGE=yes, as in CI: `make test` counts the lines that the first of these run, and says the total.
+COVERAGE ?=
+COVER := --cov=llmqueue --cov-report=
 
 # Pythons whose resolve goes into constraints.txt, oldest first: the newer ones keep to what the oldest chose.
 PIN_PYTHONS ?= python3.11 python3.13
@@ -36,12 +39,12 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel release audit sbom pin clean
+.PHONY: help setup demo test coverage check docs format bench bench-limits chaos fuzz prove wheel release audit sbom pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS=... goes to demo, test, bench, bench-limits, chaos, fuzz and prove"
+	@echo "  ARGS=... goes to demo, test, coverage, bench, bench-limits, chaos, fuzz and prove"
 	@echo "  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
 
 setup: $(READY) ## make .venv with everything pinned; done once, again when pyproject.toml or constraints.txt change
@@ -59,7 +62,8 @@ demo: setup ## the whole system on this machine: embedded Postgres, simulated ba
 	@$(BIN)/llmqueue demo $(ARGS)
 
 test: setup ## every test but the long ones and `make check`'s: without a database once, the others on each PostgreSQL in PGS
-	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
+	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(if $(COVERAGE),$(COVER)) $(ARGS))
+	$(if $(COVERAGE),@echo "coverage of src by the tests without a database: $$($(BIN)/coverage report --format=total) %")
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
 	  case $$pg in \
@@ -72,6 +76,10 @@ test: setup ## every test but the long ones and `make check`'s: without a databa
 	    $(BIN)/pytest --pg $$pg $(SHORT_CORE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS);; \
 	  esac; \
 	done
+
+coverage: setup ## which lines of src the tests without a database and those of the SQL reach, in process
+	$(BIN)/pytest --pg $(firstword $(PGS)) $(NO_DATABASE) tests/sql $(SIDE_BY_SIDE) $(QUICK) $(COVER) $(ARGS)
+	$(BIN)/coverage report --sort=cover
 
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
 	$(BIN)/ruff format --check .
@@ -158,5 +166,5 @@ pin: ## resolve anew and rewrite constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) .venv-peers $(RELEASE) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers $(RELEASE) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

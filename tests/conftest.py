@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
@@ -21,6 +22,12 @@ DATABASE_NUMBER = count(1)
 
 # Seconds for tests with these marks, instead of pyproject.toml's `timeout`; 0: none.
 TIMEOUTS_S = {"soak": 0, "slow": 1800}
+
+# No deadline of hypothesis' own: how long an example takes says how busy the machine is. tests/properties has another.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
