@@ -108,7 +108,7 @@ class Fleet:
         self.seen_offset_s[worker] = self.offset_s
         if step_s > STEP_S and claimed.reasons:
             self.queue.settle(*(release(grant) for grant in claimed.grants), worker=worker)
-            self.queue.rows("select llmqueue.clock_stepped(%s)", self.queue.now)
+            self.queue.rows("select llmqueue.clock_stepped()")
             return
         for grant in claimed.grants:
             self.sent[grant.model].append(self.true_s)

@@ -122,7 +122,7 @@ def collect(world: World, mishaps: Sequence[Mishap], stalls: Sequence[Stall]) ->
             tasks = cursor.execute(_TASKS).fetchall()
         with conn.cursor(row_factory=class_row(Attempt)) as cursor:
             attempts = cursor.execute(_ATTEMPTS).fetchall()
-        aside = conn.execute("select task_id::text, step, reason from llmqueue.set_aside").fetchall()
+        aside = conn.execute("select task_id::text, step, reason from llmqueue.quarantine").fetchall()
     evidence = Evidence(
         tasks,
         attempts,

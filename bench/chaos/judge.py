@@ -22,7 +22,7 @@ GUARD_S = 0.5
 MOST_SHOWN = 5
 ENDED = {"solved", "failed", "cancelled"}
 # An attempt that ended so was begun in vain; the task is called again.
-IN_VAIN = {"retried", "refused", "lost", "late", "buried", "set_aside"}
+IN_VAIN = {"retried", "refused", "lost", "late", "buried", "quarantined"}
 # From a fault's end until the last attempt that it has hit has ended.
 FELT_S = 3.0
 

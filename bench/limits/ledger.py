@@ -90,7 +90,7 @@ class Worker:
         self._done_at |= dict.fromkeys(due, now)
         room = Room(MAX_CLAIM, 0)
         claim = self._scheduler.claim(self._worker, [MODEL], room, due, self._running, self._turns, now)
-        self._turns = claim.turns or self._turns
+        self._turns = claim.claim_state or self._turns
         self._process.at(now + half_s, partial(self._heard, claim))
 
     def _heard(self, claim: Claim) -> None:

@@ -168,7 +168,7 @@ def _answer(prompts: Sequence[Prompt], grant: Grant) -> tuple[Usage, float]:
 
 def _plan_learning(conn: Connection, timeline: Timeline, mode: Mode) -> None:
     def learn() -> None:
-        conn.execute("select llmqueue.calibrate(%s)", (T0 + timedelta(seconds=timeline.now),))
+        conn.execute("select llmqueue_internal.calibrate(%s)", (T0 + timedelta(seconds=timeline.now),))
         if mode.after_learning:
             conn.execute(mode.after_learning)
         timeline.at(timeline.now + CALIBRATE_S, learn)

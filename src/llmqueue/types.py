@@ -72,7 +72,7 @@ class ClaimRow:
     dispatch: Dispatch
     max_batch: int
     char_class_ratio: float | None
-    turns: str | None
+    claim_state: str | None
     epoch: int | None
 
 
@@ -132,7 +132,7 @@ class Claim:
     # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
     clock_offset_s: tuple[float, float] | None
     # JSON that only the database reads, for the next claim: whose turn it is; None: as before
-    turns: str | None = None
+    claim_state: str | None = None
     # number of the database's epoch: another one after a failover or a restore that may have lost state
     epoch: int | None = None
 

@@ -231,11 +231,11 @@ def test_no_window_is_over_the_limit_and_no_wait_is_in_vain(
                     world.queue.now -= timedelta(seconds=seconds)
                 case ("seen step forward", seconds):
                     world.queue.now += timedelta(seconds=seconds)
-                    world.queue.rows("select llmqueue.clock_stepped(%s)", world.queue.now)
+                    world.queue.rows("select llmqueue.clock_stepped()")
                 case ("guard", guard_s):
                     world.queue.register(guard_s=guard_s)
                 case ("prune",):
-                    world.queue.rows("select llmqueue.prune_ledger(%s)", world.queue.now)
+                    world.queue.rows("select llmqueue_internal.prune_ledger()")
                 case ("come back",):
                     world.come_back()
         event("windows checked", world.windows)

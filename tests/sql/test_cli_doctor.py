@@ -114,7 +114,7 @@ def test_a_database_without_init_is_told_so(database: str) -> None:
 
 def test_what_was_dropped_or_edited_by_hand_is_named(installed: str, conn: Connection) -> None:
     conn.execute("drop index llmqueue_delayed")
-    conn.execute("create or replace function llmqueue.lock_space() returns integer language sql as 'select 1'")
+    conn.execute("create or replace function llmqueue_internal.lock_space() returns integer language sql as 'select 1'")
 
     code, findings = examine(installed)
 

@@ -176,9 +176,7 @@ def test_a_role_without_the_right_to_create_roles_is_told_what_an_administrator_
             "create role llmqueue_worker nologin; create role llmqueue_producer nologin; "
             "create role llmqueue_operator nologin; create role llmqueue_reader nologin; Then run init --roles again."
         )
-        assert value(
-            database, "select has_function_privilege('llmqueue_worker', 'llmqueue.worker_leave(uuid)', 'execute')"
-        )
+        assert value(database, "select has_function_privilege('llmqueue_worker', 'llmqueue.leave(uuid)', 'execute')")
         run(database, f"alter database {value(database, 'select current_database()')} owner to postgres")
 
 
@@ -218,7 +216,7 @@ def test_a_schema_of_the_table_in_which_everybody_may_create_is_refused(database
 def test_the_owners_path_is_that_of_the_first_init_whoever_runs_the_next(database: str) -> None:
     run(database, "create schema ext")
     adopt(make_conninfo(database, options="-c search_path=ext,public"))
-    path = "select llmqueue.owners_path()"
+    path = "select llmqueue_internal.owners_path()"
     assert value(database, path) == "pg_catalog, ext, public, pg_temp"
 
     run(database, "drop view llmqueue.backlog cascade")  # so that there is something to do, rights too
@@ -247,10 +245,10 @@ def test_an_owners_trigger_finds_the_owners_objects_whatever_path_the_worker_set
     with member(granted, WORKER) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("create temp table notes (task bigint, by text)")
         conn.execute("set search_path = evil, pg_temp, public")
-        conn.execute("select llmqueue.worker_register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
+        conn.execute("select llmqueue.register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
 
         claimed = conn.execute(
-            "select (task).task_id from llmqueue.worker_claim(%s, array['m'], 1) where (task).task_id is not null",
+            "select (task).task_id from llmqueue.claim(%s, array['m'], 1) where (task).task_id is not null",
             (WORKER_ID,),
         ).fetchall()
 
@@ -258,13 +256,13 @@ def test_an_owners_trigger_finds_the_owners_objects_whatever_path_the_worker_set
         assert conn.execute("select count(*) from pg_temp.notes").fetchone() == (0,)
     assert rows(granted, "select task, by from public.notes") == [(claimed[0][0], "postgres")]
     assert value(granted, "select count(*) from evil.notes") == 0
-    assert value(granted, "select count(*) from llmqueue.set_aside") == 0
+    assert value(granted, "select count(*) from llmqueue.quarantine") == 0
 
 
 def test_a_worker_cannot_set_the_time_or_touch_the_ledger(granted: str) -> None:
     refused = (
         "select * from llmqueue.claim(gen_random_uuid(), null, 1, p_now => now() + interval '1 day')",
-        "select * from llmqueue.worker_claim(gen_random_uuid(), null, 1, p_now => now())",
+        "select * from llmqueue.claim(gen_random_uuid(), null, 1, p_now => now())",
         "delete from llmqueue.ledger_cell",
         "insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at) values ('m', 1, -1, 0, now())",
         "update llmqueue.limiter set guard_s = 0",

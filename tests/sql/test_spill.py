@@ -16,6 +16,7 @@ from llmqueue.db.store import Store
 from llmqueue.spill.codec import encode
 from llmqueue.spill.file import Database, Spill, inherit, read_database
 from llmqueue.types import Complete, Grant, Room, Settlement, Usage
+from tests.support.sql import clock_at
 
 pytestmark = pytest.mark.anyio
 Conn = psycopg.Connection[tuple[object, ...]]
@@ -56,9 +57,9 @@ def sweep_as_if_long_dead(conn: Conn, worker: UUID) -> None:
     sweeper = conn.execute("select worker from llmqueue.worker where worker <> %s", (worker,)).fetchone()
     assert sweeper is not None
     conn.execute("update llmqueue.worker set lease_s = 0.01, heartbeat_at = now() where worker = %s", sweeper)
-    conn.execute(
-        "select llmqueue.sweep(%s, 500, (select heartbeat_at from llmqueue.worker where worker = %s))", sweeper * 2
-    )
+    (beat_at,) = conn.execute("select heartbeat_at from llmqueue.worker where worker = %s", sweeper).fetchone() or ()
+    with clock_at(conn, beat_at):
+        conn.execute("select llmqueue_internal.sweep(%s, 500)", sweeper)
 
 
 def task(conn: Conn) -> object:

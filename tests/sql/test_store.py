@@ -40,8 +40,8 @@ def value(conn: Conn, query: str) -> object:
     return row[0]
 
 
-async def claim(store: Store, room: Room = Room(10, 0), turns: str | None = None) -> Claim:  # noqa: B008 - frozen
-    return await store.claim(None, room, [], 0, turns)
+async def claim(store: Store, room: Room = Room(10, 0), claim_state: str | None = None) -> Claim:  # noqa: B008 - frozen
+    return await store.claim(None, room, [], 0, claim_state)
 
 
 async def only(store: Store) -> Grant:
@@ -135,11 +135,11 @@ async def test_whose_turn_it_is_comes_back_and_is_taken_as_it_came(store: Store,
         conn.execute("insert into tasks (prompt) values ('why?')")
 
     first = await claim(store, Room(1, 0))
-    second = await claim(store, Room(1, 0), first.turns)
+    second = await claim(store, Room(1, 0), first.claim_state)
 
-    assert first.turns is not None
-    assert isinstance(json.loads(first.turns), dict)
-    assert second.turns is not None
+    assert first.claim_state is not None
+    assert isinstance(json.loads(first.claim_state), dict)
+    assert second.claim_state is not None
     assert len(first.grants) == len(second.grants) == 1
 
 
@@ -154,8 +154,8 @@ async def test_a_refusal_closes_its_model_for_as_long_as_it_said(store: Store, c
     after = await claim(store)
 
     assert outcomes == {grant.task.fence: "refused"}
-    assert (after.grants, [verdict.reason for verdict in after.verdicts]) == ((), ["closed"])
-    closed_for_s = conn.execute("select closed_until - closed_at from llmqueue.model_state").fetchone()
+    assert (after.grants, [verdict.reason for verdict in after.verdicts]) == ((), ["cooldown"])
+    closed_for_s = conn.execute("select cooldown_until - cooldown_started_at from llmqueue.model_state").fetchone()
     assert closed_for_s == (timedelta(seconds=40),)
     assert value(conn, "select attempts from tasks where status = 'delayed'") == 0
 

@@ -265,7 +265,7 @@ def test_the_index_of_open_attempts_is_replaced_beside_the_workers(installed: st
     run(installed, "drop index llmqueue.attempt_running", old)
 
     with psycopg.connect(installed, autocommit=True) as conn:
-        queue = Queue(conn)
+        queue = Queue(conn, now=None)
         queue.model("m", max_concurrency=2, hot_share=0)
         queue.add(5)
         assert len(queue.claim().grants) == 2

@@ -2,7 +2,7 @@
 
 Whoever adds an object lists it here: a table, view or sequence in RELATIONS (and FOR_NOBODY, unless a role needs
 it), a column of llmqueue.attempt as known or hidden, a column of the tasks table by who writes it, a function under the
-roles that call it or in FUNCTIONS_FOR_NOBODY. What a role needs is granted in src/llmqueue/adoption/rights.py.
+roles that call it or in FUNCTIONS_FOR_NOBODY. What a role needs is granted in src/llmqueue/install/rights.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ RELATIONS = (
     VIEWS
     | LIMITS
     | FOR_NOBODY
-    | {"mapping", "schema_version", "limiter", "set_aside", "attempt", "model_state", "task", "tasks"}
+    | {"mapping", "schema_version", "limiter", "quarantine", "attempt", "model_state", "task", "tasks"}
 )
-READ = {(name, "SELECT") for name in VIEWS | LIMITS | {"mapping", "schema_version", "limiter", "set_aside"}}
+READ = {(name, "SELECT") for name in VIEWS | LIMITS | {"mapping", "schema_version", "limiter", "quarantine"}}
 WHOLE: dict[str, set[tuple[str, str]]] = {
     WORKER: {("mapping", "SELECT"), ("schema_version", "SELECT")},
     PRODUCER: {("mapping", "SELECT"), ("schema_version", "SELECT")},
@@ -32,7 +32,7 @@ WHOLE: dict[str, set[tuple[str, str]]] = {
     OPERATOR: READ
     | {(name, privilege) for name in LIMITS for privilege in ("INSERT", "UPDATE")}
     | {("pool_member", "DELETE"), ("model_state", "SELECT"), ("model_state", "UPDATE")}
-    | {("set_aside", "DELETE"), ("task", "DELETE")},
+    | {("quarantine", "DELETE"), ("task", "DELETE")},
 }
 # Columns of relations that a role has no right on as a whole.
 KNOWN_OF_ATTEMPT = _names(
@@ -72,8 +72,8 @@ FUNCTIONS: dict[str, set[str]] = {
     WORKER: START_FUNCTIONS
     | _names(
         """
-        worker_claim worker_clock_stepped worker_disown worker_do_chores worker_drain_state worker_forgive
-        worker_heartbeat worker_leave worker_note_backend worker_prune_attempts worker_register worker_settle
+        worker_claim worker_clock_stepped worker_disown maintain worker_drain_state worker_forgive
+        worker_heartbeat worker_leave worker_report_backend worker_prune_attempts worker_register worker_settle
         worker_top_up
         """
     ),
@@ -88,13 +88,13 @@ FUNCTIONS_FOR_NOBODY = _names(
         allowance answer_value begin_epoch burst_allowance bury calibrate calls_left charge charge_of
         charge_of_task check_epoch claim claim_model clock_stepped close_model close_refusing closing complete
         config_changed count_before count_calls count_refusals count_turns cut_concurrency cut_rpm day_allowance
-        disown do_chores drain_state end_of_epoch entries_read estimate_ready first_waiting look_behind marks_after
+        disown maintain drain_state end_of_epoch entries_read estimate_ready first_waiting look_behind marks_after
         next_rank next_user queue_indexes expected_tokens expire fail_unsent fill_ledger
         fit fits_elsewhere forgive has_open_member has_ready
         heartbeat lane_width
         hold_clock is_in_order is_oversize is_suspect
         keep_lost lane_models lanes_of lease lease_each lease_rows lease_some leave ledger_frees_at lock_model
-        lock_space mark_done max_output_of model_lanes models_with_tasks next_grant_at note_backend note_probe
+        lock_space mark_done max_output_of model_lanes models_with_tasks next_grant_at report_backend note_probe
         note_taken oversize_error owners_path pick_by_age pick_by_rank pick_of_user probe_answered promote
         prune_attempts prune_ledger put_aside read_turns reconcile refund register release retry room
         set_attempt_aside settle settle_verb share_out sweep top_up troubled_workers turns_after

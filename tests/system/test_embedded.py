@@ -158,7 +158,7 @@ def test_folder_with_a_name_no_shell_and_no_socket_likes(home: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 def test_root_is_told_when_the_home_is_closed_to_the_servers_user(home: Path) -> None:
-    closed = home / "closed"
+    closed = home / "cooldown"
     closed.mkdir(mode=0o700)
 
     with pytest.raises(UsageError, match=r"cannot be entered by user pgserver.*such as /var/lib/llmqueue"):
@@ -170,7 +170,7 @@ def test_root_is_told_when_the_home_is_closed_to_the_servers_user(home: Path) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 def test_programs_that_only_root_may_enter_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = home / "closed"
+    closed = home / "cooldown"
     closed.mkdir(mode=0o700)
     wheel = binaries.find_wheel()
     for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):

@@ -228,7 +228,7 @@ async def test_a_worker_in_trouble_logs_no_prompt_no_answer_and_no_secret(
     """At debug level: errors that quote, a trigger that quotes, a lost database, and the list of processes."""
     run(
         tls.admin(),
-        "truncate tasks, llmqueue.set_aside, llmqueue.attempt",
+        "truncate tasks, llmqueue.quarantine, llmqueue.attempt",
         "insert into llmqueue.model_config (model, rpm) values ('a', 60000) on conflict do nothing",
         f"insert into tasks (prompt, max_attempts) select '{PROMPT} ' || n, 1 from generate_series(1, 40) n",
         "create or replace function quote() returns trigger language plpgsql as $$ begin if new.id % 5 = 0 then"
@@ -254,7 +254,7 @@ async def test_a_worker_in_trouble_logs_no_prompt_no_answer_and_no_secret(
             await anyio.to_thread.run_sync(worker.stop)
 
     assert value(tls.admin(), "select count(*) from tasks where answer like 'Xanswer%%'".replace("%%", "%")) > 0
-    assert value(tls.admin(), "select count(*) from llmqueue.set_aside") > 0
+    assert value(tls.admin(), "select count(*) from llmqueue.quarantine") > 0
     assert set(headers) == {f"Bearer {TOKEN}"}
     assert "attempt_ended" in worker.output
     assert seen(worker.output + listed) == []

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.system
 NUMBER = count(1)
 SETTLING = """
     select count(*) from pg_stat_activity
-     where datname = current_database() and wait_event_type = 'Lock' and query like '%llmqueue.worker_settle(%'
+     where datname = current_database() and wait_event_type = 'Lock' and query like '%llmqueue.settle(%'
 """
 
 

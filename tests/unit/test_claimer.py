@@ -42,7 +42,7 @@ class Asked:
     models: Sequence[str] | None
     room: Room
     chores: list[str]
-    turns: str | None
+    claim_state: str | None
 
 
 class Database:
@@ -56,7 +56,7 @@ class Database:
         self.reason: str | None = None
         self.retry_in_s: float | None = None
         self.asked: list[Asked] = []
-        self.turns: str | None = None
+        self.claim_state: str | None = None
         self.is_silent = False
         self.at_each: Callable[[], object] = lambda: None
         self.at_claim: Callable[[], None] | None = None  # what happens while the next claim is under way
@@ -64,12 +64,12 @@ class Database:
     async def register(self, *_: object) -> float:
         return 0.5
 
-    async def do_chores(self, *_: object) -> None: ...
+    async def maintain(self, *_: object) -> None: ...
 
     async def claim(
-        self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, turns: str | None
+        self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, claim_state: str | None
     ) -> Claim:
-        self.asked.append(Asked(models, room, chores, turns))
+        self.asked.append(Asked(models, room, chores, claim_state))
         self.at_each()
         self.order.append(f"claim of {room.for_any}, {room.for_hot}")
         await (anyio.sleep_forever() if self.is_silent else anyio.sleep(0))
@@ -77,13 +77,13 @@ class Database:
             at_claim, self.at_claim = self.at_claim, None
             at_claim()
         if self.reason is not None:
-            return Claim((), (Refusal("m", self.reason, self.retry_in_s), EMPTY), None, self.turns)
+            return Claim((), (Refusal("m", self.reason, self.retry_in_s), EMPTY), None, self.claim_state)
         hot = min(self.hot, room.total)
         cold = min(self.cold, room.for_any, room.total - hot)
         self.hot, self.cold = self.hot - hot, self.cold - cold
         grants = tuple(grant(is_hot=n < hot) for n in range(hot + cold))
         is_all = len(grants) == room.total or (self.cold and cold == room.for_any)
-        return Claim(grants, (Refusal("m", None if is_all else "empty", None), EMPTY), None, self.turns)
+        return Claim(grants, (Refusal("m", None if is_all else "empty", None), EMPTY), None, self.claim_state)
 
 
 class Run:
@@ -180,7 +180,7 @@ async def test_a_hot_task_is_claimed_at_its_bell_though_cold_ones_fill_the_rest(
 async def test_a_hot_task_does_not_wait_for_a_claim_of_cold_ones_and_a_flood_leaves_them_every_other(run: Run) -> None:
     async with run.running():
         await run.fill_with_cold()
-        run.database.reason, run.database.retry_in_s = "closed", 3600.0  # slots are free
+        run.database.reason, run.database.retry_in_s = "cooldown", 3600.0  # slots are free
         run.end(run.started[0])
         await anyio.sleep(SPIN_S)
         before = len(run.database.asked)
@@ -222,7 +222,7 @@ async def test_an_idle_worker_asks_once_for_a_task_that_is_hot(run: Run) -> None
 
 
 @pytest.mark.usefixtures("no_poll")
-@pytest.mark.parametrize("reason", [None, "empty", "paused", "closed", "concurrency", "unknown"])
+@pytest.mark.parametrize("reason", [None, "empty", "paused", "cooldown", "concurrency", "unknown"])
 async def test_a_bell_without_a_hot_task_is_one_look(run: Run, reason: str | None) -> None:
     async with run.running():
         await run.fill_with_cold()
@@ -325,7 +325,7 @@ async def test_a_dispatcher_that_is_always_given_all_can_be_cancelled() -> None:
 
 async def test_a_hot_call_begins_before_the_next_claim_goes_out() -> None:
     run = Run(is_loud=True)
-    run.database.reason, run.database.retry_in_s = "closed", 3600.0
+    run.database.reason, run.database.retry_in_s = "cooldown", 3600.0
     async with run.running():
         await anyio.sleep(SPIN_S)
         run.order.clear()
@@ -371,17 +371,17 @@ async def test_a_poll_that_only_hot_slots_were_free_for_is_made_up_for(run: Run)
 
 
 async def test_whose_turn_it_was_is_told_to_the_next_claim(run: Run) -> None:
-    run.database.turns = '{"p": {"m": 1}}'
+    run.database.claim_state = '{"p": {"m": 1}}'
     async with run.running():
         await run.until(lambda: len(run.database.asked) >= 2)
-        run.database.turns = None  # nothing new: what was said before still holds
+        run.database.claim_state = None  # nothing new: what was said before still holds
         before = len(run.database.asked)
         run.wake.set("config")
         await run.until(lambda: len(run.database.asked) > before)
         run.wake.set("config")
         await run.until(lambda: len(run.database.asked) > before + 1)
 
-    first, *others = [asked.turns for asked in run.database.asked]
+    first, *others = [asked.claim_state for asked in run.database.asked]
     assert first is None
     assert set(others) == {'{"p": {"m": 1}}'}
 

@@ -30,7 +30,7 @@ ROW = ClaimRow(
     dispatch="single",
     max_batch=1,
     char_class_ratio=None,
-    turns=None,
+    claim_state=None,
     epoch=None,
 )
 

@@ -232,7 +232,7 @@ async def test_a_busy_row_is_asked_for_again_and_keeps_its_slot(run: Run) -> Non
         await run.until(lambda: run.settled == [2, 1])
 
 
-@pytest.mark.parametrize("outcome", ["late", "set_aside", "unknown", "lost"])
+@pytest.mark.parametrize("outcome", ["late", "quarantined", "unknown", "lost"])
 async def test_every_other_outcome_frees_the_slot(run: Run, outcome: str) -> None:
     run.store.outcomes = lambda batch: dict.fromkeys(fences(batch), outcome)
     run.flusher.put(end(1))

@@ -41,7 +41,7 @@ class PlainScheduler:
         room: Room,
         chores: Sequence[str],
         running: int,
-        turns: str | None,
+        claim_state: str | None,
         at_s: float,
     ) -> Claim:
         grants: list[Grant] = []
@@ -58,7 +58,7 @@ class PlainScheduler:
         self.most_running = max(self.most_running, running + len(grants))
         return Claim(tuple(grants), tuple(verdicts), None)
 
-    def do_chores(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
+    def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
         pass
 
     def settle(self, worker: UUID, settlements: Sequence[Settlement], at_s: float) -> Mapping[int, str]:
@@ -78,7 +78,7 @@ class PlainScheduler:
         self._rung.add("hot")
         return self._last_key
 
-    def rung(self) -> set[str]:
+    def wakes(self) -> set[str]:
         rung, self._rung = self._rung, set()
         return rung
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmqueue.install import seam
+from llmqueue.install import mapping_sql
 from llmqueue.install.default_table import default_mapping
 from llmqueue.install.spec import parse_name, parse_table
 
@@ -13,7 +13,11 @@ def test_names_are_quoted_everywhere() -> None:
     columns = {name: f'a"; drop {name}' for name in default_mapping().columns}
     mapping = replace(default_mapping(), table_schema='s"', table_name="t;", columns=columns)
 
-    for text in [seam.view(mapping), seam.trigger(mapping), *(seam.index(mapping, name) for name in seam.INDEXES)]:
+    for text in [
+        mapping_sql.view(mapping),
+        mapping_sql.trigger(mapping),
+        *(mapping_sql.index(mapping, name) for name in mapping_sql.INDEXES),
+    ]:
         assert '"s""".' in text
         assert 'a"; drop' not in text.replace('a""; drop', "")
 
@@ -21,7 +25,7 @@ def test_names_are_quoted_everywhere() -> None:
 def test_a_word_cannot_end_the_body_of_a_function() -> None:
     words = {**default_mapping().words, "running": "$$; drop table x; $body0$ '"}
 
-    (_, status_word, *_) = seam.functions(replace(default_mapping(), words=words))
+    (_, status_word, *_) = mapping_sql.functions(replace(default_mapping(), words=words))
 
     assert status_word.count("$body1$") == 2
     assert "'$$; drop table x; $body0$ '''" in status_word
@@ -29,12 +33,12 @@ def test_a_word_cannot_end_the_body_of_a_function() -> None:
 
 def test_view_and_indexes_are_made_of_the_same_expressions() -> None:
     mapping = default_mapping()
-    bare, aliased = seam.expressions(mapping, None), seam.expressions(mapping, "t")
+    bare, aliased = mapping_sql.expressions(mapping, None), mapping_sql.expressions(mapping, "t")
 
     for name in ("lane", "rank", "user_key", "due_at", "waiting_since", "is_ready", "is_delayed", "is_failed"):
-        assert seam.text(getattr(aliased, name)).replace('"t".', "") == seam.text(getattr(bare, name))
-    assert seam.text(bare.is_ready) in seam.index(mapping, "llmqueue_ready")
-    assert seam.text(aliased.is_ready) in seam.view(mapping)
+        assert mapping_sql.text(getattr(aliased, name)).replace('"t".', "") == mapping_sql.text(getattr(bare, name))
+    assert mapping_sql.text(bare.is_ready) in mapping_sql.index(mapping, "llmqueue_ready")
+    assert mapping_sql.text(aliased.is_ready) in mapping_sql.view(mapping)
 
 
 def test_status_of_our_own_is_null_while_a_task_waits() -> None:
@@ -48,10 +52,10 @@ def test_status_of_our_own_is_null_while_a_task_waits() -> None:
         done_value="true",
     )
 
-    (_, status_word, _, mark_done, mark_queued, _) = seam.functions(mapping)
+    (_, status_word, _, mark_done, mark_queued, _) = mapping_sql.functions(mapping)
 
     assert "when 'unsolved' then null" in status_word
-    assert seam.text(seam.expressions(mapping, None).is_ready) == (
+    assert mapping_sql.text(mapping_sql.expressions(mapping, None).is_ready) == (
         '("done" = \'false\'::boolean or "done" is null) and "llmqueue_status" is null'
     )
     assert 'update "public"."tasks" set "done" = \'true\'::boolean where "id" = any(p_task_ids::bigint[])' in mark_done

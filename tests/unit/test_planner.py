@@ -10,7 +10,7 @@ from llmqueue.types import Refusal
 from llmqueue.worker.planner import CONTENDED_S, GRID_S, JITTER_S, OF_WINDOWS, SPREAD_S, Planner
 
 # those that come with the time when more may be had
-TIMED = ["rpm", "pace", "burst", "tpm", "day", "closed"]
+TIMED = ["rpm", "pace", "burst", "tpm", "day", "cooldown"]
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_contended_model_is_asked_again_soon(schedule: Planner) -> None:
     assert 100.0 + CONTENDED_S[0] <= schedule.next_at() <= 100.0 + CONTENDED_S[1]
 
 
-@pytest.mark.parametrize("reason", ["empty", "paused", "concurrency", "closed", "a word of a newer schema"])
+@pytest.mark.parametrize("reason", ["empty", "paused", "concurrency", "cooldown", "a word of a newer schema"])
 def test_the_others_wait_for_a_bell_or_the_poll(schedule: Planner, reason: str) -> None:
     note(schedule, "m", reason)
 

@@ -219,7 +219,7 @@ def newest_version() -> int:
     """The newest schema version that this program knows: the number of its last migration."""
     from llmqueue.db.resources import sql_dir  # noqa: PLC0415 - not needed by most of this module's users
 
-    names = (file.name for file in (sql_dir() / "migrations").iterdir())
+    names = (file.name for file in (sql_dir() / "schema").iterdir())
     return max(int(name[:4]) for name in names if re.match(r"\d{4}_", name))
 
 

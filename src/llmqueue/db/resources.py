@@ -15,22 +15,30 @@ class SqlFile:
 
 
 def sql_dir() -> Path:
-    """Return the folder with `migrations`, `functions`, `views` and `seam`.
+    """Return the folder with `schema`, `mapping`, `api` and the folders of llmqueue_internal.
 
     Raises:
         FileNotFoundError: the installation is broken: neither place has the folder.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "sql", package.parent.parent / "sql"):
-        if (candidate / "migrations").is_dir():
+        if (candidate / "schema").is_dir():
             return candidate
     msg = f"the SQL files of llmqueue are missing beside {package}: install the package again"
     raise FileNotFoundError(msg)
 
 
 def sql_files(part: str) -> tuple[SqlFile, ...]:
-    """Return the files of one part of `sql/` in name order; nothing where the part has none."""
-    folder = sql_dir() / part
-    return tuple(
-        SqlFile(f"{part}/{path.name}", path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.sql"))
-    )
+    """Return the files of one folder of `sql/` in name order; nothing where the folder has none."""
+    return tuple(_read(path) for path in sorted((sql_dir() / part).glob("*.sql")))
+
+
+def function_files() -> tuple[SqlFile, ...]:
+    """Return the files with functions, those of `api` first; each file is named after its function."""
+    root = sql_dir()
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name not in {"schema", "mapping", "api"})
+    return tuple(_read(path) for folder in (root / "api", *folders) for path in sorted(folder.glob("*.sql")))
+
+
+def _read(path: Path) -> SqlFile:
+    return SqlFile(path.relative_to(sql_dir()).as_posix(), path.read_text(encoding="utf-8"))

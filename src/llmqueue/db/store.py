@@ -62,9 +62,9 @@ CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
            extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, dispatch, max_batch,
-           char_class_ratio, turns::text as turns, (turns ->> 'epoch')::integer as epoch
-      from llmqueue.worker_claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
-                          %(turns)s::jsonb)"""
+           char_class_ratio, claim_state::text as claim_state, (claim_state ->> 'epoch')::integer as epoch
+      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
+                          %(claim_state)s::jsonb)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class Store:
         self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float
     ) -> float:
         """Makes the worker known. Returns the guard of the fleet in seconds."""
-        query: LiteralString = """select llmqueue.worker_register(
+        query: LiteralString = """select llmqueue.register(
             %(worker)s, %(name)s, %(version)s, %(models)s, %(lease_s)s, %(guard_s)s)"""
         args = {"name": name, "version": version, "models": models, "lease_s": lease_s, "guard_s": guard_s}
         agreed: float = await self._call(query, {"worker": self.worker, **args})
@@ -228,53 +228,53 @@ class Store:
 
     async def heartbeat(self, running: int, timeout_s: float = STATEMENT_TIMEOUT_S) -> None:
         """Raises UnknownWorker when the worker was swept."""
-        query: LiteralString = "select llmqueue.worker_heartbeat(%(worker)s, %(running)s)"
+        query: LiteralString = "select llmqueue.heartbeat(%(worker)s, %(running)s)"
         async with self._connection_of(self._pool, timeout_s) as connection:
             await connection.execute(query, {"worker": self.worker, "running": running})
 
-    async def do_chores(self, chores: Sequence[str], running: int) -> None:
-        query: LiteralString = "select llmqueue.worker_do_chores(%(worker)s, %(chores)s, %(running)s)"
+    async def maintain(self, chores: Sequence[str], running: int) -> None:
+        query: LiteralString = "select llmqueue.maintain(%(worker)s, %(chores)s, %(running)s)"
         async with self._connection_of(self._claiming) as connection:
             await connection.execute(query, {"worker": self.worker, "chores": list(chores), "running": running})
 
     async def clock_stepped(self) -> None:
-        await self._call("select llmqueue.worker_clock_stepped()", {})
+        await self._call("select llmqueue.clock_stepped()", {})
 
     async def leave(self) -> None:
-        await self._call("select llmqueue.worker_leave(%(worker)s)", {"worker": self.worker})
+        await self._call("select llmqueue.leave(%(worker)s)", {"worker": self.worker})
 
-    async def note_backend(self, trouble: str | None, for_s: float) -> None:
+    async def report_backend(self, trouble: str | None, for_s: float) -> None:
         """Says what keeps this worker from calling the backend, and for how long it has; None: nothing."""
-        query: LiteralString = "select llmqueue.worker_note_backend(%(worker)s, %(trouble)s, %(for_s)s)"
+        query: LiteralString = "select llmqueue.report_backend(%(worker)s, %(trouble)s, %(for_s)s)"
         await self._call(query, {"worker": self.worker, "trouble": trouble, "for_s": for_s})
 
-    async def forgive(self, fences: Sequence[int]) -> list[int]:
+    async def restore_attempts(self, fences: Sequence[int]) -> list[int]:
         """Gives the attempts of failures back that were the backend's. Returns those to be asked for again."""
-        query: LiteralString = "select llmqueue.worker_forgive(%(worker)s, %(fences)s::bigint[])"
+        query: LiteralString = "select llmqueue.restore_attempts(%(worker)s, %(fences)s::bigint[])"
         return list(await self._call(query, {"worker": self.worker, "fences": list(fences)}))
 
-    async def disown(self, known: Sequence[int]) -> int:
+    async def release_unknown_claims(self, known: Sequence[int]) -> int:
         """Releases attempts of this worker other than the known fences. Returns how many."""
-        query: LiteralString = "select llmqueue.worker_disown(%(worker)s, %(known)s::bigint[])"
+        query: LiteralString = "select llmqueue.release_unknown_claims(%(worker)s, %(known)s::bigint[])"
         return int(await self._call(query, {"worker": self.worker, "known": list(known)}))
 
     async def prune_attempts(self, keep: timedelta, limit: int) -> int:
-        query: LiteralString = "select llmqueue.worker_prune_attempts(%(keep)s, %(limit)s)"
+        query: LiteralString = "select llmqueue.prune_attempts(%(keep)s, %(limit)s)"
         return int(await self._call(query, {"keep": keep, "limit": limit}))
 
     async def drain_state(self, models: Sequence[str] | None, wait_s: float) -> list[Stranded]:
         async with self._connection() as connection, connection.cursor(row_factory=class_row(Stranded)) as cursor:
-            await cursor.execute("select * from llmqueue.worker_drain_state(%s, %s)", (models, wait_s))
+            await cursor.execute("select * from llmqueue.drain_state(%s, %s)", (models, wait_s))
             return await cursor.fetchall()
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
     async def claim(
-        self, models: Sequence[str] | None, room: Room, chores: Sequence[str], running: int, turns: str | None
+        self, models: Sequence[str] | None, room: Room, chores: Sequence[str], running: int, claim_state: str | None
     ) -> Claim:
         """Returns granted tasks and a verdict per model; None asks for all enabled models."""
         args = {"worker": self.worker, "models": models, "chores": list(chores), "running": running}
-        args |= {"slots": room.for_any, "hot_slots": room.for_hot, "turns": turns}
+        args |= {"slots": room.for_any, "hot_slots": room.for_hot, "claim_state": claim_state}
         async with (
             self._connection_of(self._claiming) as connection,
             connection.cursor(row_factory=args_row(ClaimRow)) as cursor,
@@ -289,9 +289,9 @@ class Store:
         verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
         clocks = [row.clock_s for row in rows if row.clock_s is not None]
         offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
-        turns = next((row.turns for row in rows if row.turns is not None), None)
+        claim_state = next((row.claim_state for row in rows if row.claim_state is not None), None)
         epoch = next((row.epoch for row in rows if row.epoch is not None), None)
-        return Claim(grants, verdicts, offset_s, turns, epoch)
+        return Claim(grants, verdicts, offset_s, claim_state, epoch)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
         # The grant is no older than our start of the statement plus what the server says it waited; a part of the guard
@@ -305,7 +305,7 @@ class Store:
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""
-        query: LiteralString = "select llmqueue.worker_top_up(%(worker)s, %(fence)s, %(input_charge)s)"
+        query: LiteralString = "select llmqueue.top_up(%(worker)s, %(fence)s, %(input_charge)s)"
         return bool(await self._call(query, {"worker": self.worker, "fence": fence, "input_charge": input_charge}))
 
     async def settle(self, settlements: Sequence[Settlement], worker: UUID | None = None) -> dict[int, str]:
@@ -313,7 +313,7 @@ class Store:
         # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
         items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
         async with self._connection() as connection, connection.cursor() as cursor:
-            query: LiteralString = "select fence, outcome from llmqueue.worker_settle(%s, %s::jsonb)"
+            query: LiteralString = "select fence, outcome from llmqueue.settle(%s, %s::jsonb)"
             await cursor.execute(query, (worker or self.worker, items))
             return dict(await cursor.fetchall())
 

@@ -30,7 +30,7 @@ class Scheduler(worker.Scheduler, Protocol):
         """Inserts a hot task and returns its key."""
         ...
 
-    def rung(self) -> set[str]:
+    def wakes(self) -> set[str]:
         """Returns the bells that have rung since it was last asked."""
         ...
 
@@ -132,7 +132,7 @@ class Fleet:
         self._plan_hot()
 
     def _pass_bells_on(self) -> None:
-        if rung := self._scheduler.rung():
+        if rung := self._scheduler.wakes():
             for each in self._workers:
                 heard_at = self.timeline.now + self._rng.uniform(*BELL_S)
                 self.timeline.at(heard_at, partial(each.ring, rung))

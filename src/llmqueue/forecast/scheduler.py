@@ -11,6 +11,7 @@ import psycopg
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
+from llmqueue.forecast import simulated_clock
 from llmqueue.forecast.scenario import HOT, INPUT_TOKENS
 from llmqueue.types import (
     SEND_PART,
@@ -34,9 +35,9 @@ BYTES_PER_TOKEN = 4
 _CLAIM: LiteralString = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts,
            null as prompt, null as params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s,
-           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio, turns::text as turns,
-           (turns ->> 'epoch')::integer as epoch
-      from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb, %s)"""
+           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio, claim_state::text as claim_state,
+           (claim_state ->> 'epoch')::integer as epoch
+      from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb)"""
 
 
 class SqlScheduler:
@@ -54,13 +55,14 @@ class SqlScheduler:
         self._guard_s = guard_s
         self._lease_s = lease_s
         self._prompt_tokens = input_tokens
-        self._rung: set[str] = set()
-        conn.add_notify_handler(lambda notify: self._rung.add(notify.payload))
+        self._wakes: set[str] = set()
+        conn.add_notify_handler(lambda notify: self._wakes.add(notify.payload))
         conn.execute("listen llmqueue")
 
     def register(self, worker: UUID, at_s: float) -> None:
-        args = (worker, "simulated", self._lease_s, self._guard_s, _time(at_s))
-        self._conn.execute("select llmqueue.register(%s, %s, '0', null, %s, %s, %s)", args)
+        self._set_clock(at_s)
+        args = (worker, "simulated", self._lease_s, self._guard_s)
+        self._conn.execute("select llmqueue.register(%s, %s, '0', null, %s, %s)", args)
 
     def claim(
         self,
@@ -69,25 +71,25 @@ class SqlScheduler:
         room: Room,
         chores: Sequence[str],
         running: int,
-        turns: str | None,
+        claim_state: str | None,
         at_s: float,
     ) -> Claim:
-        args = (worker, models, room.for_any, list(chores), running, room.for_hot, turns, _time(at_s))
+        args = (worker, models, room.for_any, list(chores), running, room.for_hot, claim_state)
+        self._set_clock(at_s)
         with self._conn.cursor(row_factory=class_row(ClaimRow)) as cursor:
             rows = cursor.execute(_CLAIM, args).fetchall()
         verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
-        turns = next((row.turns for row in rows if row.turns is not None), None)
-        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), verdicts, None, turns)
+        claim_state = next((row.claim_state for row in rows if row.claim_state is not None), None)
+        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), verdicts, None, claim_state)
 
-    def do_chores(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
-        args = (worker, list(chores), running, _time(at_s))
-        self._conn.execute("select llmqueue.do_chores(%s, %s::text[], %s, %s)", args)
+    def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
+        self._set_clock(at_s)
+        self._conn.execute("select llmqueue.maintain(%s, %s::text[], %s)", (worker, list(chores), running))
 
     def settle(self, worker: UUID, settlements: Sequence[Settlement], at_s: float) -> Mapping[int, str]:
         items = Jsonb([_item(settlement) for settlement in settlements])
-        rows = self._conn.execute(
-            "select fence, outcome from llmqueue.settle(%s, %s, %s)", (worker, items, _time(at_s))
-        ).fetchall()
+        self._set_clock(at_s)
+        rows = self._conn.execute("select fence, outcome from llmqueue.settle(%s, %s)", (worker, items)).fetchall()
         return dict(rows)
 
     def insert(self, lane: str, tasks: int, priority: int, at_s: float = 0.0) -> int:
@@ -108,9 +110,12 @@ class SqlScheduler:
     def insert_hot(self, at_s: float) -> int:
         return self.insert("", 1, HOT, at_s)
 
-    def rung(self) -> set[str]:
-        rung, self._rung = self._rung, set()
-        return rung
+    def _set_clock(self, at_s: float) -> None:
+        self._conn.execute(simulated_clock.SET, (_time(at_s),))
+
+    def wakes(self) -> set[str]:
+        wakes, self._wakes = self._wakes, set()
+        return wakes
 
 
 def _time(at_s: float) -> datetime:

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from llmqueue import embedded
 from llmqueue.db.connect import connect
 from llmqueue.errors import DatabaseUnreachable
+from llmqueue.forecast import simulated_clock
 from llmqueue.forecast.scenario import Scenario, affordable
 from llmqueue.forecast.scheduler import SqlScheduler
 from llmqueue.install.adopt import AdoptionSpec, install
@@ -51,9 +52,10 @@ def temporary_database(server: str) -> Iterator[str]:
         conn.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         dsn = make_conninfo(server, dbname=name)
         try:
-            with connect(dsn, application_name=APPLICATION):  # in use from now on, for the one who drops
+            with connect(dsn, application_name=APPLICATION) as simulated:  # in use from now on, for the one who drops
                 conn.execute("select pg_advisory_unlock(hashtext(%s))", (_PREFIX,))
                 install(dsn, AdoptionSpec())
+                simulated.execute(simulated_clock.INSTALL)
                 yield dsn
         finally:
             conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))

@@ -47,11 +47,11 @@ class Scheduler(Protocol):
         room: Room,
         chores: Sequence[str],
         running: int,
-        turns: str | None,
+        claim_state: str | None,
         at_s: float,
     ) -> Claim: ...
 
-    def do_chores(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None: ...
+    def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None: ...
 
     def settle(self, worker: UUID, settlements: Sequence[Settlement], at_s: float) -> Mapping[int, str]:
         """Returns what became of each, by fence."""
@@ -142,7 +142,7 @@ class Worker:
         chores = self._due_chores()
         if models is not None and not models:
             if chores:
-                self._scheduler.do_chores(self.worker, chores, running, now)
+                self._scheduler.maintain(self.worker, chores, running, now)
             self._wake_when_due()
             return
         if room.for_any:
@@ -179,7 +179,7 @@ class Worker:
     def _take(self, claim: Claim, room: Room) -> None:
         self._is_claiming = False
         now = self._timeline.now
-        self._turns = claim.turns or self._turns
+        self._turns = claim.claim_state or self._turns
         given = {grant.model for grant in claim.grants}
         for verdict in claim.verdicts:
             if room.for_any:

@@ -9,7 +9,7 @@ from typing import Final
 from psycopg import sql
 
 from llmqueue.db.mapping import Mapping, quoted
-from llmqueue.install import seam
+from llmqueue.install import mapping_sql
 from llmqueue.install.rights import ROLES
 from llmqueue.install.steps import Step
 from llmqueue.install.table import Connection
@@ -135,7 +135,7 @@ def create_step(cluster: Cluster) -> list[Step]:
     if not missing:
         return []
     statements = [
-        seam.text(statement)
+        mapping_sql.text(statement)
         for name in missing
         for statement in (
             sql.SQL("create role {} nologin").format(sql.Identifier(name)),

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from llmqueue.db.mapping import Mapping
 from llmqueue.install.columns import OUR_COLUMNS, STATUSES, VIEW_COLUMNS, OurColumn
-from llmqueue.install.seam import text, type_name
+from llmqueue.install.mapping_sql import text, type_name
 from llmqueue.install.spec import DEFAULT_SCHEMA, DEFAULT_TABLE
 
 _FOUR: Final = """create table {table} (

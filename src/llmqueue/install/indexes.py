@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from llmqueue.db.mapping import Mapping
-from llmqueue.install import seam
+from llmqueue.install import mapping_sql
 from llmqueue.install.locks import Report, run_statement
 from llmqueue.install.migrate import Applied, digest, record_index
 from llmqueue.install.steps import Step
@@ -57,11 +57,11 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
 
     def build_as(name: str, title: str) -> None:
         if not _is_known(mapping, name, applied):
-            records.append(record_index(name, seam.index(mapping, name)))
-        builds.append(Step(f"index {name}", title, (seam.index(mapping, name),), is_transaction=False))
+            records.append(record_index(name, mapping_sql.index(mapping, name)))
+        builds.append(Step(f"index {name}", title, (mapping_sql.index(mapping, name),), is_transaction=False))
 
-    for name in seam.INDEXES:
-        index, new = there.get(name), there.get(seam.replacement(name))
+    for name in mapping_sql.INDEXES:
+        index, new = there.get(name), there.get(mapping_sql.replacement(name))
         is_right = index is not None and index.is_valid and _is_known(mapping, name, applied)
         is_new_right = new is not None and new.is_valid and _is_known(mapping, new.name, applied)
         if new is not None and (is_right or not is_new_right):
@@ -73,7 +73,7 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
         if is_new_right:
             swaps.append(_swap(mapping, name))
         elif index is not None and index.is_valid:
-            build_as(seam.replacement(name), f"build the index that will replace {name}, beside the writers")
+            build_as(mapping_sql.replacement(name), f"build the index that will replace {name}, beside the writers")
             swaps.append(_swap(mapping, name))
         else:
             if index is not None:
@@ -172,21 +172,28 @@ def _describe(row: tuple[object, ...]) -> tuple[str, float | None]:
 
 def _is_known(mapping: Mapping, name: str, applied: dict[str, Applied]) -> bool:
     known = applied.get(f"index {name}")
-    return known is not None and known.source_hash == digest([seam.index(mapping, name)])
+    return known is not None and known.source_hash == digest([mapping_sql.index(mapping, name)])
 
 
 def _drop_step(schema: str, index: Index, why: str) -> Step:
     drop = sql.SQL("drop index concurrently if exists {}").format(sql.Identifier(schema, index.name))
-    return Step(f"drop {index.name}", f"drop the index {index.name}, {why}", (seam.text(drop),), is_transaction=False)
+    return Step(
+        f"drop {index.name}", f"drop the index {index.name}, {why}", (mapping_sql.text(drop),), is_transaction=False
+    )
 
 
 def _swap(mapping: Mapping, name: str) -> Step:
     """One short transaction: whoever looks sees the old index or the new one."""
-    new = seam.replacement(name)
+    new = mapping_sql.replacement(name)
     drop = sql.SQL("drop index if exists {}").format(sql.Identifier(mapping.table_schema, name))
     rename = sql.SQL("alter index {} rename to {}").format(
         sql.Identifier(mapping.table_schema, new), sql.Identifier(name)
     )
     forget = sql.SQL("delete from llmqueue.applied where part = {}").format(sql.Literal(f"index {new}"))
-    statements = (seam.text(drop), seam.text(rename), record_index(name, seam.index(mapping, name)), seam.text(forget))
+    statements = (
+        mapping_sql.text(drop),
+        mapping_sql.text(rename),
+        record_index(name, mapping_sql.index(mapping, name)),
+        mapping_sql.text(forget),
+    )
     return Step(f"swap {name}", f"put the new {name} in the place of the old one", statements)

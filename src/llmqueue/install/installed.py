@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmqueue.db.mapping import Mapping, quoted
 from llmqueue.errors import AdoptionRefused
-from llmqueue.install import seam
+from llmqueue.install import mapping_sql
 from llmqueue.install.checks import Findings, check_relation
 from llmqueue.install.columns import MAPPED_FOUR
 from llmqueue.install.spec import AdoptionSpec, parse_name, parse_table
@@ -25,7 +25,7 @@ def check_same(mapping: Mapping, spec: AdoptionSpec) -> None:
     msg = (
         f"llmqueue {state} {mapping.label} in this database, and these options differ: {'; '.join(differences)}."
         f"{again} A database has one tasks table. To start anew, which forgets limits and the attempt log but leaves "
-        "the tasks as they are: drop schema llmqueue cascade;"
+        "the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
     )
     raise AdoptionRefused(msg)
 
@@ -54,7 +54,7 @@ def check_still_there(mapping: Mapping, table: Table | None, findings: Findings)
 def check_index_names(conn: Connection, mapping: Mapping, table: Table | None, findings: Findings) -> None:
     """Find indexes of our names on another table: left over from an adoption that was dropped."""
     oid = table.relation.oid if table else None
-    for index in read_indexes(conn, mapping.table_schema, seam.all_index_names()).values():
+    for index in read_indexes(conn, mapping.table_schema, mapping_sql.all_index_names()).values():
         if index.table_oid != oid:
             name = f"{quoted(mapping.table_schema)}.{index.name}"
             findings.problems.append(

@@ -15,19 +15,19 @@ from typing import Final
 from psycopg import sql
 
 from llmqueue.db.mapping import Mapping
-from llmqueue.db.resources import SqlFile, sql_files
+from llmqueue.db.resources import SqlFile, function_files, sql_files
 from llmqueue.errors import SchemaTooNew
-from llmqueue.install import rights, seam
+from llmqueue.install import mapping_sql, rights
 from llmqueue.install.steps import Step
 from llmqueue.install.table import Connection
 
-_MIGRATION: Final = re.compile(r"migrations/(?P<version>\d{4})_(?P<name>\w+)\.sql")
+_MIGRATION: Final = re.compile(r"schema/(?P<version>\d{4})_(?P<name>\w+)\.sql")
 
 # Types of arguments and results are part of a function's definition, so an owner's ALTER TYPE … RENAME shows too.
 _FUNCTIONS_HASH: Final = """
 select md5(coalesce(string_agg(d, '' order by d collate "C"), '')) from (
     select pg_get_functiondef(oid) from pg_proc
-    where pronamespace = to_regnamespace('llmqueue') and prokind in ('f', 'p')
+    where pronamespace in (to_regnamespace('llmqueue'), to_regnamespace('llmqueue_internal')) and prokind in ('f', 'p')
     union all
     select pg_get_triggerdef(t.oid) from pg_trigger t join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = to_regnamespace('llmqueue') and not t.tgisinternal
@@ -37,10 +37,10 @@ _VIEWS_HASH: Final = """
 select md5(coalesce(string_agg(relname || pg_get_viewdef(oid), '' order by relname collate "C"), ''))
 from pg_class where relnamespace = to_regnamespace('llmqueue') and relkind = 'v' and relname <> 'task'
 """
-_SEAM_HASH: Final = """
+_MAPPING_HASH: Final = """
 select md5(coalesce(string_agg(d, '' order by d collate "C"), '')) from (
     select pg_get_functiondef(oid) from pg_proc
-    where pronamespace = to_regnamespace('llmqueue')
+    where pronamespace = to_regnamespace('llmqueue_internal')
       and proname in ('status_word', 'answer_value', 'mark_done', 'mark_queued', 'user_key', 'wake_up')
     union all
     select pg_get_viewdef(oid) from pg_class where oid = to_regclass('llmqueue.task')
@@ -64,7 +64,7 @@ class Part:
     def step(self) -> Step:
         """Return the step that applies it."""
         record = _record(
-            self.name, self.source_hash, sql.SQL("({})").format(seam.type_name(self.installed_hash.strip()))
+            self.name, self.source_hash, sql.SQL("({})").format(mapping_sql.type_name(self.installed_hash.strip()))
         )
         return Step(self.name, self.title, (*self.statements, record))
 
@@ -93,7 +93,7 @@ def migration_steps(applied: frozenset[int]) -> list[Step]:
     Raises:
         SchemaTooNew: it has seen one that this program does not know.
     """
-    files = {version_of(file): file for file in sql_files("migrations")}
+    files = {version_of(file): file for file in sql_files("schema")}
     newest = max(files)
     if applied and max(applied) > newest:
         msg = (
@@ -130,20 +130,20 @@ def version_of(file: SqlFile) -> int:
 
 def parts(mapping: Mapping) -> tuple[Part, Part, Part]:
     """Return seam, functions and views, in the order in which they are applied."""
-    views = sql_files("views")
+    views = sql_files("api/views")
     drops = _drop_views(views)
     # A view may gain columns in a later release: dropped and made anew, ours with it. Not with CASCADE: a view of the
     # owner's that hangs on one of ours is not ours to drop, and the server's refusal names it.
     drop_task = "drop view if exists llmqueue.task"
-    seam_statements = (*drops, drop_task, *seam.functions(mapping), seam.view(mapping))
+    mapping_statements = (*drops, drop_task, *mapping_sql.functions(mapping), mapping_sql.view(mapping))
     return (
         Part(
-            "seam",
+            "mapping",
             "generate the view llmqueue.task and the functions that speak of your table",
-            seam_statements,
-            _SEAM_HASH,
+            mapping_statements,
+            _MAPPING_HASH,
         ),
-        Part("functions", "create the functions", _texts(sql_files("functions")), _FUNCTIONS_HASH),
+        Part("functions", "create the functions", _texts(function_files()), _FUNCTIONS_HASH),
         Part("views", "create the views", (*drops, *_texts(views)), _VIEWS_HASH),
     )
 
@@ -168,12 +168,12 @@ def read_applied(conn: Connection) -> dict[str, Applied]:
         return {}
     query = sql.SQL(
         "select part, source_hash, installed_hash is null or installed_hash = case part "
-        "when 'seam' then ({}) when 'functions' then ({}) when 'views' then ({}) when 'rights' then ({}) "
+        "when 'mapping' then ({}) when 'functions' then ({}) when 'views' then ({}) when 'rights' then ({}) "
         "when 'roles' then ({}) end from llmqueue.applied"
     ).format(
         *(
-            seam.type_name(text)
-            for text in (_SEAM_HASH, _FUNCTIONS_HASH, _VIEWS_HASH, rights.PUBLIC_HASH, rights.ROLES_HASH)
+            mapping_sql.type_name(text)
+            for text in (_MAPPING_HASH, _FUNCTIONS_HASH, _VIEWS_HASH, rights.PUBLIC_HASH, rights.ROLES_HASH)
         )
     )
     return {
@@ -182,8 +182,8 @@ def read_applied(conn: Connection) -> dict[str, Applied]:
 
 
 def _migration(version: int, file: SqlFile) -> Step:
-    name = file.name.removeprefix("migrations/").removesuffix(".sql")
-    record = seam.text(
+    name = file.name.removeprefix("schema/").removesuffix(".sql")
+    record = mapping_sql.text(
         sql.SQL("insert into llmqueue.schema_version (version, name) values ({}, {})").format(
             sql.Literal(version), sql.Literal(name)
         )
@@ -192,7 +192,7 @@ def _migration(version: int, file: SqlFile) -> Step:
 
 
 def _record(part: str, source_hash: str, installed_hash: sql.Composable) -> str:
-    return seam.text(
+    return mapping_sql.text(
         sql.SQL(
             "insert into llmqueue.applied (part, source_hash, installed_hash) values ({}, {}, {})\n"
             "on conflict (part) do update set source_hash = excluded.source_hash,\n"
@@ -211,7 +211,7 @@ def _drop_views(files: Iterable[SqlFile]) -> tuple[str, ...]:
     if not stems:
         return ()
     names = sql.SQL(", ").join(sql.Identifier("llmqueue", stem) for stem in stems)
-    return (seam.text(sql.SQL("drop view if exists {}").format(names)),)
+    return (mapping_sql.text(sql.SQL("drop view if exists {}").format(names)),)
 
 
 def _exists(conn: Connection, table: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import PurePosixPath
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from llmqueue.db.mapping import Mapping, find_mapping
-from llmqueue.db.resources import sql_dir, sql_files
-from llmqueue.install import cluster, rights, seam
+from llmqueue.db.resources import function_files, sql_dir
+from llmqueue.install import cluster, mapping_sql, rights
 from llmqueue.install.columns import ours
 from llmqueue.install.default_table import column_definition, create_table
 from llmqueue.install.indexes import OWN, IndexSteps, index_steps, own_index_steps
@@ -43,7 +44,7 @@ def remaining(
     steps = [*own_indexes.builds, *steps, *own_indexes.swaps]  # before functions that need them
     if table is None or not table.has_trigger:
         steps.append(
-            Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (seam.trigger(mapping),))
+            Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (mapping_sql.trigger(mapping),))
         )
     if not mapping.is_complete:
         finished = "update llmqueue.mapping set is_complete = true"
@@ -52,9 +53,9 @@ def remaining(
 
 
 def _schema_step(mapping: Mapping, table: Table | None) -> Step:
-    base = (sql_dir() / "seam" / "mapping.sql").read_text(encoding="utf-8")
+    base = (sql_dir() / "mapping" / "mapping.sql").read_text(encoding="utf-8")
     values = {field.name: getattr(mapping, field.name) for field in fields(mapping)}
-    insert = seam.text(
+    insert = mapping_sql.text(
         sql.SQL("insert into llmqueue.mapping ({}) values ({})").format(
             sql.SQL(", ").join(sql.Identifier(name) for name in values),
             sql.SQL(", ").join(sql.Literal(Jsonb(v) if isinstance(v, dict) else v) for v in values.values()),
@@ -70,7 +71,7 @@ def _domain_steps(conn: Connection, mapping: Mapping) -> list[Step]:
     row = conn.execute("select to_regtype('llmqueue.task_id') is not null").fetchone()
     if row and row[0]:
         return []
-    return [Step("domain", f"name the key's type, {mapping.key_type}", (seam.task_id_domain(mapping),))]
+    return [Step("domain", f"name the key's type, {mapping.key_type}", (mapping_sql.task_id_domain(mapping),))]
 
 
 def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
@@ -89,17 +90,21 @@ def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
             # "cannot alter table because column … uses its row type": a column may be added, but not with a default.
             actions.append(sql.SQL("add column {}").format(column_definition(replace(our, default=None), name)))
             set_default = sql.SQL("alter column {} set default {}")
-            defaults.append(set_default.format(sql.Identifier(name), seam.type_name(our.default)))
+            defaults.append(set_default.format(sql.Identifier(name), mapping_sql.type_name(our.default)))
         else:
             actions.append(sql.SQL("add column {}").format(column_definition(our, name)))
     statement = sql.SQL("alter table {}\n    {}").format(mapping.table, sql.SQL(",\n    ").join(actions + defaults))
     return [
-        Step("columns", f"add {len(missing)} columns to {mapping.label}, without a rewrite", (seam.text(statement),))
+        Step(
+            "columns",
+            f"add {len(missing)} columns to {mapping.label}, without a rewrite",
+            (mapping_sql.text(statement),),
+        )
     ]
 
 
 def _index_steps(conn: Connection, mapping: Mapping, table: Table | None, applied: dict[str, Applied]) -> list[Step]:
-    there = read_indexes(conn, mapping.table_schema, seam.all_index_names())
+    there = read_indexes(conn, mapping.table_schema, mapping_sql.all_index_names())
     oid = table.relation.oid if table else None
     left = index_steps(mapping, {name: index for name, index in there.items() if index.table_oid == oid}, applied)
     return [*left.builds, *left.swaps]
@@ -118,7 +123,7 @@ def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
         known = applied.get(part.name)
         is_current = known is not None and known.source_hash == part.source_hash and known.is_intact
         # What the seam's view takes with it when it is made anew comes back with the parts after it.
-        if not is_current or (steps and steps[0].key == "seam"):
+        if not is_current or (steps and steps[0].key == "mapping"):
             steps.append(part.step())
     return steps
 
@@ -151,8 +156,9 @@ def _rights_steps(
 
 
 def _has_new_functions(conn: Connection) -> bool:
-    query = "select proname::text from pg_proc where pronamespace = to_regnamespace('llmqueue')"
+    query = """
+        select proname::text from pg_proc
+         where pronamespace in (to_regnamespace('llmqueue'), to_regnamespace('llmqueue_internal'))
+    """
     there = {str(name) for (name,) in conn.execute(query)}
-    return any(
-        file.name.removeprefix("functions/").removesuffix(".sql") not in there for file in sql_files("functions")
-    )
+    return any(PurePosixPath(file.name).stem not in there for file in function_files())

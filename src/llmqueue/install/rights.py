@@ -14,8 +14,11 @@ from typing import Final
 from psycopg import sql
 
 from llmqueue.db.mapping import Mapping
-from llmqueue.install import seam
+from llmqueue.install import mapping_sql
 from llmqueue.install.table import Table
+
+_API: Final = "llmqueue"
+_INTERNAL: Final = "llmqueue_internal"
 
 WORKER: Final = "llmqueue_worker"
 PRODUCER: Final = "llmqueue_producer"
@@ -52,7 +55,7 @@ _READ: Final = (
         Right(("select",), name)
         for name in ("backlog", "dead_letters", "epoch_status", "eta", "model_status", "throughput", "worker_status")
     ),
-    *(Right(("select",), name) for name in ("model_config", "pool_member", "limiter", "set_aside")),
+    *(Right(("select",), name) for name in ("model_config", "pool_member", "limiter", "quarantine")),
     # for `audit`: all but the answer that came late and the text of the error
     Right(
         ("select",),
@@ -70,7 +73,7 @@ _OPERATE: Final = (
     Right(("insert", "update"), "model_config"),
     Right(("insert", "update", "delete"), "pool_member"),
     Right(("select", "update"), "model_state"),
-    Right(("delete",), "set_aside"),
+    Right(("delete",), "quarantine"),
     Right(
         ("select",),
         "task",
@@ -91,31 +94,32 @@ RIGHTS: Final = {
 
 # asked by every program that finds a newer schema than its own
 _START_FUNCTIONS: Final = ("oldest_program",)
-_VIEW_FUNCTIONS: Final = (
-    "count_backlog", "count_60s", "count_today", "count_ready", "effective_rpm", "effective_concurrency", "is_able",
-    "day_start", "desired_inflight", "reader_why",
-)  # fmt: skip
+_READ_FUNCTIONS: Final = (*_START_FUNCTIONS, "desired_inflight", "why")
+# The functions of schema llmqueue that each role may call. They run with the owner's rights and take no clock.
 FUNCTIONS: Final = {
     WORKER: (
         *_START_FUNCTIONS,
-        "worker_claim", "worker_clock_stepped", "worker_disown", "worker_do_chores", "worker_drain_state",
-        "worker_forgive", "worker_heartbeat", "worker_leave", "worker_note_backend", "worker_prune_attempts",
-        "worker_register", "worker_settle", "worker_top_up",
+        "claim", "clock_stepped", "drain_state", "heartbeat", "leave", "maintain", "prune_attempts", "register",
+        "release_unknown_claims", "report_backend", "restore_attempts", "settle", "top_up",
     ),
     PRODUCER: _START_FUNCTIONS,
-    OPERATOR: (
-        *_START_FUNCTIONS, *_VIEW_FUNCTIONS, "cancel", "restart", "open_model", "free_refused", "is_fault_of_row",
-        "mark_queued", "status_word",
-    ),
-    READER: (*_START_FUNCTIONS, *_VIEW_FUNCTIONS),
+    OPERATOR: (*_READ_FUNCTIONS, "cancel", "restart", "end_cooldown"),
+    READER: _READ_FUNCTIONS,
 }  # fmt: skip
+# Functions of schema llmqueue_internal that the views call: PostgreSQL checks these against whoever reads the view.
+# Nobody has USAGE of that schema, so no role can name them in a statement of its own.
+_VIEW_FUNCTIONS: Final = (
+    "clock", "count_60s", "count_backlog", "count_ready", "count_today", "day_start", "effective_concurrency",
+    "effective_rpm", "is_enabled",
+)  # fmt: skip
+INTERNAL_FUNCTIONS: Final = {WORKER: (), PRODUCER: (), OPERATOR: _VIEW_FUNCTIONS, READER: _VIEW_FUNCTIONS}
 
 # What PUBLIC may do with objects of the schema, and what the four roles may: hashed, so that a loss is noticed.
 _ACLS: Final = """
-    select 'n' as kind, n.nspname::text as name, n.nspacl as acl from pg_namespace n where n.nspname = 'llmqueue'
+    select 'n' as kind, n.nspname::text as name, n.nspacl as acl from pg_namespace n where n.nspname in ('llmqueue', 'llmqueue_internal')
     union all
     select 'f', p.proname, coalesce(p.proacl, acldefault('f', p.proowner)) from pg_proc p
-     where p.pronamespace = to_regnamespace('llmqueue')
+     where p.pronamespace in (to_regnamespace('llmqueue'), to_regnamespace('llmqueue_internal'))
     union all
     select 'r', c.relname, c.relacl from pg_class c where c.relnamespace = to_regnamespace('llmqueue')
     union all
@@ -151,12 +155,12 @@ def for_everybody(owners_path: Iterable[str]) -> tuple[str, ...]:
     """Return the statements that take the schema from everybody; functions are everybody's by default."""
     path = sql.SQL("update llmqueue.mapping set search_path = {}::text[]").format(sql.Literal(list(owners_path)))
     return (
-        "revoke all on schema llmqueue from public",
+        "revoke all on schema llmqueue, llmqueue_internal from public",
         "revoke all on all tables in schema llmqueue from public",
         "revoke all on all sequences in schema llmqueue from public",
-        "revoke all on all functions in schema llmqueue from public",
-        *(seam.text(_grant_function(name, sql.SQL("public"))) for name in FOR_EVERYBODY),
-        seam.text(path),
+        "revoke all on all functions in schema llmqueue, llmqueue_internal from public",
+        *(mapping_sql.text(_grant_function(_INTERNAL, name, sql.SQL("public"))) for name in FOR_EVERYBODY),
+        mapping_sql.text(path),
     )
 
 
@@ -174,7 +178,7 @@ def for_roles(place: Place, roles: Iterable[str]) -> tuple[str, ...]:
     """Return the statements that give each role what it needs in this database, and take what else it had."""
     wanted = set(roles)
     return tuple(
-        seam.text(statement)
+        mapping_sql.text(statement)
         for name in ROLES
         if name in wanted
         for statement in (*_reset(name, place.mapping), *_rights_of(name), *_table_rights(name, place))
@@ -185,9 +189,10 @@ def _reset(role: str, mapping: Mapping) -> list[sql.Composable]:
     to = sql.Identifier(role)
     return [
         *(
-            sql.SQL("revoke all on all {} in schema llmqueue from {}").format(sql.SQL(kind), to)
+            sql.SQL("revoke all on all {} in schema llmqueue, llmqueue_internal from {}").format(sql.SQL(kind), to)
             for kind in ("tables", "sequences", "functions")
         ),
+        sql.SQL("revoke all on schema llmqueue_internal from {}").format(to),
         sql.SQL("revoke all on {} from {}").format(mapping.table, to),
         sql.SQL("grant usage on schema llmqueue to {}").format(to),
     ]
@@ -201,12 +206,16 @@ def _rights_of(role: str) -> list[sql.Composable]:
         )
         for right in RIGHTS[role]
     ]
-    return [*tables, *(_grant_function(name, to) for name in FUNCTIONS[role])]
+    return [
+        *tables,
+        *(_grant_function(_API, name, to) for name in FUNCTIONS[role]),
+        *(_grant_function(_INTERNAL, name, to) for name in INTERNAL_FUNCTIONS[role]),
+    ]
 
 
-def _grant_function(name: str, to: sql.Composable) -> sql.Composable:
-    # Without arguments: no function of the schema has two signatures (tests/guards/test_functions.py).
-    return sql.SQL("grant execute on function {} to {}").format(sql.Identifier("llmqueue", name), to)
+def _grant_function(schema: str, name: str, to: sql.Composable) -> sql.Composable:
+    # Without arguments: no function of ours has two signatures (tests/guards/test_functions.py).
+    return sql.SQL("grant execute on function {} to {}").format(sql.Identifier(schema, name), to)
 
 
 def _privileges(privileges: Iterable[str], columns: Iterable[str]) -> sql.Composable:

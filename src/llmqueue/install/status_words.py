@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from llmqueue.db.mapping import quoted
-from llmqueue.install.seam import type_name
+from llmqueue.install.mapping_sql import type_name
 from llmqueue.install.table import Check, Column, Connection, Table
 
 

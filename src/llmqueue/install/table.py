@@ -202,7 +202,7 @@ def schema_names(conn: Connection) -> list[str]:
     """Return all schemas but the system's and ours."""
     rows = conn.execute(
         r"select nspname::text from pg_namespace where nspname !~ '^pg_' "
-        "and nspname not in ('information_schema', 'llmqueue') order by nspname"
+        "and nspname not in ('information_schema', 'llmqueue', 'llmqueue_internal') order by nspname"
     )
     return [str(name) for (name,) in rows]
 

@@ -31,7 +31,7 @@ BATCH_CHARACTERS = 16_000_000
 # When this many rows have been tried one by one and none could be written, it is the table, not the rows.
 HOPELESS_AFTER = 100
 
-# Classes of SQLSTATE that are not about the row: what llmqueue.is_fault_of_row() says in SQL.
+# Classes of SQLSTATE that are not about the row: what llmqueue_internal.is_row_fault() says in SQL.
 NOT_THE_ROW = frozenset({"08", "25", "28", "40", "42", "53", "55", "57", "58", "F0", "XX", "LQ"})
 
 
@@ -47,7 +47,8 @@ class Added:
 @dataclass(slots=True)
 class Producer:
     """Writes rows into the table of `mapping`; `on_bad` is called for every line that was
-    not inserted, `on_batch` after every commit."""
+    not inserted, `on_batch` after every commit.
+    """
 
     conn: psycopg.Connection[TupleRow]
     mapping: Mapping

@@ -189,7 +189,7 @@ class Claimer:
         if self._claiming.cancelled_caught:
             raise DatabaseSilent("the worker stopped before its claim was answered")
         self._heartbeat.done(chores)
-        self._turns = claim.turns or self._turns
+        self._turns = claim.claim_state or self._turns
         self._note_epoch(claim.epoch)
         if claim.clock_offset_s is not None and await self._clock.has_stepped(claim.clock_offset_s):
             self._give_back(claim)
@@ -238,7 +238,7 @@ class Claimer:
     async def _only_chores(self) -> None:
         chores = self._heartbeat.due_chores()
         if chores:
-            await self._store.do_chores(chores, self.under_way)
+            await self._store.maintain(chores, self.under_way)
             self._heartbeat.done(chores)
 
     def _idle_chore(self) -> list[str]:
@@ -300,7 +300,7 @@ class Claimer:
         if self._disown_until:
             if time.monotonic() > self._disown_until:
                 self._disown_until = 0.0
-            lost = await self._store.disown([grant.task.fence for grant in self.running])
+            lost = await self._store.release_unknown_claims([grant.task.fence for grant in self.running])
             if lost:
                 logger().warning(Event.CLAIM_ANSWER_LOST, tasks=lost, effect="given back")
 

@@ -202,7 +202,7 @@ class Daemon:
     async def _say_draining(self) -> None:
         try:
             with anyio.move_on_after(SAY_DRAINING_S):
-                await self._store.do_chores(["drain"], self._claimer.under_way)
+                await self._store.maintain(["drain"], self._claimer.under_way)
         except (DatabaseUnreachable, SqlError) as error:
             self._store.outage.began(error)
 

@@ -43,10 +43,10 @@ class HealthReporter:
     async def look(self) -> None:
         self._fences += self._health.circuit.take_forgiven()
         if self._fences:
-            self._fences = await self._store.forgive(self._fences)
+            self._fences = await self._store.restore_attempts(self._fences)
         trouble, now = self._health.trouble, time.monotonic()
         what = None if trouble is None else trouble.what
         if what == self._said and (what is None or now - self._said_at < AGAIN_S):
             return
-        await self._store.note_backend(what, 0.0 if trouble is None else now - trouble.since)
+        await self._store.report_backend(what, 0.0 if trouble is None else now - trouble.since)
         self._said, self._said_at = what, now

@@ -75,7 +75,7 @@ def log_attempt(settlement: Settlement, outcome: str) -> None:
 
 
 def _level(decision: Decision, outcome: str) -> int:
-    if outcome in {"set_aside", "unknown", "late"}:
+    if outcome in {"quarantined", "unknown", "late"}:
         return logging.WARNING
     if isinstance(decision, Release) and decision.error_class.startswith("unreachable"):
         return logging.DEBUG  # an outage is one line, not one per task (I11)
