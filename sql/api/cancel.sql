@@ -16,3 +16,5 @@ begin
     delete from llmqueue.quarantine s where s.task_id = any (p_task_ids);   -- after the rows, in the order of settle()
 end
 $$;
+comment on function llmqueue.cancel is
+    'Ends tasks as cancelled; returns the keys of those that were not ended yet.';

@@ -165,3 +165,5 @@ begin
     end loop;
 end
 $$;
+comment on function llmqueue.claim is
+    'Grants calls and claims tasks for them, for several models in one call. For workers.';

@@ -18,3 +18,5 @@ begin
     end loop;
 end
 $$;
+comment on function llmqueue.clock_stepped is
+    'Fills the ledger of every model after a forward step of the clock: one quiet minute. For workers.';

@@ -53,3 +53,5 @@ begin
     return v_sum;
 end
 $$;
+comment on function llmqueue.desired_inflight is
+    'Says how many calls are useful at once, over all models: for whoever sizes the fleet.';

@@ -63,3 +63,5 @@ begin
     end if;
 end
 $$;
+comment on function llmqueue.drain_state is
+    'Tells whether a drain is done, and which tasks cannot run. For workers.';

@@ -21,3 +21,5 @@ begin
     return v_is_open;
 end
 $$;
+comment on function llmqueue.end_cooldown is
+    'Ends the cooldown of a model; returns whether it was in one.';

@@ -22,3 +22,5 @@ begin
     return true;
 end
 $$;
+comment on function llmqueue.heartbeat is
+    'Notes that a worker lives. For workers.';

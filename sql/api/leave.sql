@@ -8,3 +8,5 @@ security definer set search_path = pg_catalog, pg_temp as $$
     delete from llmqueue.idle_worker where worker = p_worker;
     delete from llmqueue.worker where worker = p_worker;
 $$;
+comment on function llmqueue.leave is
+    'Removes a worker that has drained. For workers.';

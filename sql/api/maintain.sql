@@ -42,3 +42,5 @@ begin
     end if;
 end
 $$;
+comment on function llmqueue.maintain is
+    'Runs the maintenance that is due: heartbeat, promote, sweep, prune, calibrate. For workers.';

@@ -5,3 +5,5 @@
 --   (docs/architecture.md, Upgrades), and by nothing else.
 create or replace function llmqueue.oldest_program()
 returns integer language sql immutable as $$ select 2 $$;
+comment on function llmqueue.oldest_program is
+    'Names the oldest release whose programs still work with this schema.';

@@ -18,3 +18,5 @@ begin
     return v_count;
 end
 $$;
+comment on function llmqueue.prune_attempts is
+    'Deletes a bounded number of old attempts. For workers.';

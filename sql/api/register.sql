@@ -31,3 +31,5 @@ begin
     return v_limiter.guard_s;
 end
 $$;
+comment on function llmqueue.register is
+    'Makes a worker known and agrees on the guard. For workers.';

@@ -22,3 +22,5 @@ begin
     return jsonb_array_length(v_items);
 end
 $$;
+comment on function llmqueue.release_unknown_claims is
+    'Releases attempts of a worker that it does not know of. For workers.';

@@ -15,3 +15,5 @@ begin
      where w.worker = p_worker;
 end
 $$;
+comment on function llmqueue.report_backend is
+    'Notes what keeps a worker from calling the backend. For workers.';

@@ -22,3 +22,5 @@ begin
     perform pg_notify('llmqueue', 'task');
 end
 $$;
+comment on function llmqueue.restart is
+    'Makes ended or quarantined tasks ready again, with attempts counted anew; returns their keys.';

@@ -49,3 +49,5 @@ begin
     return v_later;
 end
 $$;
+comment on function llmqueue.restore_attempts is
+    'Gives attempts back whose failure was the fault of the backend. For workers.';

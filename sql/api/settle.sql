@@ -123,3 +123,5 @@ begin
           from unnest(v_fences) given(fence);
 end
 $$;
+comment on function llmqueue.settle is
+    'Writes the ends of attempts of one worker. For workers.';

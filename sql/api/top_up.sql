@@ -49,3 +49,5 @@ begin
     return true;
 end
 $$;
+comment on function llmqueue.top_up is
+    'Raises the charge of an attempt that was not sent yet. For workers.';

@@ -36,3 +36,5 @@ begin
     end if;
 end
 $$;
+comment on function llmqueue.why is
+    'Says what a task waits for, and until when.';

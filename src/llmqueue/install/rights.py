@@ -72,7 +72,7 @@ _READ: Final = (
 _OPERATE: Final = (
     Right(("insert", "update"), "model_config"),
     Right(("insert", "update", "delete"), "pool_member"),
-    Right(("select", "update"), "model_state"),
+    Right(("select",), "model_state"),
     Right(("delete",), "quarantine"),
     Right(
         ("select",),
@@ -82,7 +82,6 @@ _OPERATE: Final = (
             "is_ready", "is_delayed", "is_running", "is_failed", "is_ended",
         ),
     ),
-    Right(("update",), "task", ("status", "run_at", "finished_at")),
     Right(("delete",), "task"),
 )  # fmt: skip
 RIGHTS: Final = {
@@ -225,14 +224,11 @@ def _privileges(privileges: Iterable[str], columns: Iterable[str]) -> sql.Compos
 
 
 def _table_rights(role: str, place: Place) -> list[sql.Composable]:
-    """The user's own table: producers insert; a restart under --own-status sets back what is theirs."""
+    """The user's own table: producers insert."""
     mapping, to = place.mapping, sql.Identifier(role)
     rights: list[tuple[str, list[str]]] = []
     if role == PRODUCER:
         rights = [("insert", insertable(mapping, place.table)), ("select", [mapping.column("id")])]
-    elif role == OPERATOR and mapping.own_status:
-        theirs = mapping.owner_status_column or mapping.column("answer")
-        rights = [("update", [theirs]), ("select", [mapping.column("id"), mapping.column("status")])]
     grants: list[sql.Composable] = [
         sql.SQL("grant {} on {} to {}").format(_privileges([privilege], columns), mapping.table, to)
         for privilege, columns in rights
