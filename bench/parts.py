@@ -66,13 +66,15 @@ def claim(dsn: str, quick: bool) -> str:
 
 def _rounds(conn: Connection, slots: int) -> Iterator[tuple[float, float]]:
     """Claims and completes `slots` tasks at a time while there are so many; yields milliseconds of both."""
-    turns: object = None
-    query = "select (task).fence, (task).task_id, turns from llmqueue.claim(%s, array['a'], %s, p_turns => %s)"
+    claim_state: object = None
+    query = (
+        "select (task).fence, (task).task_id, claim_state from llmqueue.claim(%s, array['a'], %s, p_claim_state => %s)"
+    )
     while True:
         began_at = time.perf_counter()
-        rows = conn.execute(query, (WORKER, slots, None if turns is None else json.dumps(turns))).fetchall()
+        rows = conn.execute(query, (WORKER, slots, None if claim_state is None else json.dumps(claim_state))).fetchall()
         claim_s = time.perf_counter() - began_at
-        turns = next((row[2] for row in rows if row[2] is not None), turns)
+        claim_state = next((row[2] for row in rows if row[2] is not None), claim_state)
         items = [
             {"verb": "complete", "fence": fence, "task_id": str(key), "answer": "x"}
             for fence, key, _ in rows

@@ -55,7 +55,7 @@ PLANS: Final = "tests/guards/test_plans.py"
 ISOLATION: Final = "if current_setting('transaction_isolation') <> 'read committed' then"
 LEASE_AGO: Final = "v_now - make_interval(secs => w.lease_s)"
 SKIP: Final = " skip locked"
-ASIDE: Final = "(select true from llmqueue.set_aside s where s.task_id = t.id) is null"
+ASIDE: Final = "(select true from llmqueue.quarantine s where s.task_id = t.id) is null"
 TURN: Final = "p_users ->> (p_rank || ' ' || given.lane)"
 MARKED: Final = "(t.due_at, t.id) >= (v_mark.due_at, v_mark.task_id)"
 
@@ -77,19 +77,19 @@ def _together(name: str, tests: str, *edits: tuple[str, str, str]) -> Mutation:
 SEVERAL: Final = (
     # What reads like one careful statement reads the ledger as it was before the lock was got (design I1).
     _together("lock and read are one statement", FLEET,
-        ("claim_model", "elsif not llmqueue.lock_model(p_model, p_may_wait) then", "elsif false then"),
-        ("claim_model", "v_budget := llmqueue.allowance(v_config, v_now);",
-         "select x.* into v_budget from (select llmqueue.lock_model(p_model, true) as got offset 0) locked cross join lateral llmqueue.allowance(v_config, v_now) x;")),
+        ("claim_model", "elsif not llmqueue_internal.lock_model(p_model, p_may_wait) then", "elsif false then"),
+        ("claim_model", "v_budget := llmqueue_internal.headroom(v_config, v_now);",
+         "select x.* into v_budget from (select llmqueue_internal.lock_model(p_model, true) as got offset 0) locked cross join lateral llmqueue_internal.headroom(v_config, v_now) x;")),
     _together("an answer is reconciled twice", ENDS,
         ("complete", "and (a.outcome is null or a.outcome = 'lost')", ""),
         ("reconcile", " or p_attempt.tokens_final is not null", "")),
     _together("the oldest has no turn", HOT,
         ("lease", "if p_budget.turn >= 9 and", "if false and"),
-        ("lease", "greatest(0, (p_budget.turn + v_cold) / 10 - v_taking.aged)", "0")),
+        ("lease", "greatest(0, (p_budget.turn + v_cold) / 10 - v_batch.aged)", "0")),
 )
 CLAIMING: Final = chain(
     _in("lock_model",
-        ("SKIP LOCKED without the lock", "if pg_try_advisory_xact_lock(llmqueue.lock_space(), hashtext(p_model)) then", "if true then", FLEET)),
+        ("SKIP LOCKED without the lock", "if pg_try_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext(p_model)) then", "if true then", FLEET)),
     _in("claim",
         ("REPEATABLE READ: the isolation is not asserted", ISOLATION, "if false then", CLAIM),
         ("several models wait for each other", "coalesce(cardinality(p_models), 0) = 1", "true", TWO),
@@ -99,10 +99,10 @@ CLAIMING: Final = chain(
         ("a model that was only asked for hot tasks is empty", "if v_cold <= 0 and p_slots > 0 and", "if false and", LOG)),
     _in("claim_model",
         ("now() for clock_timestamp()", "coalesce(p_now, clock_timestamp())", "coalesce(p_now, now())", TWO),
-        ("paused models run", "elsif not llmqueue.is_able(v_config) then", "elsif false then", f"{CLAIM} {LOG}"),
-        ("a step back keeps the ledger", "perform llmqueue.fill_ledger(p_model, v_now);", "null;", f"{LIMITER} {WINDOWS}"),
+        ("paused models run", "elsif not llmqueue_internal.is_enabled(v_config) then", "elsif false then", f"{CLAIM} {LOG}"),
+        ("a step back keeps the ledger", "perform llmqueue_internal.fill_ledger(p_model, v_now);", "null;", f"{LIMITER} {WINDOWS}"),
         ("closed models run", "elsif v_closing.is_closed then", "elsif false then", f"{CLOSING} {LOG}"),
-        ("a grant without a task is charged", "llmqueue.charge(v_budget, v_taking.calls,", "llmqueue.charge(v_budget, v_budget.calls,", CLAIM)),
+        ("a grant without a task is charged", "llmqueue_internal.charge(v_budget, v_batch.calls,", "llmqueue_internal.charge(v_budget, v_budget.calls,", CLAIM)),
     _in("verdict", ("retry_in_s from the held clock", "v_wait.retry_at - p_now", "v_wait.retry_at - p_budget.granted_at", WINDOWS)),
     _in("allowance",
         ("the oldest cell is off by one", "v_budget.span_s::numeric) / v_cell_s::numeric)::bigint", "v_budget.span_s::numeric) / v_cell_s::numeric)::bigint + 1", f"{LIMITER} {WINDOWS}"),
@@ -120,7 +120,7 @@ CLAIMING: Final = chain(
         ("short windows forget the open cell", "case when p_budget.open_cell >= v_first then p_budget.open_calls else 0 end", "0", LOG)),
     _in("day_allowance",
         ("the day forgets its minutes", "m.minute >= v_minute", "false", DAYS),
-        ("the day begins in the wrong zone", "llmqueue.day_start(p_config.quota_timezone, p_now)", "llmqueue.day_start('UTC', p_now)", f"{DAYS} {LOG}")),
+        ("the day begins in the wrong zone", "llmqueue_internal.day_start(p_config.quota_timezone, p_now)", "llmqueue_internal.day_start('UTC', p_now)", f"{DAYS} {LOG}")),
     _in("fill_ledger", ("a step of the clock begins the day anew", "v_open.calls + v_dropped.calls,", "0,", f"{DAYS} {LOG}")),
     _in("when_free",
         ("retry_at is a moment too early", "interval '1 microsecond'", "interval '-1 millisecond'", f"{LIMITER} {WINDOWS}"),
@@ -132,20 +132,20 @@ CLAIMING: Final = chain(
         ("a closed cell is lost", "if p_budget.open_cell < p_budget.cell\n", "if false and p_budget.open_cell < p_budget.cell\n", f"{LIMITER} {WINDOWS}"),
         ("tokens are not charged", "p_hot_calls, p_tokens, p_output_tokens", "p_hot_calls, 0, p_output_tokens", f"{TOKENS} {LOG}")),
     _in("charge_of", ("output is not reserved", "else v_charge.input_charge::bigint + v_charge.output_charge end", "else v_charge.input_charge::bigint end", f"{TOKENS} {LOG}")),
-    _in("clock_stepped", ("a step forward is not answered", "perform llmqueue.fill_ledger(v_model, p_now);", "null;", f"{LIMITER} {WINDOWS}")),
+    _in("clock_stepped", ("a step forward is not answered", "perform llmqueue_internal.fill_ledger(v_model, p_now);", "null;", f"{LIMITER} {WINDOWS}")),
     _in("register", ("only the last guard is remembered", "guard_before_s = v_before_s", "guard_before_s = v_limiter.guard_s", "tests/sql/test_register.py")),
     _in("room",
         ("what has ended is read", "and a.fence >= coalesce(p_from, 0::bigint)", "", PLANS),
         ("the count of open attempts begins too late", "coalesce(min(open.fence), v_drawn)", "v_drawn", CLAIM),
         ("max_concurrency is not read", "if p_max_concurrency is null then", "if true then", CLAIM),
         ("no slot of a model is kept for hot tasks", "greatest(1, floor(p_hot_share * p_max_concurrency))::integer end", "0 end", HOT)),
-    _in("calls_left", ("slots for hot tasks are not used", "p_taking.slots + p_taking.hot_slots - p_taking.calls", "p_taking.slots - p_taking.calls", f"{HOT} {CLAIM}")),
+    _in("calls_left", ("slots for hot tasks are not used", "p_batch.slots + p_batch.hot_slots - p_batch.calls", "p_batch.slots - p_batch.calls", f"{HOT} {CLAIM}")),
     _in("fit",
-        ("a prompt that never fits waits for ever", "if llmqueue.is_oversize(v_config, v_charge) then", "if false then", f"{TOKENS} {LOG}"),
+        ("a prompt that never fits waits for ever", "if llmqueue_internal.is_oversize(v_config, v_charge) then", "if false then", f"{TOKENS} {LOG}"),
         ("the head of a lane is overtaken", "exit when is_blocked;", "continue when is_blocked;", TOKENS),
         ("the day's tokens are not looked at", "or v_tokens + v_output + v_charge.tokens + v_charge.output_tokens > p_budget.day_tokens", "", f"{DAYS} {LOG}")),
     _in("top_up",
-        ("a top-up is not charged", "perform llmqueue.charge(v_budget, 0, 0, v_more, 0, 0);", "null;", f"{ENDS} {LOG}"),
+        ("a top-up is not charged", "perform llmqueue_internal.charge(v_budget, 0, 0, v_more, 0, 0);", "null;", f"{ENDS} {LOG}"),
         ("a top-up goes over the day", "end, v_budget.day_tokens) then", "end) then", LOG),
         ("a top-up is forgotten with its release", "set input_charge = greatest(a.input_charge, p_input)", "set input_charge = a.input_charge", f"{ENDS} {LOG}")),
     _in("pick_by_rank",
@@ -163,20 +163,20 @@ CLAIMING: Final = chain(
         ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", f"{CLAIM} {PICK}"),
         ("rows that somebody holds are not seen", "if seen < p_wanted then", "if false then", f"{TWO} {PICK}")),
     _in("lane_width", ("all lanes have as many turns", "return greatest(1, (", "return least(1, (", POOLS)),
-    _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_taking.lanes);", "exit;", TWO)),
+    _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_batch.lanes);", "exit;", TWO)),
     _in("models_with_tasks",
         ("the lanes of several models are sorted", "order by t.waiting_since, t.id limit 1) <= p_now", "order by t.due_at, t.id limit 1) <= p_now", PLANS),
-        ("the lanes of several models are read from the start", "when p_marks is not null then (", "when false then (", PLANS)),
+        ("the lanes of several models are read from the start", "when p_cursors is not null then (", "when false then (", PLANS)),
     _in("note_taken",
-        ("tokens that were taken are not counted", "v_taking.tokens := v_taking.tokens + v_row.tokens;", "null;", TOKENS),
-        ("hot tasks that were taken are not counted", "v_taking.hot_calls + v_row.is_hot::integer", "v_taking.hot_calls", f"{CLAIM} tests/sql/test_hot.py"),
-        ("a lane gives more than its share", "v_taking.most[v_lane] - 1;", "v_taking.most[v_lane];", POOLS)),
+        ("tokens that were taken are not counted", "v_batch.tokens := v_batch.tokens + v_row.tokens;", "null;", TOKENS),
+        ("hot tasks that were taken are not counted", "v_batch.hot_calls + v_row.is_hot::integer", "v_batch.hot_calls", f"{CLAIM} tests/sql/test_hot.py"),
+        ("a lane gives more than its share", "v_batch.most[v_lane] - 1;", "v_batch.most[v_lane];", POOLS)),
     _in("lease_rows",
         ("attempts are not counted", "coalesce(t.attempts, 0) + 1", "coalesce(t.attempts, 0)", SETTLE),
         ("a restart goes on counting", "case when t.finished_at is null then", "case when true then", "tests/sql/test_restart.py"),
         ("a row put back runs over and over", "where r.is_running\n    --", "where true\n    --", OWNERS),
         ("a task whose key has changed runs without an attempt", "if v_running > cardinality(v_rows) then", "if false then", OWNERS)),
-    _in("lease_each", ("a trigger sees the others changed", "or not (llmqueue.update_triggers()).has_row_after", "or true", OWNERS)),
+    _in("lease_each", ("a trigger sees the others changed", "or not (llmqueue_internal.update_triggers()).has_row_after", "or true", OWNERS)),
     _in("next_user",
         ("marks are not read from", MARKED, "true", PLANS),
         ("the task at a mark is passed over", ">= (v_mark.due_at", "> (v_mark.due_at", MARKS)),
@@ -184,11 +184,11 @@ CLAIMING: Final = chain(
     _in("marks_after", ("heavy users are forgotten", "x.taken desc", "x.taken", CLAIM)),
     _in("is_in_order",
         ("several lanes are in order", "cardinality(p_lanes) > 1 or ", "", AGING),
-        ("several priorities are in order", " or llmqueue.next_rank(p_lanes[1], p_rank - 1, null) is not null", "", AGING),
+        ("several priorities are in order", " or llmqueue_internal.next_priority(p_lanes[1], p_rank - 1, null) is not null", "", AGING),
         ("several users are in order", "v_user is not null and v_next = v_user", "true", AGING)),
     _in("lease",
         ("what is left of higher priorities is passed over for the oldest", "v_most = v_best and v_rank", "v_rank", AGING),
-        ("what is taken in order is not the oldest's", "v_taking.aged := v_taking.aged + least(v_for_oldest, (p_budget.turn + v_taking.calls) / 10 - v_taking.aged);", "null;", AGING)),
+        ("what is taken in order is not the oldest's", "v_batch.aged := v_batch.aged + least(v_for_oldest, (p_budget.turn + v_batch.calls) / 10 - v_batch.aged);", "null;", AGING)),
     _in("look_behind", ("what comes back is not looked for", "if not found then", "if true then", MARKS)),
     _in("share_out", ("weights are ignored", "task.no / other.weight", "task.no", POOLS)),
     _in("turns_after", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
@@ -197,7 +197,7 @@ ENDING: Final = chain(
     _in("settle",
         ("settle waits for rows", SKIP, "", TWO),
         ("a task that a trigger sets back is told as done", "and not v_triggers.has_any then", "then", OWNERS),
-        ("one bad row stops a flush", "if not llmqueue.is_fault_of_row(sqlstate, true) then", "if true then", OWNERS)),
+        ("one bad row stops a flush", "if not llmqueue_internal.is_row_fault(sqlstate, true) then", "if true then", OWNERS)),
     _in("complete",
         ("the fence is not compared", " and v_fences[width_bucket(t.fence, v_fences)] = t.fence", "", f"{SETTLE} {FENCE}"),
         ("a swallowed end is tried twice", "and (((t.is_ready or t.is_delayed)", "and (t.is_running or ((t.is_ready or t.is_delayed)", OWNERS),
@@ -208,7 +208,7 @@ ENDING: Final = chain(
         ("... and between the attempts of a later one", "newer.attempt_no <= v_attempt.attempt_no", "false", f"{SETTLE} {FENCE}"),
         ("a late answer is thrown away", "case when not v_is_applied then v_item.answer end", "null", SETTLE),
         ("a paid late answer is not accepted", "(a.outcome is null or a.outcome = 'lost')", "a.outcome is null", SETTLE),
-        ("an answer puts no charge right", "perform llmqueue.reconcile(v_attempt, v_item.input_tokens, v_item.output_tokens);", "null;", f"{ENDS} {LOG}")),
+        ("an answer puts no charge right", "perform llmqueue_internal.reconcile(v_attempt, v_item.input_tokens, v_item.output_tokens);", "null;", f"{ENDS} {LOG}")),
     _in("reconcile",
         ("a charge is put right below 0", "greatest(v_tokens - p_attempt.tokens - coalesce(p_attempt.top_up_tokens, 0), -p_attempt.tokens)",
          "v_tokens - p_attempt.tokens - coalesce(p_attempt.top_up_tokens, 0)", f"{ENDS} {LOG}"),
@@ -228,8 +228,8 @@ ENDING: Final = chain(
         ("a refused attempt counts", "attempts = t.attempts - (not g.counts)::integer", "attempts = t.attempts", f"{SETTLE} {CLOSING}"),
         ("refusals never count", "spared.is_so is false or refused.times >= v_refusals as counts", "spared.is_so is false as counts", SETTLE)),
     _in("close_model",
-        ("the shorter deadline wins", "greatest(v_state.closed_until, p_now + make_interval(secs => v_pause_s))", "p_now + make_interval(secs => v_pause_s)", f"{CLOSING} {LOG}"),
-        ("calls in flight double the pause", "v_is_news := coalesce(p_granted_at > coalesce(v_state.closed_at, v_state.reopened_at), true)", "v_is_news := true", CLOSING)),
+        ("the shorter deadline wins", "greatest(v_state.cooldown_until, p_now + make_interval(secs => v_pause_s))", "p_now + make_interval(secs => v_pause_s)", f"{CLOSING} {LOG}"),
+        ("calls in flight double the pause", "v_is_news := coalesce(p_granted_at > coalesce(v_state.cooldown_started_at, v_state.cooldown_ended_at), true)", "v_is_news := true", CLOSING)),
     _in("closing",
         ("a probe for each worker", "a.fence = v_state.probe_fence and a.ended_at is null", "false", f"{CLOSING} {LOG}"),
         ("all rush in after a pause", "probes := 1;", "probes := null;", f"{CLOSING} {LOG}")),
@@ -243,16 +243,16 @@ ENDING: Final = chain(
         ("sweep waits for rows", SKIP, "", TWO)),
 )
 WAKING: Final = [
-    Mutation(name, (Edit("src/llmqueue/adoption/seam.py", old, new),), (WAKE_UP,)) for name, old, new in (
+    Mutation(name, (Edit("src/llmqueue/install/mapping_sql.py", old, new),), (WAKE_UP,)) for name, old, new in (
         ("the wake-up raises", "exception when others then\n    return null;\n", ""),
         ("the wake-up rings always", "if v_is_idle then", "if true then"))
 ]
 IN_TURN: Final = [
     Mutation(name, (Edit(f"src/llmqueue/{module}.py", old, new),), (f"tests/unit/test_{module}.py",)) for module, name, old, new in (
-        ("dispatcher", "calls begin before the next claim goes out", "if wait_s > 0 or not gave_all:", "if True:"),
-        ("dispatcher", "a hot call waits for the next claim to go out", "if wait_s > 0 or not gave_all:", "if wait_s > 0:"),
-        ("completer", "slots are freed before the next flush goes out", "        if self._waiting:\n            asyncio", "        if False:\n            asyncio"),
-        ("completer", "a slot is never freed", "settled[TOLD_AT_ONCE:])", "settled[TOLD_AT_ONCE + 1 :])"))
+        ("claimer", "calls begin before the next claim goes out", "if wait_s > 0 or not gave_all:", "if True:"),
+        ("claimer", "a hot call waits for the next claim to go out", "if wait_s > 0 or not gave_all:", "if wait_s > 0:"),
+        ("flusher", "slots are freed before the next flush goes out", "        if self._waiting:\n            asyncio", "        if False:\n            asyncio"),
+        ("flusher", "a slot is never freed", "settled[TOLD_AT_ONCE:])", "settled[TOLD_AT_ONCE + 1 :])"))
 ]
 # fmt: on
 MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING, *IN_TURN)

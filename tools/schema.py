@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow, class_row
 
 Connection = psycopg.Connection[TupleRow]
 
-HEAD: Final = "# Schema llmqueue, as `llmqueue init` makes it in an empty database. Rewritten by: make docs"
+HEAD: Final = "# Schemas llmqueue and llmqueue_internal, as `llmqueue init` makes it in an empty database. Rewritten by: make docs"
 KINDS: Final = {"r": "table", "v": "view", "c": "type", "S": "sequence"}
 
 # The user's table is ours here too: what `init` adds to it is part of what a review should see.
@@ -19,7 +19,7 @@ _RELATIONS: Final = """
            obj_description(c.oid, 'pg_class') as comment
       from pg_class c
       join pg_namespace n on n.oid = c.relnamespace
-     where n.nspname in ('llmqueue', 'public') and c.relkind in ('r', 'v', 'c')
+     where n.nspname in ('llmqueue', 'llmqueue_internal', 'public') and c.relkind in ('r', 'v', 'c')
         or c.relkind = 'S' and n.nspname = 'llmqueue'
            and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'i')
      order by c.relkind <> 'r', c.relkind <> 'v', c.oid::regclass::text collate "C"
@@ -69,8 +69,8 @@ _FUNCTIONS: Final = """
                             'set ' || array_to_string(p.proconfig, ', ')))
       from pg_proc p
       join pg_language l on l.oid = p.prolang
-     where p.pronamespace = 'llmqueue'::regnamespace
-     order by p.proname collate "C", pg_get_function_arguments(p.oid) collate "C"
+     where p.pronamespace in ('llmqueue'::regnamespace, 'llmqueue_internal'::regnamespace)
+     order by p.pronamespace::regnamespace::text, p.proname collate "C", pg_get_function_arguments(p.oid) collate "C"
 """
 
 

@@ -15,9 +15,9 @@ from uuid import UUID
 import psycopg
 
 from bench.chaos.world import POSTGRES
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.clock import STEP_S
+from llmqueue.db.clock import STEP_S
 from llmqueue.demo.windows import Period, fullest, windows
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.server import start_server
 from tests.support.sql import Grant, Queue, complete, release
 
@@ -108,7 +108,7 @@ class Fleet:
         self.seen_offset_s[worker] = self.offset_s
         if step_s > STEP_S and claimed.reasons:
             self.queue.settle(*(release(grant) for grant in claimed.grants), worker=worker)
-            self.queue.rows("select llmqueue.clock_stepped(%s)", self.queue.now)
+            self.queue.rows("select llmqueue.clock_stepped()")
             return
         for grant in claimed.grants:
             self.sent[grant.model].append(self.true_s)

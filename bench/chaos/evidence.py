@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 
 from bench.chaos.mishaps import Mishap
 from bench.chaos.world import World
-from llmqueue.simulator.call_log import LoggedCall
+from llmqueue.fake_backend.call_log import LoggedCall
 from tests.support import processes
 
 _TASKS = "select id, prompt, answer, status, attempts, max_attempts, error from tasks order by id"
@@ -122,7 +122,7 @@ def collect(world: World, mishaps: Sequence[Mishap], stalls: Sequence[Stall]) ->
             tasks = cursor.execute(_TASKS).fetchall()
         with conn.cursor(row_factory=class_row(Attempt)) as cursor:
             attempts = cursor.execute(_ATTEMPTS).fetchall()
-        aside = conn.execute("select task_id::text, step, reason from llmqueue.set_aside").fetchall()
+        aside = conn.execute("select task_id::text, step, reason from llmqueue.quarantine").fetchall()
     evidence = Evidence(
         tasks,
         attempts,

@@ -44,7 +44,7 @@ def impatient(queue: Queue) -> Queue:
 
 
 def hold_model(two: Sessions, model: str) -> psycopg.Connection[tuple[object, ...]]:
-    return holding(two, "select pg_advisory_xact_lock(llmqueue.lock_space(), hashtext(%s))", model)
+    return holding(two, "select pg_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext(%s))", model)
 
 
 def test_two_claims_of_the_pool_by_two_models_share_it(two: Sessions, queue: Queue) -> None:
@@ -96,10 +96,10 @@ def test_of_several_models_a_contended_one_is_skipped_at_once(
     hold_model(two, "a")
     # Any wait for an advisory lock would raise here: the claim sets a lock_timeout of its own only when it may wait.
     queue.rows(
-        "create or replace function llmqueue.lock_model(p_model text, p_may_wait boolean) returns boolean "
+        "create or replace function llmqueue_internal.lock_model(p_model text, p_may_wait boolean) returns boolean "
         "language plpgsql as $$ "
         "begin if p_may_wait is distinct from false then raise exception 'would wait'; end if; "
-        "return pg_try_advisory_xact_lock(llmqueue.lock_space(), hashtext(p_model)); end $$"
+        "return pg_try_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext(p_model)); end $$"
     )
 
     claimed = queue.claim(10, models)
@@ -262,7 +262,7 @@ def test_two_sweeps_take_each_task_once(two: Sessions, queue: Queue) -> None:
     sweeper = sweeper_of_the_dead(two, queue)
     other = sweeper_of_the_dead(two, queue)
     sweeper.conn.autocommit = False
-    assert sweeper.value("select llmqueue.sweep(%s, 4, %s)", sweeper.worker, sweeper.now) == 4
+    assert sweeper.value("select llmqueue_internal.sweep(%s, 4)", sweeper.worker) == 4
 
     assert impatient(other).sweep() == 2
     sweeper.conn.commit()
@@ -330,7 +330,7 @@ def test_a_change_that_commits_while_a_claim_waits_for_the_lock_holds_for_it(two
 
 def patient_lock(queue: Queue) -> None:
     """Lets claims wait for a model's lock as long as it takes, with the text of lock_model() otherwise as it is."""
-    source = queue.value("select pg_get_functiondef('llmqueue.lock_model(text, boolean)'::regprocedure)")
+    source = queue.value("select pg_get_functiondef('llmqueue_internal.lock_model(text, boolean)'::regprocedure)")
     queue.rows(source.replace("200ms", "20s"))
 
 
@@ -383,7 +383,7 @@ def test_a_refund_that_meets_a_step_back_of_the_clock_gives_nothing(two: Session
     other = two.queue()
     other.now = queue.now - timedelta(seconds=100)
 
-    filling = two.start(lambda: other.rows("select llmqueue.fill_ledger('a', %s)", other.now))
+    filling = two.start(lambda: other.rows("select llmqueue_internal.fill_ledger('a')"))
     two.wait_until_waiting(other.conn)
     queue.conn.commit()
     filling.result(PATIENCE_S)

@@ -9,35 +9,33 @@ from typing import Any
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import FOR_EVERYBODY, READER, WORKER
-from llmqueue.adoption.rights import FUNCTIONS as FUNCTIONS_OF
+from llmqueue.install.rights import FOR_EVERYBODY
+from llmqueue.install.rights import FUNCTIONS as FUNCTIONS_OF
 from tests.support.adoption import adopt, run
-from tools.sql_pages import FUNCTIONS, LABELS, read_function
+from tools.sql_pages import LABELS, SQL, function_paths, read_function
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
-FILES = sorted(FUNCTIONS.glob("*.sql"))
-SQL_FILES = sorted(FUNCTIONS.parent.rglob("*.sql"))
+FILES = function_paths()
+SQL_FILES = sorted(SQL.rglob("*.sql"))
 
-WORKERS = [name for name in FUNCTIONS_OF[WORKER] if name.startswith("worker_")]
+API = {path.stem for path in FILES if path.parent.name == "api"}
 # Whoever may insert tasks, or may read the views, need not have rights on what lies below them.
 SECURITY_DEFINERS = {
     "wake_up": "runs on an INSERT by a role that has no rights on our schema",
     "count_backlog": "shows numbers of tasks to those who may read the views but not the tasks",
-    "desired_inflight": "as count_backlog, with the state of models",
     "count_60s": "as count_backlog, over the ledger",
     "count_today": "as count_60s",
     "count_ready": "as count_backlog",
     "effective_rpm": "as count_60s, of the learned ceiling",
     "effective_concurrency": "as effective_rpm",
     "estimate_ready": "as count_backlog, over the statistics of its index",
-    "reader_why": "says what a task waits for to those who may read neither its prompt nor the ledger",
-    **dict.fromkeys(WORKERS, "a worker calls it, and reaches no table and no clock but through it (I7)"),
+    **dict.fromkeys(API - {"oldest_program"}, "a role calls it, and reaches no table and no clock but through it (I7)"),
 }
 
 # What plpgsql_check says and we know better: (function, part of the message) -> why.
 JUSTIFIED: dict[tuple[str, str], str] = {
-    ("pick_by_rank", "should be STABLE"): "it locks rows",
+    ("pick_by_priority", "should be STABLE"): "it locks rows",
     ("pick_by_age", "should be STABLE"): "it locks rows",
     ("pick_of_user", "should be STABLE"): "it locks rows",
 }
@@ -81,13 +79,15 @@ def test_sql_is_static_and_in_lower_case(path: Path) -> None:
     assert not KEYWORDS.findall(code)
     assert not re.search(r"\bexecute\s+(?!function\b)", code), "dynamic SQL"
     assert "format(" not in code, "SQL made by format()"
-    assert "now()" not in re.sub(r"default now\(\)|set_aside_at = now\(\)", "", code), "one clock: read after the lock"
+    assert "now()" not in re.sub(r"default now\(\)|quarantined_at = now\(\)", "", code), (
+        "one clock: read after the lock"
+    )
 
 
 def test_only_functions_with_a_reason_run_with_the_owners_rights(conn: Connection) -> None:
     query = """
         select proname, coalesce(array_to_string(proconfig, ';'), '') from pg_proc
-         where pronamespace = 'llmqueue'::regnamespace and prosecdef
+         where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') and prosecdef
     """
     found: dict[Any, Any] = dict(conn.execute(query).fetchall())  # type: ignore[arg-type]
 
@@ -96,34 +96,40 @@ def test_only_functions_with_a_reason_run_with_the_owners_rights(conn: Connectio
     assert not loose, "SECURITY DEFINER without a fixed search_path"
 
 
-def test_a_workers_functions_are_those_of_the_store_without_a_clock(conn: Connection) -> None:
-    """Two files that must agree: a parameter or a default that one gains, the other needs too."""
+def test_schema_llmqueue_holds_what_people_and_programs_call(conn: Connection) -> None:
+    """One file each in sql/api, a comment that `\\df+` shows, and a role that may call it."""
     query = """
-        select proname, pg_get_function_arguments(oid), pg_get_function_result(oid) from pg_proc
-         where pronamespace = 'llmqueue'::regnamespace
+        select proname, obj_description(oid, 'pg_proc') from pg_proc where pronamespace = 'llmqueue'::regnamespace
     """
-    found = {str(name): (str(arguments), result) for name, arguments, result in conn.execute(query).fetchall()}
-    pairs = {name: name.removeprefix("worker_") for name in FUNCTIONS_OF[WORKER]} | {"reader_why": "why"}
+    found: dict[Any, Any] = dict(conn.execute(query).fetchall())  # type: ignore[arg-type]
 
-    given = {name: found[name] for name in pairs}
-    wanted = {name: (_without_now(found[inner][0]), found[inner][1]) for name, inner in pairs.items()}
-
-    assert given == wanted
+    assert set(found) == API == set().union(*FUNCTIONS_OF.values())
+    assert [name for name, comment in found.items() if not comment] == []
 
 
-def test_no_role_of_a_worker_or_a_reader_gives_the_time(conn: Connection) -> None:
-    """p_now is for tests (I7). Readers may give it to what only counts: the views call that with their rights."""
-    query = "select proname, provolatile from pg_proc where 'p_now' = any (proargnames) and not prosecdef"
-    found = {str(name): volatile for name, volatile in conn.execute(query).fetchall()}
+def test_only_one_function_reads_the_time(conn: Connection) -> None:
+    """Whoever owns it owns the clock (I7). What only measures how long something took reads the server's own."""
+    measures = {"claim", "claim_model"}
+    query = """
+        select proname from pg_proc
+         where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')
+           and prosrc ~ '(clock_timestamp|statement_timestamp|transaction_timestamp|now|current_timestamp) *\\('
+    """
+    found = {str(name) for (name,) in conn.execute(query).fetchall()}
 
-    assert set(FUNCTIONS_OF[WORKER]).isdisjoint(found)
-    assert all(found.get(name) in {None, "s", "i"} for name in FUNCTIONS_OF[READER])
+    assert found - measures == {"clock", "quarantine"}
+
+
+def test_no_function_of_the_api_takes_the_time(conn: Connection) -> None:
+    query = "select proname from pg_proc where pronamespace = 'llmqueue'::regnamespace and 'p_now' = any (proargnames)"
+
+    assert conn.execute(query).fetchall() == []
 
 
 def test_functions_are_not_everybodys(conn: Connection) -> None:
     query = """
         select p.proname from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
-         where p.pronamespace = 'llmqueue'::regnamespace and x.grantee = 0
+         where p.pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') and x.grantee = 0
     """
 
     assert [name for (name,) in conn.execute(query).fetchall()] == list(FOR_EVERYBODY)
@@ -131,7 +137,7 @@ def test_functions_are_not_everybodys(conn: Connection) -> None:
 
 def test_no_function_has_two_signatures(conn: Connection) -> None:
     query = """
-        select proname from pg_proc where pronamespace = 'llmqueue'::regnamespace group by proname having count(*) > 1
+        select proname from pg_proc where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') group by proname having count(*) > 1
     """
 
     assert conn.execute(query).fetchall() == []
@@ -141,7 +147,7 @@ def test_a_function_that_forbids_plans_forbids_jit(conn: Connection) -> None:
     """A forbidden node costs 1e10 where there is no other way, and that is what JIT goes by before PostgreSQL 18."""
     query = """
         select proname from pg_proc
-         where pronamespace = 'llmqueue'::regnamespace and array_to_string(proconfig, ' ') like '%enable_%=off%'
+         where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') and array_to_string(proconfig, ' ') like '%enable_%=off%'
            and array_to_string(proconfig, ' ') not like '%jit=off%'
     """
 
@@ -149,7 +155,7 @@ def test_a_function_that_forbids_plans_forbids_jit(conn: Connection) -> None:
 
 
 def test_nobody_else_may_use_the_schema(conn: Connection) -> None:
-    query = "select has_schema_privilege(r.oid, 'llmqueue', 'usage') from pg_roles r where r.rolname = 'pg_monitor'"
+    query = "select has_schema_privilege(r.oid, 'llmqueue', 'usage') or has_schema_privilege(r.oid, 'llmqueue_internal', 'usage') from pg_roles r where r.rolname = 'pg_monitor'"
 
     assert conn.execute(query).fetchone() == (False,)
 
@@ -157,7 +163,7 @@ def test_nobody_else_may_use_the_schema(conn: Connection) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_every_function_fits_the_table(database: str, table: str) -> None:
     _adopt(database, table)
-    query = "select pg_get_functiondef(oid) from pg_proc where pronamespace = 'llmqueue'::regnamespace"
+    query = "select pg_get_functiondef(oid) from pg_proc where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')"
 
     with psycopg.connect(database) as conn:
         conn.execute("set check_function_bodies = on")  # off while `init` creates them in the order of their names
@@ -183,10 +189,6 @@ def test_plpgsql_check_finds_nothing(database: str, table: str) -> None:
     assert not rest, "\n".join(rest)
 
 
-def _without_now(arguments: str) -> str:
-    return re.sub(r",? ?p_now timestamp with time zone DEFAULT NULL::timestamp with time zone", "", arguments)
-
-
 def _adopt(dsn: str, table: str) -> None:
     options = dict(TABLES[table])
     if definition := options.pop("definition", None):
@@ -206,7 +208,7 @@ def _findings(conn: Connection) -> list[str]:
                    p.oid, coalesce(t.tgrelid, 0), newtable => t.tgnewtable, fatal_errors => false,
                    other_warnings => true, performance_warnings => true, extra_warnings => true,
                    security_warnings => true) c
-         where p.pronamespace = 'llmqueue'::regnamespace
+         where p.pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')
          order by 1
     """
     return [str(line) for (line,) in conn.execute(query)]

@@ -168,7 +168,7 @@ def test_a_promotion_reads_what_is_due(large: Connection) -> None:
     before = scans(large)
 
     with touching(large) as touched:
-        touched.rows = large.execute("select llmqueue.promote(%s)", (BATCH,)).fetchall()
+        touched.rows = large.execute("select llmqueue_internal.promote(%s)", (BATCH,)).fetchall()
 
     assert touched.rows == [(BATCH,)]
     assert touched.sequential == 0
@@ -184,7 +184,7 @@ def test_the_end_of_what_is_past_its_deadline_reads_those_alone(large: Connectio
     before = scans(large)
 
     with touching(large) as touched:
-        touched.rows = large.execute("select llmqueue.expire(500)").fetchall()
+        touched.rows = large.execute("select llmqueue_internal.expire(500)").fetchall()
 
     assert touched.rows == [(40,)]
     assert touched.sequential == 0
@@ -199,10 +199,10 @@ def test_a_sweep_reads_the_tasks_of_the_dead(large: Connection) -> None:
     large.execute("select llmqueue.register(%s, 'other', '0', null, 20, 0.5)", (other,))
     # An hour from now, so that server and worker have been up for a lease.
     large.execute("update llmqueue.worker set heartbeat_at = now() + interval '1 h' where worker = %s", (other,))
-    query = "select llmqueue.sweep(%s, 500, now() + interval '1 h')"
+    (in_an_hour,) = large.execute("select now() + interval '1 h'").fetchone() or ()
 
-    with touching(large) as touched:
-        touched.rows = large.execute(query, (other,)).fetchall()
+    with clock_at(large, in_an_hour), touching(large) as touched:
+        touched.rows = large.execute("select llmqueue_internal.sweep(%s, 500)", (other,)).fetchall()
 
     assert touched.rows == [(BATCH,)]
     assert touched.sequential == 0
@@ -245,14 +245,14 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
     large.execute(
         "insert into llmqueue.model_config (model, rpm) select 'other', 6000000 from generate_series(1, %s)", (others,)
     )
-    turns: dict[str, Any] | None = None
+    claim_state: dict[str, Any] | None = None
     with open_transaction(installed):
         reads = []
         for _ in range(60):
-            reads.append((read := _read_by_claim(large, turns, BATCH_OF_MANY))[0])
-            turns = read[1]
-            if turns.get("marks"):  # no look behind them now, which reads all that has gone
-                turns["look_at"] = time.time() + 30
+            reads.append((read := _read_by_claim(large, claim_state, BATCH_OF_MANY))[0])
+            claim_state = read[1]
+            if claim_state.get("cursors"):  # no look behind them now, which reads all that has gone
+                claim_state["look_at"] = time.time() + 30
 
     # the first ones find out
     assert max(reads[:20]) > 20 * BATCH_OF_MANY
@@ -274,25 +274,30 @@ def test_the_count_of_open_attempts_reads_no_more_while_somebody_elses_transacti
     large: Connection, installed: str, most: int | None
 ) -> None:
     large.execute("update llmqueue.model_config set max_concurrency = %s", (most,))
-    turns: dict[str, Any] | None = None
+    claim_state: dict[str, Any] | None = None
     with open_transaction(installed):
         reads = []
         for _ in range(30):
-            read, turns = _read_by_claim(large, turns, BATCH, "'attempt_running'")
+            read, claim_state = _read_by_claim(large, claim_state, BATCH, "'attempt_running'")
             reads.append(read)
 
     assert max(reads) <= 3 * BATCH
 
 
 def _read_by_claim(
-    conn: Connection, turns: dict[str, Any] | None, slots: int, indexes: str = "'llmqueue_ready', 'llmqueue_oldest'"
+    conn: Connection,
+    claim_state: dict[str, Any] | None,
+    slots: int,
+    indexes: str = "'llmqueue_ready', 'llmqueue_oldest'",
 ) -> tuple[int, dict[str, Any]]:
-    """Claims and settles; returns how many index entries the claim has read, and its turns."""
+    """Claims and settles; returns how many index entries the claim has read, and its claim_state."""
     entries = ENTRIES.format(indexes).encode()
     with conn.transaction():
         [(before,)] = conn.execute(entries).fetchall()
-        query = "select (task).fence, (task).task_id, turns from llmqueue.claim(%s, null, %s, p_turns => %s)"
-        rows = conn.execute(query, (WORKER, slots, None if turns is None else json.dumps(turns))).fetchall()
+        query = (
+            "select (task).fence, (task).task_id, claim_state from llmqueue.claim(%s, null, %s, p_claim_state => %s)"
+        )
+        rows = conn.execute(query, (WORKER, slots, None if claim_state is None else json.dumps(claim_state))).fetchall()
         [(after,)] = conn.execute(entries).fetchall()
     items = [
         {"verb": "complete", "fence": fence, "task_id": str(task_id), "answer": "42"}
@@ -307,12 +312,12 @@ def _read_by_claim(
 
 def test_a_look_for_hot_tasks_alone_reads_none_of_the_others(large: Connection, installed: str) -> None:
     with open_transaction(installed):
-        _, turns = _read_by_claim(large, None, 10 * BATCH_OF_MANY)
+        _, claim_state = _read_by_claim(large, None, 10 * BATCH_OF_MANY)
         entries = ENTRIES.format("'llmqueue_ready', 'llmqueue_oldest'").encode()
         with large.transaction():
             [(before,)] = large.execute(entries).fetchall()
-            query = "select from llmqueue.claim(%s, null, 0, p_hot_slots => 1, p_turns => %s)"
-            large.execute(query, (WORKER, json.dumps(turns)))
+            query = "select from llmqueue.claim(%s, null, 0, p_hot_slots => 1, p_claim_state => %s)"
+            large.execute(query, (WORKER, json.dumps(claim_state)))
             [(after,)] = large.execute(entries).fetchall()
 
     assert int(str(after)) - int(str(before)) <= 5

@@ -47,16 +47,24 @@ def test_they_are_told_as_by_a_look_at_each(
             due_at = T0 + timedelta(seconds=due_s)
             [key] = queue.add(model=lane, priority=priority, created_at=due_at, run_at=due_at)
             if is_aside:
-                queue.rows("insert into llmqueue.set_aside (task_id, step, reason) values (%s, 'claim', 'no')", key)
-        shares = queue.value("select llmqueue.share_out(%s, %s, '{}')::text", asked, slots) if is_shared else "{}"
+                queue.rows("insert into llmqueue.quarantine (task_id, step, reason) values (%s, 'claim', 'no')", key)
+        shares = (
+            queue.value("select llmqueue_internal.share_out(%s, %s, '{}')::text", asked, slots) if is_shared else "{}"
+        )
 
-        found = queue.value("select llmqueue.models_with_tasks(%s, %s::jsonb, %s, %s, null)", asked, shares, slots, T0)
+        found = queue.value(
+            "select llmqueue_internal.models_with_tasks(%s, %s::jsonb, %s, %s, null)", asked, shares, slots, T0
+        )
 
         expected = {
             name
             for name in asked
             if queue.value(
-                "select cardinality((llmqueue.lanes_of(%s, %s::jsonb, %s, 5, '{}', %s)).lanes)", name, shares, slots, T0
+                "select cardinality((llmqueue_internal.choose_lanes(%s, %s::jsonb, %s, 5, '{}', %s)).lanes)",
+                name,
+                shares,
+                slots,
+                T0,
             )
         }
         assert set(found) == expected

@@ -17,8 +17,8 @@ from tests.support.server import Server
 from tests.support.sql import T0, Queue, cloned
 
 PICK = """
-    select picked::text, seen, is_cut, looked, marks::text
-      from llmqueue.pick_by_rank(%s, %s, %s, 0, %s, %s::llmqueue.task_id[], %s, %s, %s)
+    select picked::text, seen, has_more, looked, cursors::text
+      from llmqueue_internal.pick_by_priority(%s, %s, %s, 0, %s, %s::llmqueue.task_id[], %s, %s, %s)
 """
 # user, seconds until it is due, priority, deadline has passed, set aside, locked by somebody, to be passed over
 TASK = st.tuples(
@@ -58,7 +58,7 @@ def test_the_short_way_takes_what_the_long_one_takes(
     with_marks: bool,
 ) -> None:
     conn, holder = two
-    conn.execute("truncate tasks, llmqueue.set_aside")
+    conn.execute("truncate tasks, llmqueue.quarantine")
     queue = Queue(conn)
     held: list[Any] = []
     skip: list[Any] = []
@@ -71,7 +71,7 @@ def test_the_short_way_takes_what_the_long_one_takes(
         held += [key] * is_held
         skip += [key] * is_skipped
         if is_aside:
-            queue.rows("insert into llmqueue.set_aside (task_id, step, reason) values (%s, 'claim', 'no')", key)
+            queue.rows("insert into llmqueue.quarantine (task_id, step, reason) values (%s, 'claim', 'no')", key)
 
     def pick(lanes: list[str]) -> tuple[Any, ...] | None:
         users = "{}" if served is None else f'{{"0 m": "{served}"}}'

@@ -123,7 +123,7 @@ class Replay:
         for action, after in graph[state].items():
             if after == state:
                 continue
-            turns = dict(self.queue.turns)
+            claim_state = dict(self.queue.claim_state)
             with suppress(psycopg.Rollback), self.queue.conn.transaction(force_rollback=True):
                 known = len(self.grants)
                 self.do(action)
@@ -132,7 +132,9 @@ class Replay:
                     seen.add(after)
                     self._walk(after, graph, seen)
             del self.grants[known:]
-            self.queue.turns = turns  # a fence that was rolled back with its claim would look like a lost state
+            self.queue.claim_state = (
+                claim_state  # a fence that was rolled back with its claim would look like a lost state
+            )
 
     def do(self, action: Action) -> None:
         self.steps += 1

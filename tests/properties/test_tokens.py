@@ -1,4 +1,4 @@
-"""All limits at once against a brute-force log: calls, tokens, short windows, days and closings, whatever happens.
+"""All limits at once against a brute-force log: calls, tokens, short windows, days and cooldowns, whatever happens.
 
 See tests/properties/token_log.py for what the log holds and by which clock it is judged.
 """

@@ -97,7 +97,7 @@ class Fleet:
 
     def step_forward(self, seconds: float) -> None:
         self.queue.now += timedelta(seconds=seconds)
-        self.queue.rows("select llmqueue.clock_stepped(%s)", self.queue.now)
+        self.queue.rows("select llmqueue.clock_stepped()")
         self.check_ledger()
 
     def run(self, rounds: int, late_s: float, slots: int) -> None:
@@ -115,12 +115,12 @@ class Fleet:
         self.queue.register(guard_s=guard_s)
 
     def prune(self) -> None:
-        self.queue.rows("select llmqueue.prune_ledger(%s)", self.queue.now)
+        self.queue.rows("select llmqueue_internal.prune_ledger()")
         self.kept_since = max(self.kept_since, self.cell() - 720)
 
     def claim(self, names: list[str] | None, slots: int, hot_slots: int) -> Claimed:
         self.at_a_moment_of_its_own()
-        closed = {name: model.closed_until is not None for name, model in self.models.items()}
+        closed = {name: model.cooldown_until is not None for name, model in self.models.items()}
         claimed = self.queue.claim(slots, names, hot_slots=hot_slots)
         for grant in claimed.grants:
             self.note(grant)
@@ -131,7 +131,7 @@ class Fleet:
             model = self.models[name]
             rpm = model.limits.rpm
             if model.is_cut:
-                rpm = self.queue.value("select llmqueue.effective_rpm(%s, %s, %s)", name, rpm, self.queue.now)
+                rpm = self.queue.value("select llmqueue_internal.effective_rpm(%s, %s, %s)", name, rpm, self.queue.now)
             assert model.broken(self.true, self.queue.now, rpm) == [], (name, self.true)
             assert not model.limits.is_paused
             if closed[name]:
@@ -212,7 +212,7 @@ class Fleet:
         wanted = int(known * factor) + 1
         more = self.topped_up(logged, wanted) - (logged.tokens or 0)
         is_done = self.queue.value(
-            "select llmqueue.top_up(%s, %s, %s, %s)", logged.grant.worker, logged.grant.fence, wanted, self.queue.now
+            "select llmqueue.top_up(%s, %s, %s)", logged.grant.worker, logged.grant.fence, wanted
         )
         row = self.queue.attempt(logged.grant)
         assert row["input_charge"] == (max(known, wanted) if more > 0 else known)
@@ -241,9 +241,11 @@ class Fleet:
         logged.is_open = False
         (state,) = self.queue.rows("select * from llmqueue.model_state where model = %s", logged.grant.model)
         if pause_s is not None:
-            assert state["closed_until"] >= self.queue.now + timedelta(seconds=pause_s)
-        assert model.closed_until is None or state["closed_until"] >= model.closed_until, "the later deadline wins"
-        model.closed_until = state["closed_until"]
+            assert state["cooldown_until"] >= self.queue.now + timedelta(seconds=pause_s)
+        assert model.cooldown_until is None or state["cooldown_until"] >= model.cooldown_until, (
+            "the later deadline wins"
+        )
+        model.cooldown_until = state["cooldown_until"]
         model.probe = model.probe if state["probe_fence"] else None
         model.is_cut |= refusal == "quota"
         model.is_crowded |= refusal == "capacity"
@@ -251,7 +253,7 @@ class Fleet:
 
     def opened(self, model: Model, logged: Logged) -> None:
         if model.probe is logged:
-            model.closed_until = model.probe = None
+            model.cooldown_until = model.probe = None
 
     def come_back(self, name: str) -> None:
         """Comes back exactly when told: what it waited for is over, and soon there is a call to be had.
@@ -275,18 +277,18 @@ class Fleet:
     def opened_by_waiting(self, name: str) -> bool:
         """Whether the claim has opened the model: its probe was not refused for 5 s."""
         model = self.models[name]
-        if self.queue.value("select closed_until from llmqueue.model_state where model = %s", name) is not None:
+        if self.queue.value("select cooldown_until from llmqueue.model_state where model = %s", name) is not None:
             return False
         assert model.probe is not None
         assert model.probe.is_open
         assert model.probe.clock <= self.queue.now - PROBE_EVERY
-        model.closed_until = model.probe = None
+        model.cooldown_until = model.probe = None
         return True
 
     def check_probe(self, name: str, grants: list[Grant]) -> None:
         model = self.models[name]
-        assert model.closed_until is not None
-        assert self.queue.now >= model.closed_until
+        assert model.cooldown_until is not None
+        assert self.queue.now >= model.cooldown_until
         assert len(grants) == 1
         assert model.probe is None or not model.probe.is_open, "one probe at a time"
         model.probe = model.log[-1]
@@ -303,7 +305,7 @@ class Fleet:
                     assert retry_in_s > 0
                 case "paused":
                     assert limits.is_paused
-                case "closed":
+                case "cooldown":
                     assert closed[name]
                 case "concurrency":
                     assert self.models[name].is_crowded

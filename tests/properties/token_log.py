@@ -1,7 +1,7 @@
 """A fleet's log of charges, kept by hand: what tests/properties/test_tokens.py holds the ledger to.
 
 True time passes and never steps; the database's clock is true time plus an offset that does. Windows are looked at in
-true time, days and closings by the database's clock, as the limiter promises them.
+true time, days and cooldowns by the database's clock, as the limiter promises them.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Model:
 
     limits: Limits
     log: list[Logged] = field(default_factory=list)
-    closed_until: datetime | None = None
+    cooldown_until: datetime | None = None
     probe: Logged | None = None
     is_cut: bool = False  # was refused for its calls a minute, or for those at a time: a ceiling was learned
     is_crowded: bool = False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from pytest_postgresql.executors import NoopExecutor
 
+from llmqueue.forecast import simulated_clock
 from tests.support.server import Server
 from tests.support.sql import Queue, cloned, rolled_back
 
@@ -15,6 +17,8 @@ from tests.support.sql import Queue, cloned, rolled_back
 def shared(server: Server, template: NoopExecutor) -> Iterator[str]:
     """The DSN of an installed database that nobody commits to."""
     with cloned(server, str(template.template_dbname), "shared") as dsn:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(simulated_clock.INSTALL)
         yield dsn
 
 

@@ -37,7 +37,7 @@ def wait(queue: Queue, key: object) -> None:
 
 def closed_for_s(queue: Queue) -> float:
     assert queue.now is not None
-    until = queue.value("select max(closed_until) from llmqueue.model_state where model = 'm'")
+    until = queue.value("select max(cooldown_until) from llmqueue.model_state where model = 'm'")
     return 0.0 if until is None else float((until - queue.now).total_seconds())
 
 
@@ -56,7 +56,7 @@ def test_a_failure_of_the_backend_gives_the_attempt_back_and_keeps_the_charge(qu
     assert task["error"] == "http_502: HTTP 502"
     assert (attempt["outcome"], attempt["error_class"]) == ("refused", "http_502")
     assert queue.value("select sum(calls) from llmqueue.ledger_grant") == 1, "the call was made, and stays charged"
-    assert queue.value("select count(*) from llmqueue.model_state where closed_until is not null") == 0
+    assert queue.value("select count(*) from llmqueue.model_state where cooldown_until is not null") == 0
 
 
 def test_one_task_waits_the_longer_the_more_often_so_that_ten_minutes_of_a_fleets_probes_do_not_bury_it(
@@ -94,9 +94,9 @@ def test_a_task_that_always_fails_ends_as_a_dead_letter_even_if_it_is_always_spa
 # --- what was counted before it was known ---------------------------------------------------------------------------
 
 
-def forgive(queue: Queue, *grants: Grant) -> list[int]:
+def restore_attempts(queue: Queue, *grants: Grant) -> list[int]:
     return list(
-        queue.value("select llmqueue.forgive(%s, %s, %s)", queue.worker, [grant.fence for grant in grants], queue.now)
+        queue.value("select llmqueue.restore_attempts(%s, %s)", queue.worker, [grant.fence for grant in grants])
     )
 
 
@@ -108,7 +108,7 @@ def test_a_forgiven_failure_gives_the_attempt_back_once(queue: Queue) -> None:
     assert queue.task(key)["attempts"] == 1
 
     for _ in range(2):
-        assert forgive(queue, grant) == []
+        assert restore_attempts(queue, grant) == []
 
         assert queue.task(key)["attempts"] == 0
         assert queue.task(key)["status"] == "delayed"
@@ -127,7 +127,7 @@ def test_two_failures_of_one_task_give_two_attempts_back(queue: Queue, order: in
             wait(queue, key)
     assert (queue.task(key)["status"], queue.task(key)["attempts"]) == ("failed", 2)
 
-    forgive(queue, *grants[::order])
+    restore_attempts(queue, *grants[::order])
 
     assert (queue.task(key)["status"], queue.task(key)["attempts"]) == ("delayed", 0)
 
@@ -138,7 +138,7 @@ def test_a_task_that_was_buried_for_it_waits_again(queue: Queue) -> None:
     grant = queue.claim(1).only
     assert queue.settle(failed(grant)) == ["buried"]
 
-    forgive(queue, grant)
+    restore_attempts(queue, grant)
 
     task = queue.task(key)
     assert (task["status"], task["attempts"], task["finished_at"]) == ("delayed", 0, None)
@@ -156,7 +156,7 @@ def test_a_failure_is_not_forgiven_once_a_later_attempt_is_lost_whose_answer_may
     queue.rows("update llmqueue.attempt set ended_at = granted_at, outcome = 'lost' where fence = %s", lost.fence)
     queue.rows("update llmqueue.task set status = 'unsolved' where id = %s", key)
 
-    forgive(queue, first)
+    restore_attempts(queue, first)
     queue.settle(failed(queue.claim(1).only))
 
     assert queue.complete(lost, "paid for") == "completed"
@@ -170,7 +170,7 @@ def test_a_task_that_somebody_failed_by_hand_stays_failed(queue: Queue) -> None:
     queue.settle(failed(grant))
     queue.rows("update llmqueue.task set status = 'failed' where id = %s", key)
 
-    forgive(queue, grant)
+    restore_attempts(queue, grant)
 
     assert queue.task(key)["status"] == "failed"
 
@@ -183,7 +183,7 @@ def test_a_newer_attempt_that_runs_is_not_disturbed(queue: Queue) -> None:
     wait(queue, key)
     second = queue.claim(1).only
 
-    forgive(queue, first)
+    restore_attempts(queue, first)
 
     task = queue.task(key)
     assert (task["status"], task["fence"], task["attempts"]) == ("running", second.fence, 1)
@@ -195,9 +195,9 @@ def test_an_end_that_is_not_written_yet_is_to_be_asked_for_again(queue: Queue) -
     queue.add()
     grant = queue.claim(1).only
 
-    assert forgive(queue, grant) == [grant.fence]
+    assert restore_attempts(queue, grant) == [grant.fence]
     queue.settle(failed(grant))
-    assert forgive(queue, grant) == []
+    assert restore_attempts(queue, grant) == []
 
 
 @pytest.mark.parametrize("end", ["complete", "bury by hand", "restart", "another worker"])
@@ -217,7 +217,7 @@ def test_nothing_else_is_changed_by_forgiving(queue: Queue, end: str) -> None:
         queue.worker = queue.register()
     before = queue.task(key)
 
-    assert forgive(queue, grant) == []
+    assert restore_attempts(queue, grant) == []
 
     assert queue.task(key) == before
 
@@ -231,10 +231,10 @@ def test_a_row_that_somebody_holds_is_asked_for_again(installed: str) -> None:
         queue.settle(failed(grant))
         other.execute("select from tasks where id = %s for update", (key,))
 
-        assert queue.value("select llmqueue.forgive(%s, %s)", queue.worker, [grant.fence]) == [grant.fence]
+        assert queue.value("select llmqueue.restore_attempts(%s, %s)", queue.worker, [grant.fence]) == [grant.fence]
 
         other.rollback()
-        assert queue.value("select llmqueue.forgive(%s, %s)", queue.worker, [grant.fence]) == []
+        assert queue.value("select llmqueue.restore_attempts(%s, %s)", queue.worker, [grant.fence]) == []
         assert queue.task(key)["attempts"] == 0
 
 
@@ -249,11 +249,11 @@ def test_a_broken_model_is_closed_for_the_fleet_and_nothing_of_it_is_lowered(que
     queue.settle(of_model(grant))
 
     assert 1.5 <= closed_for_s(queue) <= 2.5
-    assert queue.claim(10, worker=queue.register()).reasons == {"m": "closed"}
+    assert queue.claim(10, worker=queue.register()).reasons == {"m": "cooldown"}
     assert queue.task(grant.id)["attempts"] == 0
     (state,) = queue.rows("select * from llmqueue.model_state")
     assert (state["rpm_ceiling"], state["concurrency_ceiling"]) == (None, None)
-    assert state["closed_because"] == "http_502: HTTP 502"
+    assert state["cooldown_reason"] == "http_502: HTTP 502"
 
 
 def test_a_probe_that_fails_closes_it_again_whoever_made_it(queue: Queue) -> None:
@@ -295,7 +295,7 @@ def test_a_probe_that_fails_by_the_backends_fault_opens_nothing(queue: Queue) ->
 
     assert queue.settle(spared(probe)) == ["refused"]
 
-    assert queue.values("select closings from llmqueue.model_state") == [1]
+    assert queue.values("select cooldowns from llmqueue.model_state") == [1]
     queue.advance(0.1)
     assert queue.claim(10).only.id != probe.id, "one call again, not ten: it is not known to be back"
 
@@ -304,7 +304,7 @@ def test_a_task_that_always_fails_cannot_close_its_model_for_ever(queue: Queue) 
     queue.model("m", 60000)
     (poison,) = queue.add(priority=50)  # always first in line
     queue.add(200)
-    closings = 0
+    cooldowns = 0
 
     for _ in range(400):
         if queue.task(poison)["status"] == "failed":
@@ -314,12 +314,12 @@ def test_a_task_that_always_fails_cannot_close_its_model_for_ever(queue: Queue) 
             is_poison = grant.id == poison
             queue.settle(of_model(grant) if is_poison else {"verb": "complete", "fence": grant.fence,
                 "task_id": str(grant.id), "answer": "a", "sent_after_s": 0.01, "latency_s": 1.0})  # fmt: skip
-            closings += is_poison and closed_for_s(queue) > before
+            cooldowns += is_poison and closed_for_s(queue) > before
         queue.advance(max(5.0, closed_for_s(queue)))
         queue.beat()
         queue.promote()
 
     assert queue.task(poison)["status"] == "failed"
     # After the third it waits by itself, once somebody else was the probe: drawn in SQL. It would be 20 otherwise.
-    assert closings <= 8
+    assert cooldowns <= 8
     assert queue.value("select count(*) from tasks where status = 'solved'") == 200

@@ -18,14 +18,14 @@ def ready(queue: Queue, how_many: int, **columns: Any) -> None:
     queue.add(how_many, prompt=PROMPT)
 
 
-def answer(queue: Queue, usages: list[tuple[int | None, int | None]], kinds_estimate: int | None = None) -> None:
+def answer(queue: Queue, usages: list[tuple[int | None, int | None]], char_class_estimate: int | None = None) -> None:
     for usage in usages:
         grant = queue.claim(1).only
-        queue.settle(answered(grant, *usage, kinds_estimate=kinds_estimate))
+        queue.settle(answered(grant, *usage, char_class_estimate=char_class_estimate))
 
 
 def calibrate(queue: Queue) -> int:
-    return int(queue.value("select llmqueue.calibrate(%s)", queue.now))
+    return int(queue.value("select llmqueue_internal.calibrate()"))
 
 
 def learned(queue: Queue) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def test_nineteen_answers_say_nothing_and_twenty_do(queue: Queue) -> None:
 
 def test_mean_and_95th_percentile_of_used_over_estimated_are_kept(queue: Queue) -> None:
     ready(queue, 21)
-    answer(queue, [(10 * n or 1, 20 * n) for n in range(21)], kinds_estimate=50)
+    answer(queue, [(10 * n or 1, 20 * n) for n in range(21)], char_class_estimate=50)
 
     calibrate(queue)
 
     state = learned(queue)
     assert state["bytes_ratio_mean"] == pytest.approx(1.0, abs=0.01)
     assert state["bytes_ratio_p95"] == pytest.approx(1.9)
-    assert state["kinds_ratio_mean"] == pytest.approx(2.0, abs=0.01)
-    assert state["kinds_ratio_p95"] == pytest.approx(3.8)
+    assert state["char_class_ratio_mean"] == pytest.approx(2.0, abs=0.01)
+    assert state["char_class_ratio_p95"] == pytest.approx(3.8)
     assert state["output_mean"] == pytest.approx(200)
     assert state["output_sd"] == pytest.approx(124.1, abs=0.1)
 
@@ -78,12 +78,12 @@ def test_the_mean_is_reserved_where_the_sum_counts_and_the_95th_percentile_elsew
 @pytest.mark.parametrize(("mode", "ratio"), [("actual", 2.0), ("sum", 3.8)])
 def test_the_worker_is_told_what_its_own_estimate_is_multiplied_by(queue: Queue, mode: str, ratio: float) -> None:
     ready(queue, 23, token_mode=mode)
-    query = "select kinds_ratio from llmqueue.claim(%s, null, 1, p_now => %s) where (task).task_id is null"
-    assert queue.value(query, queue.worker, queue.now) == 1
-    answer(queue, [(10 * n or 1, 20) for n in range(21)], kinds_estimate=50)
+    query = "select char_class_ratio from llmqueue.claim(%s, null, 1) where (task).task_id is null"
+    assert queue.value(query, queue.worker) == 1
+    answer(queue, [(10 * n or 1, 20) for n in range(21)], char_class_estimate=50)
     calibrate(queue)
 
-    assert queue.value(query, queue.worker, queue.now) == pytest.approx(ratio, abs=0.01)
+    assert queue.value(query, queue.worker) == pytest.approx(ratio, abs=0.01)
 
 
 def test_the_margin_is_shared_by_the_calls_in_flight(queue: Queue) -> None:
@@ -174,12 +174,12 @@ def test_it_rides_along_with_a_claim_and_without_limits_on_tokens_does_nothing(q
 
 def test_it_keeps_what_else_is_known_of_a_model(queue: Queue) -> None:
     ready(queue, 20)
-    queue.rows("insert into llmqueue.model_state (model, closings, rpm_ceiling) values ('m', 3, 50000)")
+    queue.rows("insert into llmqueue.model_state (model, cooldowns, rpm_ceiling) values ('m', 3, 50000)")
     answer(queue, [(150, 40)] * 20)
 
     calibrate(queue)
 
-    assert (learned(queue)["closings"], learned(queue)["rpm_ceiling"], learned(queue)["samples"]) == (3, 50000, 20)
+    assert (learned(queue)["cooldowns"], learned(queue)["rpm_ceiling"], learned(queue)["samples"]) == (3, 50000, 20)
 
 
 def test_one_worker_at_a_time_is_enough(conn: psycopg.Connection[Any], installed: str) -> None:
@@ -187,7 +187,7 @@ def test_one_worker_at_a_time_is_enough(conn: psycopg.Connection[Any], installed
     ready(queue, 20)
     answer(queue, [(150, 40)] * 20)
     with psycopg.connect(installed) as other:
-        other.execute("select llmqueue.calibrate()")
+        other.execute("select llmqueue_internal.calibrate()")
 
         assert calibrate(queue) == 0
 

@@ -37,7 +37,7 @@ def test_a_cancelled_call_stays_charged_and_counts_as_running_until_it_ends(queu
 def test_a_cancelled_task_that_was_set_aside_loses_its_note(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
-    queue.rows("select llmqueue.put_aside(%s, 'claim', 'theirs')", key)
+    queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)
 
     assert queue.cancel(key) == [key]
     assert queue.aside() == {}

@@ -1,4 +1,4 @@
-"""What refusals teach: fewer calls per minute after a 429, fewer at a time after a 503 or 529; and the bell."""
+"""What refusals teach: fewer calls per minute after a 429, fewer at a time after a 503 or 529; and the wake."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def ready(queue: Queue, how_many: int = 2000, **columns: Any) -> Flow:
 
 
 def rpm(queue: Queue, configured: int = 600) -> int:
-    return int(queue.value("select llmqueue.effective_rpm('m', %s, %s)", configured, queue.now))
+    return int(queue.value("select llmqueue_internal.effective_rpm('m', %s, %s)", configured, queue.now))
 
 
 def concurrency(queue: Queue, configured: int | None = None) -> int | None:
-    (found,) = queue.values("select llmqueue.effective_concurrency('m', %s, %s)", configured, queue.now)
+    (found,) = queue.values("select llmqueue_internal.effective_concurrency('m', %s, %s)", configured, queue.now)
     return None if found is None else int(found)
 
 
 def refuse(queue: Queue, flow: Flow, refusal: str = "quota", pause_s: float | None = 1.0) -> None:
     """The last call gets it; then the model is opened again."""
     queue.settle(refused(flow.grants[-1][1], refusal, pause_s))
-    queue.value("select llmqueue.open_model('m', %s)", queue.now)
+    queue.value("select llmqueue.end_cooldown('m')")
 
 
 def test_without_a_refusal_the_ceiling_is_what_is_configured(queue: Queue) -> None:
@@ -42,7 +42,7 @@ def test_without_a_refusal_the_ceiling_is_what_is_configured(queue: Queue) -> No
 def test_a_429_lowers_the_calls_per_minute_to_four_fifths_of_the_last_one(queue: Queue) -> None:
     flow = ready(queue)
     flow.run(65)
-    used = queue.value("select llmqueue.count_calls('m', %s)", queue.now)
+    used = queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now)
     assert 580 <= used <= 600
 
     refuse(queue, flow)
@@ -112,7 +112,7 @@ def test_a_529_lowers_the_calls_at_a_time_and_not_those_per_minute(queue: Queue,
 
     assert rpm(queue, 6000) == 6000
     assert concurrency(queue) == max(1, int(0.7 * count))
-    queue.value("select llmqueue.open_model('m', %s)", queue.now)
+    queue.value("select llmqueue.end_cooldown('m')")
     assert queue.claim(10).reasons == {"m": "concurrency"}
 
 
@@ -161,9 +161,9 @@ def test_wrong_credentials_close_the_model_and_teach_nothing(queue: Queue) -> No
 
     queue.settle(item)
 
-    assert queue.claim(1).reasons == {"m": "closed"}
+    assert queue.claim(1).reasons == {"m": "cooldown"}
     assert (rpm(queue), concurrency(queue)) == (600, None)
-    (because,) = queue.values("select closed_because from llmqueue.model_state")
+    (because,) = queue.values("select cooldown_reason from llmqueue.model_state")
     assert because.startswith("unauthorized")
 
 
@@ -173,8 +173,8 @@ def test_other_failures_close_nothing(queue: Queue) -> None:
 
     queue.settle(retry(flow.grants[-1][1]))
 
-    assert queue.values("select closed_until from llmqueue.model_state where closed_until is not null") == []
-    assert queue.claim(1).reasons != {"m": "closed"}
+    assert queue.values("select cooldown_until from llmqueue.model_state where cooldown_until is not null") == []
+    assert queue.claim(1).reasons != {"m": "cooldown"}
 
 
 @pytest.mark.parametrize("how", ["probe", "by hand"])
@@ -190,7 +190,7 @@ def test_opening_rings_the_bell(conn: psycopg.Connection[Any], installed: str, h
             assert heard(listener) == []
             queue.complete(probe)
         else:
-            assert queue.value("select llmqueue.open_model('m', %s)", queue.now) is True
+            assert queue.value("select llmqueue.end_cooldown('m')") is True
         assert heard(listener) == ["config"]
         queue.complete(queue.claim(1).only)
         assert heard(listener) == [], "only when it was closed"
@@ -200,21 +200,21 @@ def test_an_operator_opens_a_closed_model_and_the_ceilings_stay(queue: Queue) ->
     flow = ready(queue)
     flow.run(5)
     queue.settle(refused(flow.grants[-1][1], "quota", 3600))
-    assert queue.claim(10).reasons == {"m": "closed"}
+    assert queue.claim(10).reasons == {"m": "cooldown"}
 
-    assert queue.value("select llmqueue.open_model('m', %s)", queue.now) is True
+    assert queue.value("select llmqueue.end_cooldown('m')") is True
 
     claimed = queue.claim(10)
-    assert claimed.reasons != {"m": "closed"}
-    assert queue.values("select closings from llmqueue.model_state") == [0]
+    assert claimed.reasons != {"m": "cooldown"}
+    assert queue.values("select cooldowns from llmqueue.model_state") == [0]
     assert rpm(queue) == 300
 
 
 def test_opening_what_is_open_or_unknown_changes_nothing(queue: Queue) -> None:
     ready(queue)
 
-    assert queue.value("select llmqueue.open_model('m', %s)", queue.now) is False
-    assert queue.value("select llmqueue.open_model('nobody', %s)", queue.now) is False
+    assert queue.value("select llmqueue.end_cooldown('m')") is False
+    assert queue.value("select llmqueue.end_cooldown('nobody')") is False
     assert queue.rows("select * from llmqueue.model_state") == []
 
 
@@ -223,6 +223,6 @@ def test_a_closing_shows_in_the_models_view(queue: Queue) -> None:
     flow.run(5)
     queue.settle(refused(flow.grants[-1][1], "quota", 3600))
 
-    (row,) = queue.rows("select closed_until, closed_because, effective_rpm from llmqueue.model_status")
-    assert row["closed_because"] == "rate_limited: no more"
-    assert row["closed_until"] is not None
+    (row,) = queue.rows("select cooldown_until, cooldown_reason, effective_rpm from llmqueue.model_status")
+    assert row["cooldown_reason"] == "rate_limited: no more"
+    assert row["cooldown_until"] is not None

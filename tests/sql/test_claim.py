@@ -1,4 +1,4 @@
-"""llmqueue.claim: which tasks a worker gets, in which order, and what it hears when it gets none."""
+"""llmqueue.claim: which tasks a worker gets, in which order, and what it can_listen when it gets none."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_waited_s_is_the_time_of_the_statement_before_the_grant(queue: Queue) ->
 def test_clock_at_is_the_databases_clock_at_the_grant(queue: Queue) -> None:
     queue.model("m")
     queue.add()
-    (row, _) = queue.rows("select clock_at from llmqueue.claim(%s, null, 2, p_now => %s)", queue.worker, queue.now)
+    (row, _) = queue.rows("select clock_at from llmqueue.claim(%s, null, 2)", queue.worker)
 
     assert row["clock_at"] == T0
 
@@ -367,20 +367,19 @@ def test_a_set_aside_task_at_the_head_hides_nothing(queue: Queue) -> None:
     queue.model("m", 6000)
     blocked = queue.add(3, model="m", run_at=LONG_AGO)
     for key in blocked:
-        queue.rows("select llmqueue.put_aside(%s, 'claim', 'theirs')", key)
+        queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)
     in_pool, lower = queue.add()[0], queue.add(priority=-1)[0]
 
     assert queue.claim(1).ids == [in_pool]
     assert queue.claim(1).ids == [lower]
 
 
-@pytest.mark.parametrize("call", ["claim(%s, null, 20, p_now => %s)", "worker_claim(%s, null, 20)"])
-def test_large_prompts_pass_through_no_temporary_files(queue: Queue, call: str) -> None:
+def test_large_prompts_pass_through_no_temporary_files(queue: Queue) -> None:
     queue.model("m", 60000)
     keys = queue.add(20, prompt="why? " * 100_000)
-    given = (queue.worker, queue.now) if "p_now" in call else (queue.worker,)
 
-    plan = queue.value(f"explain (analyze, buffers, format json) select * from llmqueue.{call}", *given)
+    query = "explain (analyze, buffers, format json) select * from llmqueue.claim(%s, null, 20)"
+    plan = queue.value(query, queue.worker)
 
     assert queue.values("select id from tasks where status = 'running' order by id") == keys
     assert plan[0]["Plan"]["Temp Written Blocks"] == 0
@@ -390,15 +389,15 @@ def test_large_prompts_pass_through_no_temporary_files(queue: Queue, call: str) 
 def test_a_task_that_is_set_aside_is_not_taken_wherever_it_waits(queue: Queue, place: int) -> None:
     queue.model("m", 600)
     keys = queue.add(3)
-    queue.rows("select llmqueue.put_aside(%s, 'claim', 'its row cannot be written')", keys[place])
+    queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'its row cannot be written')", keys[place])
 
     assert queue.claim(10).ids == [key for key in keys if key != keys[place]]
 
 
 def marks(queue: Queue, old: Sequence[tuple[object, ...]], new: Sequence[tuple[object, ...]]) -> list[tuple[str, int]]:
     """What is kept of marks of (user, taken), in the default pool at priority 0."""
-    made = "array(select ('', 0, x->>0, now(), 1, (x->>1)::integer)::llmqueue.mark from jsonb_array_elements(%s) x)"
-    query = f"select user_key, taken from unnest(llmqueue.marks_after({made}, {made}))"
+    made = "array(select ('', 0, x->>0, now(), 1, (x->>1)::integer)::llmqueue_internal.resume_cursor from jsonb_array_elements(%s) x)"
+    query = f"select user_key, taken from unnest(llmqueue_internal.advance_cursors({made}, {made}))"
     return [(row["user_key"], row["taken"]) for row in queue.rows(query, Jsonb(old), Jsonb(new))]
 
 
@@ -417,13 +416,13 @@ def test_ten_marks_are_kept_the_newest_and_those_that_save_most(queue: Queue) ->
 @pytest.mark.parametrize(
     "nonsense",
     [
-        {"marks": 1},
-        {"marks": [1]},
-        {"marks": [{"lane": "", "due_at": "yesterday, perhaps", "task_id": 1}]},
-        {"marks": [{"lane": "", "rank": 0, "due_at": "now", "task_id": 1}]},
-        {"marks": [{"lane": "", "due_at": "now", "task_id": "one"}]},
-        {"marks": [], "look_at": "soon"},
-        {"marks": [], "look_at": [1]},
+        {"cursors": 1},
+        {"cursors": [1]},
+        {"cursors": [{"lane": "", "due_at": "yesterday, perhaps", "task_id": 1}]},
+        {"cursors": [{"lane": "", "rank": 0, "due_at": "now", "task_id": 1}]},
+        {"cursors": [{"lane": "", "due_at": "now", "task_id": "one"}]},
+        {"cursors": [], "look_at": "soon"},
+        {"cursors": [], "look_at": [1]},
         {"seen": [1]},
         {"seen": 1.5},
         {"epoch": [1]},
@@ -435,6 +434,6 @@ def test_ten_marks_are_kept_the_newest_and_those_that_save_most(queue: Queue) ->
 def test_turns_that_are_nonsense_stop_no_claim(queue: Queue, nonsense: object) -> None:
     queue.model("m", 600)
     (key,) = queue.add()
-    queue.turns[queue.worker] = nonsense
+    queue.claim_state[queue.worker] = nonsense
 
     assert queue.claim(1).ids == [key]

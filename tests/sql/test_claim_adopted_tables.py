@@ -172,7 +172,7 @@ def test_a_json_prompt_and_answer_go_as_json(database: str, connection: psycopg.
     outcomes = queue.settle(complete(first, '{"a": [1, null]}'), complete(second, "not JSON"))
 
     assert (first.prompt, second.prompt) == ('[{"role": "user"}]', '"text"')
-    assert outcomes == ["completed", "set_aside"]
+    assert outcomes == ["completed", "quarantined"]
     assert queue.task(first.id)["answer"] == {"a": [1, None]}
     assert queue.attempt(second)["answer"] == "not JSON"
 
@@ -188,7 +188,7 @@ def test_an_answer_too_long_for_their_column_is_kept_whole(database: str, connec
     queue.add(2)
 
     first, second = queue.claim(2).grants
-    assert queue.settle(complete(first, "much too long"), complete(second, "short")) == ["set_aside", "completed"]
+    assert queue.settle(complete(first, "much too long"), complete(second, "short")) == ["quarantined", "completed"]
 
     assert queue.attempt(first)["answer"] == "much too long"
     assert queue.task(second.id)["answer"] == "short"

@@ -24,7 +24,7 @@ def test_a_row_whose_claim_raises_is_set_aside_and_the_others_run(queue: Queue) 
     assert queue.claim(10).ids == [*first, *last]
 
     assert queue.aside() == {bad: "claim"}
-    assert f"not {bad} this one" in queue.value("select reason from llmqueue.set_aside")
+    assert f"not {bad} this one" in queue.value("select reason from llmqueue.quarantine")
     assert queue.task(bad)["status"] == "unsolved"
     assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [4]
     assert queue.count("llmqueue.attempt") == 4
@@ -89,10 +89,14 @@ def test_an_answer_that_cannot_be_written_is_kept_and_the_flush_goes_on(queue: Q
     outcomes = queue.settle(*(complete(grant, f"answer {grant.id}") for grant in grants))
 
     bad = grants[2]
-    assert outcomes == ["completed", "completed", "set_aside", "completed", "completed"]
+    assert outcomes == ["completed", "completed", "quarantined", "completed", "completed"]
     assert queue.aside() == {bad.id: "complete"}
     attempt = queue.attempt(bad)
-    assert (attempt["outcome"], attempt["answer"], attempt["error_class"]) == ("set_aside", f"answer {bad.id}", "P0001")
+    assert (attempt["outcome"], attempt["answer"], attempt["error_class"]) == (
+        "quarantined",
+        f"answer {bad.id}",
+        "P0001",
+    )
     for grant in (grants[0], grants[4]):
         assert (queue.task(grant.id)["status"], queue.task(grant.id)["answer"]) == ("solved", f"answer {grant.id}")
 
@@ -102,7 +106,7 @@ def test_a_set_aside_running_task_can_be_restarted(queue: Queue) -> None:
     queue.add(prompt="bad")
     grant = queue.claim(1).only
     queue.owners_trigger(rejects("solved"))
-    assert queue.complete(grant) == "set_aside"
+    assert queue.complete(grant) == "quarantined"
 
     queue.rows("drop trigger theirs on tasks")
     assert queue.restart(grant.id) == [grant.id]
@@ -145,7 +149,7 @@ def test_a_row_whose_sweep_raises_is_set_aside_and_the_others_are_swept(queue: Q
 
     assert [queue.task(grant.id)["status"] for grant in grants] == ["unsolved", "running", "unsolved"]
     assert queue.aside() == {grants[1].id: "sweep"}
-    assert [queue.attempt(grant)["outcome"] for grant in grants] == ["lost", "set_aside", "lost"]
+    assert [queue.attempt(grant)["outcome"] for grant in grants] == ["lost", "quarantined", "lost"]
     assert queue.sweep(sweeper) == 0
 
 
@@ -327,7 +331,7 @@ def test_a_trigger_that_swallows_an_end_is_asked_once(queue: Queue) -> None:
     grants = queue.claim(10).grants
     outcomes = queue.settle(*[complete(grant) for grant in grants])
 
-    assert outcomes == ["set_aside", "completed"]
+    assert outcomes == ["quarantined", "completed"]
     assert queue.value("select last_value from asked where is_called") == 1
     assert queue.aside() == {bad: "complete"}
     assert queue.task(good)["status"] == "solved"
@@ -363,7 +367,7 @@ def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
         queue.lose(*grants)
     outcomes = queue.settle(*[complete(grant) for grant in grants], worker=grants[0].worker)
 
-    assert outcomes == ["set_aside", *["completed"] * others]
+    assert outcomes == ["quarantined", *["completed"] * others]
     assert queue.aside() == {bad: "complete"}
     assert [queue.task(key)["status"] for key in good] == ["solved"] * others
 
@@ -412,5 +416,5 @@ def test_the_triggers_of_a_table_that_was_renamed_are_known(queue: Queue) -> Non
     queue.owners_trigger("null", "after update")
     queue.rows("alter table tasks rename to jobs")
 
-    assert queue.value("select has_row_after from llmqueue.update_triggers()")
-    assert len(queue.value("select llmqueue.queue_indexes()")) == 2
+    assert queue.value("select has_row_after from llmqueue_internal.update_triggers()")
+    assert len(queue.value("select llmqueue_internal.queue_indexes()")) == 2

@@ -12,7 +12,7 @@ from tests.support.cli import run_cli
 def close(dsn: str, model: str, how_long: str) -> None:
     with psycopg.connect(dsn) as conn:
         conn.execute(
-            "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because) values"
+            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values"
             " (%s, clock_timestamp(), clock_timestamp() + %s::interval, '429: too many')",
             [model, how_long],
         )
@@ -84,7 +84,7 @@ def test_resume_opens_a_model_that_was_closed(installed: str) -> None:
 
     assert (resumed.code, resumed.out) == (0, "m is enabled, and open again\n")
     (row,) = json.loads(run_cli(installed, "models", "list", "--json").out)
-    assert (row["closed_until"], row["closed_because"]) == (None, None)
+    assert (row["cooldown_until"], row["cooldown_reason"]) == (None, None)
     assert run_cli(installed, "models", "resume", "m").out == "m is enabled\n"
 
 

@@ -99,7 +99,7 @@ def test_the_limit_that_is_0_is_named(dsn: str) -> None:
 def test_a_closed_model_is_named_and_how_it_opens(dsn: str, until: str, said: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(
-            "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because) values"
+            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values"
             " ('m', clock_timestamp(), clock_timestamp() + %s::interval, '429: slow down')",
             [until],
         )
@@ -126,7 +126,7 @@ def test_tokens_and_closings_have_columns_only_where_they_are_used(dsn: str, mon
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("update llmqueue.model_config set tpm = 77000 where model = 'm'")
         conn.execute(
-            "insert into llmqueue.model_state (model, closed_at, closed_until) values ('m', now(), now() + '1 hour')"
+            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('m', now(), now() + '1 hour')"
         )
     full = run_cli(dsn, "status").out
 
@@ -148,11 +148,11 @@ def test_lines_keep_their_order(dsn: str) -> None:
 
 def test_set_aside_rows_are_shown(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("insert into llmqueue.set_aside (task_id, step, reason) values (1, 'complete', 'too long')")
+        conn.execute("insert into llmqueue.quarantine (task_id, step, reason) values (1, 'complete', 'too long')")
 
     shown = json.loads(run_cli(dsn, "status", "--json").out)
 
-    assert shown["set_aside"] == {"tasks": 1, "example": "1", "reason": "too long"}
+    assert shown["quarantined"] == {"tasks": 1, "example": "1", "reason": "too long"}
     assert any(note.startswith("1 set aside, since the row cannot be written (1: too long).")
                for note in shown["notes"])  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_the_quiet_minute_after_a_failover_is_shown_while_it_lasts(dsn: str) -> 
         assert not [note for note in notes(dsn) if "state may be lost" in note]
 
         conn.execute("update llmqueue.epoch set timeline = '000000FF'")
-        conn.execute("select llmqueue.check_epoch(null)")
+        conn.execute("select llmqueue_internal.check_epoch(null)")
         [shown] = [note for note in notes(dsn) if "state may be lost" in note]
         assert shown.startswith("after a failover or a recovery state may be lost: nothing is granted until ")
 

@@ -17,7 +17,7 @@ TASKS = """
         (3, 'failed lately', null, 'failed', null, 5, 'bang', now()),
         (4, 'solved', 'yes', 'solved', 'm', 1, null, now()),
         (5, 'aside', null, 'unsolved', 'm', 1, null, null);
-    insert into llmqueue.set_aside (task_id, step, reason, set_aside_at)
+    insert into llmqueue.quarantine (task_id, step, reason, quarantined_at)
         values (5, 'complete', 'value too long', now() - interval '1 hour');
     insert into llmqueue.attempt (fence, task_id, model, worker, attempt_no, granted_at, cell, rpm, ended_at, outcome,
                                   error_class, error, latency_s)
@@ -102,7 +102,7 @@ def test_dead_list_has_failed_and_set_aside_tasks_newest_first(dsn: str) -> None
 
     assert [row[:5] for row in rows] == [
         ["3", "", "5", "", "bang"],
-        ["5", "m", "1", "set_aside", "complete: value too long"],
+        ["5", "m", "1", "quarantined", "complete: value too long"],
         ["2", "m", "5", "task", "boom"],
     ]
     assert len(run_cli(dsn, "dead", "list", "--limit", "1").rows) == 1

@@ -20,7 +20,7 @@ from tests.support.why import EARLIER, add, close
 WHY = """
     select %(key)s::text as key, w.state, w.reason, to_jsonb(w.until_at) #>> '{}' as until_at, w.model, w.detail,
            to_jsonb(%(now)s::timestamptz) #>> '{}' as now
-      from llmqueue.why(%(key)s::llmqueue.task_id, %(now)s) w
+      from llmqueue.why(%(key)s::llmqueue.task_id) w
 """
 
 
@@ -123,7 +123,9 @@ def test_ended_tasks(one: Queue) -> None:
 
 def test_a_task_that_is_set_aside(one: Queue) -> None:
     key = add(one)
-    query = "insert into llmqueue.set_aside (task_id, step, reason, set_aside_at) values (%s, 'claim', 'too long', %s)"
+    query = (
+        "insert into llmqueue.quarantine (task_id, step, reason, quarantined_at) values (%s, 'claim', 'too long', %s)"
+    )
     one.rows(query, key, T0)
 
     assert said(one, key) == [
@@ -222,13 +224,11 @@ def test_models_that_somebody_must_look_after(one: Queue) -> None:
 
 def test_a_closed_model(one: Queue) -> None:
     key = add(one)
-    query = (
-        "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because) values ('m', %s, %s, '429')"
-    )
+    query = "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values ('m', %s, %s, '429')"
     one.rows(query, T0, T0 + timedelta(minutes=2))
 
     assert said(one, key) == ["task K waits: model m is closed until 12:02:00 (in 2 min) because of 429"]
-    one.rows("update llmqueue.model_state set closed_until = %s", T0)
+    one.rows("update llmqueue.model_state set cooldown_until = %s", T0)
     assert said(one, key) == ["task K could be claimed now: model m has room and 1 live worker"]
     one.claim()
     assert said(one, add(one)) == [

@@ -18,7 +18,7 @@ def at(queue: Queue, *moment: int) -> None:
 
 
 def left(queue: Queue) -> tuple[int | None, int | None]:
-    query = """select llmqueue.day_allowance(c, 'calls', %s) as calls, llmqueue.day_allowance(c, 'tokens', %s) as tokens
+    query = """select llmqueue_internal.day_headroom(c, 'calls', %s) as calls, llmqueue_internal.day_headroom(c, 'tokens', %s) as tokens
                  from llmqueue.model_config c"""
     (row,) = queue.rows(query, queue.now, queue.now)
     return row["calls"], row["tokens"]
@@ -44,7 +44,7 @@ def left(queue: Queue) -> tuple[int | None, int | None]:
     ],
 )
 def test_a_day_begins_at_the_last_midnight_there(queue: Queue, timezone: str, now: str, midnight: str) -> None:
-    (started,) = queue.values("select llmqueue.day_start(%s, %s)", timezone, now)
+    (started,) = queue.values("select llmqueue_internal.day_start(%s, %s)", timezone, now)
 
     assert started == datetime.fromisoformat(midnight)
 
@@ -156,7 +156,7 @@ def test_the_day_survives_the_pruning_of_its_cells(queue: Queue) -> None:
     for _ in range(60):
         taken += len(queue.claim(5).grants)
         queue.advance(10)
-        queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+        queue.rows("select llmqueue_internal.prune_ledger()")
         assert left(queue) == (1000 - taken, 100000 - 100 * taken)
 
     assert taken == 300
@@ -170,12 +170,12 @@ def test_an_answer_after_the_pruning_is_put_right_for_the_day(queue: Queue) -> N
     grant = queue.claim(1).only
     queue.advance(200)
     queue.claim(1)
-    queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+    queue.rows("select llmqueue_internal.prune_ledger()")
     assert queue.value("select count(*) from llmqueue.ledger_minute") == 1
 
     queue.settle(answered(grant, 30, 1))
     assert left(queue) == (None, 100000 - 130)
-    queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+    queue.rows("select llmqueue_internal.prune_ledger()")
     assert left(queue) == (None, 100000 - 130)
 
 
@@ -186,7 +186,7 @@ def test_a_step_of_the_clock_gives_no_second_day(queue: Queue, step_s: float) ->
     assert len(queue.claim(100).grants) == 100
     queue.advance(step_s)
     if step_s >= 0:
-        queue.rows("select llmqueue.clock_stepped(%s)", queue.now)
+        queue.rows("select llmqueue.clock_stepped()")
     else:
         assert queue.claim(1).grants == []
     queue.advance(300)
@@ -200,8 +200,8 @@ def test_old_minutes_go_and_the_day_stays(queue: Queue) -> None:
     for _ in range(5):
         assert len(queue.claim(2).grants) == 2
         queue.advance(timedelta(days=1).total_seconds())
-        queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
-        queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+        queue.rows("select llmqueue_internal.prune_ledger()")
+        queue.rows("select llmqueue_internal.prune_ledger()")
 
     assert queue.value("select count(*) from llmqueue.ledger_minute") <= 4
 

@@ -82,7 +82,7 @@ def test_a_pool_that_nobody_serves_is_named(queue: Queue) -> None:
 def test_tasks_set_aside_do_not_hold_a_drain(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
-    queue.rows("select llmqueue.put_aside(%s, 'claim', 'theirs')", key)
+    queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)
 
     assert drain(queue) == {("", "set aside"): 1}
 
@@ -115,7 +115,7 @@ def test_a_model_without_weight_is_no_part_of_the_default_pool(queue: Queue) -> 
 def test_a_closed_model_will_open_and_a_limit_of_0_will_not_rise(queue: Queue) -> None:
     queue.model("closed")
     queue.rows(
-        "insert into llmqueue.model_state (model, closed_at, closed_until) values ('closed', now(), now() + '1 day')"
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('closed', now(), now() + '1 day')"
     )
     queue.add(model="closed")
     assert drain(queue) == {None: "waits"}

@@ -16,7 +16,7 @@ LOST = {
 
 
 def check(queue: Queue, seen: int | None = None) -> int:
-    return int(queue.value("select llmqueue.check_epoch(%s, %s)", seen, queue.now))
+    return int(queue.value("select llmqueue_internal.check_epoch(%s)", seen))
 
 
 def epochs(queue: Queue) -> list[dict[str, Any]]:
@@ -133,10 +133,9 @@ def test_a_fence_that_makes_no_sense_proves_nothing(queue: Queue, seen: str) -> 
     queue.add()
 
     found = queue.rows(
-        "select * from llmqueue.claim(%s, null, 1, '{}', 0, 0, %s::jsonb, %s)",
+        "select * from llmqueue.claim(%s, null, 1, '{}', 0, 0, %s::jsonb)",
         queue.worker,
         f'{{"seen": {seen}}}',
-        queue.now,
     )
 
     assert len(found) == 2
@@ -146,12 +145,12 @@ def test_a_fence_that_makes_no_sense_proves_nothing(queue: Queue, seen: str) -> 
 def test_a_claim_says_in_which_epoch_it_was_made(queue: Queue) -> None:
     queue.model("m", 600)
     queue.add()
-    query = "select turns ->> 'epoch' from llmqueue.claim(%s, null, 1, '{}', 0, 0, null, %s) where turns is not null"
-    assert queue.value(query, queue.worker, queue.now) == "1"
+    query = "select claim_state ->> 'epoch' from llmqueue.claim(%s, null, 1, '{}', 0, 0, null) where claim_state is not null"
+    assert queue.value(query, queue.worker) == "1"
 
     queue.rows(LOST["a promoted standby"][0])
 
-    assert queue.value(query, queue.worker, queue.now) == "2"
+    assert queue.value(query, queue.worker) == "2"
 
 
 def test_nobody_sweeps_within_a_lease_of_a_new_epoch(queue: Queue) -> None:
@@ -165,7 +164,7 @@ def test_nobody_sweeps_within_a_lease_of_a_new_epoch(queue: Queue) -> None:
         queue.beat(sweeper)
     queue.rows(LOST["a promoted standby"][0])
 
-    queue.rows("select llmqueue.do_chores(%s, '{heartbeat,sweep}', 0, %s)", sweeper, queue.now)
+    queue.rows("select llmqueue.maintain(%s, '{heartbeat,sweep}', 0)", sweeper)
     assert queue.task(dead.id)["status"] == "running"
 
     for _ in range(2):
@@ -213,7 +212,7 @@ def test_a_top_up_notices_a_loss_as_a_claim_does(queue: Queue) -> None:
     grant = queue.claim(1).only
     queue.rows(LOST["a promoted standby"][0])
 
-    assert queue.value("select llmqueue.top_up(%s, %s, 500, %s)", queue.worker, grant.fence, queue.now) is False
+    assert queue.value("select llmqueue.top_up(%s, %s, 500)", queue.worker, grant.fence) is False
 
     assert len(epochs(queue)) == 2
 

@@ -12,7 +12,7 @@ LATE = T0 - timedelta(seconds=1)
 
 
 def expire(queue: Queue, limit: int = 500) -> int:
-    return int(queue.value("select llmqueue.expire(%s, %s)", limit, queue.now))
+    return int(queue.value("select llmqueue_internal.expire(%s)", limit))
 
 
 @pytest.mark.parametrize("status", ["unsolved", "delayed"])

@@ -33,7 +33,7 @@ def test_pyratelimiter_a_worker_that_does_not_get_the_lock_is_not_told_that_the_
     queue.add(10)
     holder = several.connect()
     holder.autocommit = False
-    holder.execute("select pg_advisory_xact_lock(llmqueue.lock_space(), hashtext('a'))")
+    holder.execute("select pg_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext('a'))")
 
     claimed = queue.claim(20)
 
@@ -151,7 +151,7 @@ def test_litellm_7669_retry_after_is_waited_for(queue: Queue) -> None:
     queue.settle(refused(queue.claim(1).only, "quota", 5 * 3600))
 
     queue.advance(5 * 3600 - 1)
-    assert queue.claim(10).reasons == {"m": "closed"}
+    assert queue.claim(10).reasons == {"m": "cooldown"}
     queue.advance(1)
     assert len(queue.claim(10).grants) == 1
 
@@ -165,7 +165,7 @@ def test_litellm_40130_the_longer_of_two_pauses_wins(queue: Queue, order: tuple[
         queue.settle(refused(grant, "quota", pause_s))
 
     queue.advance(59)
-    assert queue.claim(10).reasons == {"m": "closed"}
+    assert queue.claim(10).reasons == {"m": "cooldown"}
 
 
 def test_litellm_34836_a_refusal_holds_from_the_next_grant_of_any_worker(queue: Queue) -> None:
@@ -205,21 +205,21 @@ def test_omniroute_495_a_wait_without_end_has_one(queue: Queue) -> None:
     (key,) = queue.add()
     queue.settle(refused(queue.claim(1).only, "quota", 1e18))
 
-    (until,) = queue.values("select closed_until from llmqueue.model_state")
+    (until,) = queue.values("select cooldown_until from llmqueue.model_state")
     assert queue.now is not None
     assert until <= queue.now + timedelta(days=365)
-    assert queue.value("select llmqueue.open_model('m', %s)", queue.now)
+    assert queue.value("select llmqueue.end_cooldown('m')")
     assert queue.task(key)["run_at"] <= queue.now + timedelta(days=366)
 
 
-@pytest.mark.parametrize("state", ["closed", "paused", "delayed"])
+@pytest.mark.parametrize("state", ["cooldown", "paused", "delayed"])
 def test_omniroute_495_a_deadline_ends_a_wait_for_a_model_that_takes_nothing(queue: Queue, state: str) -> None:
     """OmniRoute #495: the task's own deadline is what ends a wait of hours."""
     queue.model("m", 6000)
     (key,) = queue.add(deadline_at=queue.now + timedelta(hours=1))
     if state == "delayed":
         queue.settle(refused(queue.claim(1).only, "quota", 7200))
-    elif state == "closed":
+    elif state == "cooldown":
         queue.add(priority=1)
         queue.settle(refused(queue.claim(1).only, "quota", 7200))
     else:
@@ -253,7 +253,7 @@ def test_autolabel_433_one_bad_item_does_not_fail_those_beside_it(queue: Queue) 
 
     outcomes = queue.settle(complete(bad, "bad"), *[complete(grant) for grant in good])
 
-    assert outcomes == ["set_aside", *["completed"] * 4]
+    assert outcomes == ["quarantined", *["completed"] * 4]
 
 
 # Field bugs that have no place here:

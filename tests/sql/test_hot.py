@@ -40,7 +40,7 @@ class Load:
     def _keep(self) -> None:
         """Every half a minute: as many cold tasks as were taken, and the ledger pruned."""
         self.top_up(self.rpm // 2 + 1)
-        self.queue.rows("select llmqueue.prune_ledger(%s)", self.queue.now)
+        self.queue.rows("select llmqueue_internal.prune_ledger()")
         self.flow.at(self.flow.now_s + 30, self._keep)
 
     def _arrive(self) -> None:

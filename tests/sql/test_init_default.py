@@ -5,10 +5,10 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.adoption.columns import OUR_NAMES, STATUSES
+from llmqueue.db.mapping import read_mapping
 from llmqueue.errors import AdoptionRefused, Failure, NotInitialised, SchemaTooNew
-from llmqueue.mapping import read_mapping
+from llmqueue.install.adopt import AdoptionSpec, install
+from llmqueue.install.columns import OUR_NAMES, STATUSES
 from tests.support.adoption import adopt, rows, run, snapshot, task, value
 
 
@@ -61,9 +61,9 @@ def test_second_init_finds_nothing_to_change_and_changes_nothing(installed: str)
 @pytest.mark.parametrize(
     "damage",
     [
-        "drop function llmqueue.mark_done(llmqueue.task_id[])",
+        "drop function llmqueue_internal.mark_done(llmqueue.task_id[])",
         "drop view llmqueue.task cascade",
-        "create or replace function llmqueue.wake_up() returns trigger language plpgsql as 'begin return null; end'",
+        "create or replace function llmqueue_internal.wake_up() returns trigger language plpgsql as 'begin return null; end'",
         "drop index public.llmqueue_ready",
         "drop trigger llmqueue_wake_up on public.tasks",
         "alter table public.tasks drop column finished_at cascade",
@@ -147,7 +147,7 @@ def test_database_without_init_is_told_from_one_with(database: str) -> None:
 
 def test_a_view_of_the_owners_on_ours_is_not_dropped_by_an_upgrade(installed: str) -> None:
     run(installed, "create view public.mine as select id, is_ready from llmqueue.task")
-    run(installed, "update llmqueue.applied set source_hash = 'of another release' where part = 'seam'")
+    run(installed, "update llmqueue.applied set source_hash = 'of another release' where part = 'mapping'")
 
     with pytest.raises(Failure) as refusal:
         adopt(installed)

@@ -135,7 +135,7 @@ def test_a_status_of_our_own_leaves_theirs_alone_but_for_the_done_value(database
     adopt(database, own_status=True, **options)
 
     assert rows(database, "select count(*) from llmqueue.task where is_ready") == [(1,)]
-    assert value(database, "select llmqueue.status_word('unsolved')") is None
+    assert value(database, "select llmqueue_internal.status_word('unsolved')") is None
     settle(database, 1)
     assert value(database, "select llmqueue_status from tasks where id = 1") == "solved"
     if done is not None:
@@ -182,7 +182,7 @@ def test_an_answer_too_long_for_their_varchar_raises_instead_of_being_cut(databa
     adopt(database)
 
     with pytest.raises(psycopg.errors.StringDataRightTruncation):
-        run(database, "update llmqueue.task set answer = llmqueue.answer_value('much too long')")
+        run(database, "update llmqueue.task set answer = llmqueue_internal.answer_value('much too long')")
 
 
 def test_integer_codes_serve_as_words(database: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import OPERATOR, PRODUCER, READER, WORKER
+from llmqueue.install.rights import OPERATOR, PRODUCER, READER, WORKER
 from tests.support.adoption import adopt, rows, run, value
 from tests.support.cli import run_cli
 from tests.support.roles import member, with_roles
@@ -42,9 +42,9 @@ def test_a_hostile_table_is_adopted_worked_and_granted(victim: str) -> None:
     with member(victim, PRODUCER) as dsn:
         added = run_cli(dsn, "add", "-", "--format", "jsonl", stdin=b'{"prompt": "\'; drop table victim; --"}\n')
     with member(victim, WORKER) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("select llmqueue.worker_register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
+        conn.execute("select llmqueue.register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
         claimed = conn.execute(
-            "select (task).prompt from llmqueue.worker_claim(%s, null, 1) where (task).task_id is not null",
+            "select (task).prompt from llmqueue.claim(%s, null, 1) where (task).task_id is not null",
             (WORKER_ID,),
         ).fetchall()
 

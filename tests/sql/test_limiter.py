@@ -161,7 +161,7 @@ def test_a_seen_step_forward_closes_every_model_for_a_window(queue: Queue) -> No
     queue.add(30)
     queue.advance(3600)
 
-    queue.rows("select llmqueue.clock_stepped(%s)", queue.now)
+    queue.rows("select llmqueue.clock_stepped()")
 
     claimed = queue.claim(10)
     assert (claimed.grants, claimed.reasons) == ([], {"a": "rpm", "b": "rpm"})
@@ -171,8 +171,8 @@ def test_a_seen_step_forward_closes_every_model_for_a_window(queue: Queue) -> No
 
 def test_a_model_never_asked_before_survives_a_step(queue: Queue) -> None:
     queue.model("m", 600)
-    queue.rows("select llmqueue.clock_stepped(%s)", queue.now)
-    queue.rows("select llmqueue.clock_stepped(%s)", queue.now)
+    queue.rows("select llmqueue.clock_stepped()")
+    queue.rows("select llmqueue.clock_stepped()")
     queue.add()
 
     assert queue.claim(1).reasons == {"m": "rpm"}
@@ -195,6 +195,6 @@ def test_the_views_count_what_the_limiter_counts(queue: Queue) -> None:
         total += take(queue, 2)
         queue.advance(1)
 
-    assert queue.value("select llmqueue.count_calls('m', %s)", queue.now) == total
-    queue.rows("select llmqueue.clock_stepped(%s)", queue.now)
-    assert queue.value("select llmqueue.count_calls('m', %s)", queue.now) <= total
+    assert queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now) == total
+    queue.rows("select llmqueue.clock_stepped()")
+    assert queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now) <= total

@@ -82,7 +82,7 @@ def test_a_closed_models_share_moves_at_once_and_comes_back_without_catching_up(
     assert set(while_closed) == {"b", "c"}
     assert len(pool.claim(200).grants) == 200
 
-    pool.value("select llmqueue.open_model('a', %s)", pool.now)
+    pool.value("select llmqueue.end_cooldown('a')")
     pool.rows("update llmqueue.model_state set rpm_ceiling = null, rpm_cut_at = null")
     found = [shares(take(pool, 400)) for _ in range(5)]
     print(found)
@@ -267,7 +267,9 @@ def test_a_lane_gets_turns_by_how_few_can_take_it(pool: Queue, slots: int) -> No
     pool.rows("insert into llmqueue.pool_member (pool, model) values ('two', 'a'), ('two', 'b')")
     pool.model("d", enabled=False)  # a paused one helps nobody, nor does one that is closed
     pool.model("e", PLENTY)
-    pool.rows("insert into llmqueue.model_state (model, closed_at, closed_until) values ('e', now(), '2100-01-01')")
+    pool.rows(
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('e', now(), '2100-01-01')"
+    )
     for lane in ("a", "two", None):
         pool.add(2000, model=lane)
     lanes: Counter[str] = Counter()

@@ -73,8 +73,8 @@ def test_an_owners_deferred_trigger_costs_its_row_and_no_other_chore(installed: 
             "for each row execute function public.refuse()"
         )
 
-        conn.execute("select llmqueue.do_chores(gen_random_uuid(), array['promote'], 0)")
+        conn.execute("select llmqueue.maintain(gen_random_uuid(), array['promote'], 0)")
 
         found = conn.execute("select prompt, status from tasks order by prompt").fetchall()
         assert found == [("bad", "delayed"), ("good", "unsolved")]
-        assert conn.execute("select step, reason from llmqueue.set_aside").fetchall() == [("promote", "no")]
+        assert conn.execute("select step, reason from llmqueue.quarantine").fetchall() == [("promote", "no")]

@@ -16,7 +16,7 @@ def test_what_a_window_may_reach_is_never_pruned(queue: Queue) -> None:
     granted = []
     for _ in range(200):
         granted += [queue.now.timestamp()] * len(queue.claim(5).grants)
-        queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+        queue.rows("select llmqueue_internal.prune_ledger()")
         queue.advance(0.7)
 
     assert len(granted) > 60
@@ -30,7 +30,7 @@ def test_the_last_grant_survives_and_so_the_bucket_and_the_open_cell(queue: Queu
     cell = queue.value("select cell from llmqueue.ledger_grant")
     queue.advance(100_000)
 
-    queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+    queue.rows("select llmqueue_internal.prune_ledger()")
 
     assert queue.values("select cell from llmqueue.ledger_grant") == [cell]
     queue.claim(1)
@@ -50,7 +50,7 @@ def test_an_old_ledger_goes_in_bounded_steps_whatever_the_plan(queue: Queue, for
         "select 'm', n, 1, 0, now() from generate_series(1, 5001) n"
     )
 
-    pruned = [queue.value("select llmqueue.prune_ledger(%s)", queue.now) for _ in range(4)]
+    pruned = [queue.value("select llmqueue_internal.prune_ledger()") for _ in range(4)]
 
     assert pruned == [4000, 4000, 2000, 0]
     assert queue.values("select cell from llmqueue.ledger_grant") == [5001]
@@ -62,7 +62,7 @@ def test_the_newest_attempt_stays_since_a_lost_state_is_known_by_it(queue: Queue
     grants = queue.claim(3).grants
     queue.settle(*(complete(grant) for grant in grants))
 
-    queue.value("select llmqueue.prune_attempts('1 hour', 100, %s)", queue.now + timedelta(days=1))
+    queue.value("select llmqueue.prune_attempts('1 hour', 100)" + timedelta(days=1))
 
     assert queue.values("select fence from llmqueue.attempt") == [grants[-1].fence]
 
@@ -76,7 +76,7 @@ def test_old_ended_attempts_go_and_open_or_young_ones_stay(queue: Queue) -> None
     young = queue.claim(2).grants
     queue.settle(*map(complete, young))
 
-    assert queue.value("select llmqueue.prune_attempts(%s, 100, %s)", timedelta(days=30), queue.now) == 1
+    assert queue.value("select llmqueue.prune_attempts(%s, 100)", timedelta(days=30)) == 1
 
     assert queue.values("select fence from llmqueue.attempt order by 1") == [
         still_open.fence,
@@ -92,7 +92,7 @@ def test_attempts_are_pruned_in_bounded_steps_behind_open_ones(queue: Queue) -> 
     queue.advance(86400 * 31)
 
     for _ in range(10):
-        queue.value("select llmqueue.prune_attempts(%s, 8, %s)", timedelta(days=30), queue.now)
+        queue.value("select llmqueue.prune_attempts(%s, 8)", timedelta(days=30))
 
     left = [*grants[:5], grants[-1]]
     assert queue.values("select fence from llmqueue.attempt order by 1") == [grant.fence for grant in left]

@@ -117,9 +117,9 @@ def test_disown_releases_what_the_worker_does_not_know(queue: Queue) -> None:
     theirs = queue.claim(1, worker=other).only
     known, unknown = queue.claim(2).grants
 
-    assert queue.value("select llmqueue.disown(%s, %s, %s)", queue.worker, [known.fence], queue.now) == 1
+    assert queue.value("select llmqueue.release_unknown_claims(%s, %s)", queue.worker, [known.fence]) == 1
 
     assert [queue.task(grant.id)["status"] for grant in (theirs, known, unknown)] == ["running", "running", "unsolved"]
     assert queue.attempt(unknown)["error_class"] == "claim_answer_lost"
     assert sum(calls_by_cell(queue).values()) == 2
-    assert queue.value("select llmqueue.disown(%s, %s, %s)", queue.worker, [known.fence], queue.now) == 0
+    assert queue.value("select llmqueue.release_unknown_claims(%s, %s)", queue.worker, [known.fence]) == 0

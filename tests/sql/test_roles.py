@@ -8,16 +8,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adoption.adopt import AdoptionSpec, plan
-from llmqueue.adoption.rights import READER, ROLES, WORKER
 from llmqueue.errors import AdoptionRefused
+from llmqueue.install.adopt import AdoptionSpec, plan
+from llmqueue.install.rights import READER, ROLES, WORKER
 from tests.support.adoption import adopt, rows, run, value
 from tests.support.rights import (
     COLUMNS,
     EVERYBODYS,
     FUNCTIONS,
-    FUNCTIONS_FOR_NOBODY,
     HIDDEN_OF_ATTEMPT,
+    INTERNAL_FUNCTIONS,
     KNOWN_OF_ATTEMPT,
     MAY_INSERT,
     ONLY_MACHINE_WRITES,
@@ -50,7 +50,7 @@ def test_every_object_is_classified(granted: str) -> None:
     tasks = {name for (name,) in rows(granted, _columns_of("public.tasks"))}
 
     assert {name for _, name, _ in rows(granted, OBJECTS)} == RELATIONS
-    assert functions == set().union(*FUNCTIONS.values()) | EVERYBODYS | FUNCTIONS_FOR_NOBODY
+    assert functions == set().union(*FUNCTIONS.values())
     assert attempt == KNOWN_OF_ATTEMPT | HIDDEN_OF_ATTEMPT
     assert tasks == MAY_INSERT | ONLY_MACHINE_WRITES
 
@@ -82,15 +82,16 @@ def test_a_role_may_do_what_is_listed_and_nothing_else_with_tables_and_views(gra
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_may_execute_what_is_listed_and_nothing_else(granted: str, role: str) -> None:
-    found = rows(
-        granted,
-        "select proname from pg_proc where pronamespace = 'llmqueue'::regnamespace"
-        " and has_function_privilege(%s, oid, 'execute')",
-        (role,),
-    )
+    query = """
+        select proname from pg_proc where pronamespace = %s::regnamespace and has_function_privilege(%s, oid, 'execute')
+    """
+    usage = "select has_schema_privilege(%s, %s, %s)"
 
-    assert {name for (name,) in found} == FUNCTIONS[role] | EVERYBODYS
-    assert value(granted, "select has_schema_privilege(%s, 'llmqueue', 'create')", (role,)) is False
+    assert {name for (name,) in rows(granted, query, ("llmqueue", role))} == FUNCTIONS[role]
+    internal = {name for (name,) in rows(granted, query, ("llmqueue_internal", role))}
+    assert internal == INTERNAL_FUNCTIONS[role] | EVERYBODYS
+    for schema, privilege in (("llmqueue", "create"), ("llmqueue_internal", "usage"), ("llmqueue_internal", "create")):
+        assert value(granted, usage, (role, schema, privilege)) is False
 
 
 def test_the_roles_are_no_logins_and_may_nothing_else(granted: str) -> None:
@@ -125,7 +126,7 @@ def test_the_script_with_roles_leaves_init_nothing_to_change(server: Server, dat
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert 'grant execute on function "llmqueue"."worker_claim" to "llmqueue_worker"' in script
+    assert 'grant execute on function "llmqueue"."claim" to "llmqueue_worker"' in script
     assert plan(database, AdoptionSpec(with_roles=True)).steps == ()
 
 
@@ -133,7 +134,8 @@ def test_rights_that_an_upgrade_lost_come_back_with_a_plain_init(granted: str) -
     run(
         granted,
         "drop view llmqueue.backlog cascade",
-        "drop function llmqueue.worker_claim",
+        "drop function llmqueue.heartbeat",
+        "grant usage on schema llmqueue_internal to llmqueue_worker",
         "revoke select on llmqueue.model_config from llmqueue_reader",
         "grant select on llmqueue.attempt to llmqueue_worker",
         "grant execute on function llmqueue.claim to public",
@@ -176,9 +178,7 @@ def test_a_role_without_the_right_to_create_roles_is_told_what_an_administrator_
             "create role llmqueue_worker nologin; create role llmqueue_producer nologin; "
             "create role llmqueue_operator nologin; create role llmqueue_reader nologin; Then run init --roles again."
         )
-        assert value(
-            database, "select has_function_privilege('llmqueue_worker', 'llmqueue.worker_leave(uuid)', 'execute')"
-        )
+        assert value(database, "select has_function_privilege('llmqueue_worker', 'llmqueue.leave(uuid)', 'execute')")
         run(database, f"alter database {value(database, 'select current_database()')} owner to postgres")
 
 
@@ -218,7 +218,7 @@ def test_a_schema_of_the_table_in_which_everybody_may_create_is_refused(database
 def test_the_owners_path_is_that_of_the_first_init_whoever_runs_the_next(database: str) -> None:
     run(database, "create schema ext")
     adopt(make_conninfo(database, options="-c search_path=ext,public"))
-    path = "select llmqueue.owners_path()"
+    path = "select llmqueue_internal.owners_path()"
     assert value(database, path) == "pg_catalog, ext, public, pg_temp"
 
     run(database, "drop view llmqueue.backlog cascade")  # so that there is something to do, rights too
@@ -247,10 +247,10 @@ def test_an_owners_trigger_finds_the_owners_objects_whatever_path_the_worker_set
     with member(granted, WORKER) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("create temp table notes (task bigint, by text)")
         conn.execute("set search_path = evil, pg_temp, public")
-        conn.execute("select llmqueue.worker_register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
+        conn.execute("select llmqueue.register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
 
         claimed = conn.execute(
-            "select (task).task_id from llmqueue.worker_claim(%s, array['m'], 1) where (task).task_id is not null",
+            "select (task).task_id from llmqueue.claim(%s, array['m'], 1) where (task).task_id is not null",
             (WORKER_ID,),
         ).fetchall()
 
@@ -258,13 +258,49 @@ def test_an_owners_trigger_finds_the_owners_objects_whatever_path_the_worker_set
         assert conn.execute("select count(*) from pg_temp.notes").fetchone() == (0,)
     assert rows(granted, "select task, by from public.notes") == [(claimed[0][0], "postgres")]
     assert value(granted, "select count(*) from evil.notes") == 0
-    assert value(granted, "select count(*) from llmqueue.set_aside") == 0
+    assert value(granted, "select count(*) from llmqueue.quarantine") == 0
 
 
-def test_a_worker_cannot_set_the_time_or_touch_the_ledger(granted: str) -> None:
+CLOCK_ATTACKS = (
+    "select llmqueue_internal.clock()",
+    "create or replace function llmqueue_internal.clock() returns timestamptz language sql as"
+    " $$ select clock_timestamp() + interval '1 day' $$",
+    "alter function llmqueue_internal.clock() rename to clock_of_theirs",
+    "alter function llmqueue_internal.clock() set timezone = 'UTC'",
+    "drop function llmqueue_internal.clock()",
+    "create function llmqueue.clock() returns timestamptz language sql as 'select now()'",
+    "create function pg_catalog.clock_timestamp(int default 1) returns timestamptz language sql as 'select now()'",
+    "alter schema llmqueue_internal rename to theirs",
+    "update pg_catalog.pg_proc set prosrc = 'select now()' where proname = 'clock'",
+)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_may_name_or_replace_the_clock(granted: str, role: str) -> None:
+    query = "select pg_get_functiondef(oid) from pg_proc where pronamespace = 'llmqueue_internal'::regnamespace"
+    before = rows(granted, query)
+
+    with member(granted, role) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        for statement in CLOCK_ATTACKS:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement.encode())
+
+    assert rows(granted, query) == before
+
+
+def test_the_setting_of_a_simulated_clock_changes_nothing_in_production(granted: str) -> None:
+    run(granted, "insert into llmqueue.model_config (model, rpm) values ('m', 600)")
+    with member(granted, WORKER) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("select set_config('llmqueue.simulated_now', '2040-01-01 12:00:00+00', false)")
+        conn.execute("select llmqueue.register(%s, 'w', '1', null, 20, 0.5)", (WORKER_ID,))
+
+    beat_at = value(granted, "select heartbeat_at <= clock_timestamp() from llmqueue.worker")
+    assert beat_at is True
+
+
+def test_a_worker_cannot_touch_the_ledger(granted: str) -> None:
     refused = (
-        "select * from llmqueue.claim(gen_random_uuid(), null, 1, p_now => now() + interval '1 day')",
-        "select * from llmqueue.worker_claim(gen_random_uuid(), null, 1, p_now => now())",
+        "select llmqueue_internal.fill_ledger('m')",
         "delete from llmqueue.ledger_cell",
         "insert into llmqueue.ledger_grant (model, cell, calls, level, granted_at) values ('m', 1, -1, 0, now())",
         "update llmqueue.limiter set guard_s = 0",
@@ -272,7 +308,7 @@ def test_a_worker_cannot_set_the_time_or_touch_the_ledger(granted: str) -> None:
         "select prompt from tasks",
         "select prompt_text from llmqueue.task",
         "select nextval('llmqueue.fence_seq')",
-        "create function llmqueue.worker_mine() returns int language sql as 'select 1'",
+        "create function llmqueue.mine() returns int language sql as 'select 1'",
     )
     with member(granted, WORKER) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
         for statement in refused:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import OPERATOR, PRODUCER, READER
+from llmqueue.install.rights import OPERATOR, PRODUCER, READER
 from tests.support.adoption import adopt, rows, run, value
 from tests.support.cli import run_cli
 from tests.support.roles import member, with_roles
@@ -50,7 +50,7 @@ def _fill(dsn: str) -> None:
         "insert into tasks (id, prompt, status, error, answer, finished_at)"
         f" values (2, '{PROMPT}', 'failed', 'it broke', '{ANSWER}', now())",
         f"insert into tasks (id, prompt) values (3, '{PROMPT}')",
-        "insert into llmqueue.set_aside (task_id, step, reason) values (3, 'claim', 'a trigger raised')",
+        "insert into llmqueue.quarantine (task_id, step, reason) values (3, 'claim', 'a trigger raised')",
         "insert into llmqueue.attempt (fence, task_id, model, worker, attempt_no, granted_at, cell, rpm, ended_at,"
         " outcome, error, answer)"
         f" values (1, 2, 'small', '{uuid4()}', 1, now(), 1, 60, now(), 'late', 'no', '{ANSWER}')",
@@ -122,7 +122,7 @@ REFUSED_TO_PRODUCERS = (
     "select prompt from tasks", "select answer from tasks", "select * from tasks", "update tasks set prompt = ''",
         "delete from tasks", "truncate tasks", "insert into tasks (prompt, answer) values ('', 'forged')",
         "insert into tasks (prompt, fence) values ('', 1)",
-        "create trigger t after insert on tasks execute function llmqueue.wake_up()",
+        "create trigger t after insert on tasks execute function llmqueue_internal.wake_up()",
         "select * from llmqueue.backlog", "update llmqueue.model_config set rpm = 1",
         "select prompt from llmqueue.task", "select llmqueue.cancel(array[1]::llmqueue.task_id[])",
         "lock table tasks in access exclusive mode",
@@ -149,7 +149,7 @@ def test_an_operator_changes_limits(granted: str, operator: str) -> None:
     _fill(granted)
     run(
         granted,
-        "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because)"
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason)"
         " values ('small', now(), now() + interval '1 hour', '429')",
     )
 
@@ -164,7 +164,7 @@ def test_an_operator_changes_limits(granted: str, operator: str) -> None:
         ("other", 5, True),
         ("small", 120, True),
     ]
-    assert value(granted, "select closed_until from llmqueue.model_state where model = 'small'") is None
+    assert value(granted, "select cooldown_until from llmqueue.model_state where model = 'small'") is None
     assert value(granted, "select count(*) from llmqueue.pool_member") == 2
 
 
@@ -179,7 +179,7 @@ def test_an_operator_restarts_cancels_and_purges(granted: str, operator: str) ->
 
     assert purged.code == 0, purged.err
     assert rows(granted, "select id, status from tasks order by id") == [(1, "unsolved"), (2, "cancelled")]
-    assert value(granted, "select count(*) from llmqueue.set_aside") == 0
+    assert value(granted, "select count(*) from llmqueue.quarantine") == 0
 
 
 def test_an_operator_restarts_a_task_whose_status_is_the_owners(database: str) -> None:
@@ -207,7 +207,7 @@ def test_an_operator_restarts_a_task_whose_status_is_the_owners(database: str) -
 REFUSED_TO_OPERATORS = (
     "select prompt from tasks", "select prompt, answer from llmqueue.task", "select answer from llmqueue.attempt",
         "update llmqueue.task set answer = 'forged'", "update llmqueue.task set prompt = 'forged'",
-        "select * from llmqueue.worker_claim(gen_random_uuid(), null, 1)", "delete from llmqueue.attempt",
+        "select * from llmqueue.claim(gen_random_uuid(), null, 1)", "delete from llmqueue.attempt",
         "update llmqueue.limiter set guard_s = 0", "delete from llmqueue.ledger_grant",
         "delete from llmqueue.model_config",
         "insert into llmqueue.task (prompt) values ('mine')",

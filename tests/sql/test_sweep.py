@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import psycopg
@@ -150,10 +151,12 @@ def test_within_a_lease_of_the_servers_start_nobody_is_swept(queue: Queue, sweep
         "update llmqueue.worker set heartbeat_at = pg_postmaster_start_time() + interval '19 s' where worker = %s",
         sweeper,
     )
-    sweep = "select llmqueue.sweep(%s, 500, pg_postmaster_start_time() + %s::interval)"
+    started_at = queue.value("select pg_postmaster_start_time()")
 
-    assert queue.value(sweep, sweeper, "19.9 s") == 0
-    assert queue.value(sweep, sweeper, "20 s") == 1
+    queue.now = started_at + timedelta(seconds=19.9)
+    assert queue.sweep(sweeper) == 0
+    queue.now = started_at + timedelta(seconds=20)
+    assert queue.sweep(sweeper) == 1
 
 
 def test_the_tasks_of_a_worker_that_has_left_are_swept_at_once(queue: Queue, sweeper: UUID) -> None:
@@ -195,7 +198,7 @@ def test_a_sweep_is_bounded(queue: Queue, sweeper: UUID) -> None:
     queue.claim(7)
     pass_time(queue, 20, sweeper)
 
-    taken = [queue.value("select llmqueue.sweep(%s, 3, %s)", sweeper, queue.now) for _ in range(4)]
+    taken = [queue.value("select llmqueue_internal.sweep(%s, 3)", sweeper) for _ in range(4)]
 
     assert taken == [3, 3, 1, 0]
 
@@ -241,8 +244,8 @@ def test_a_heartbeat_rings_the_workers_own_bell(shared: str) -> None:
         try:
             conn.execute("select llmqueue.heartbeat(%s, 7)", (worker,))
 
-            (bell,) = conn.notifies(timeout=10, stop_after=1)
-            assert bell.channel == f"llmqueue_{worker.hex}"
+            (wake,) = conn.notifies(timeout=10, stop_after=1)
+            assert wake.channel == f"llmqueue_{worker.hex}"
             assert conn.execute("select running from llmqueue.worker where worker = %s", (worker,)).fetchone() == (7,)
         finally:
             conn.execute("select llmqueue.leave(%s)", (worker,))

@@ -34,8 +34,8 @@ def by_cell(queue: Queue) -> dict[int, tuple[int, int]]:
 
 
 def top_up(queue: Queue, grant: Grant, to: int, worker: object = None) -> bool:
-    query = "select llmqueue.top_up(%s, %s, %s, %s)"
-    return bool(queue.value(query, worker or grant.worker, grant.fence, to, queue.now))
+    query = "select llmqueue.top_up(%s, %s, %s)"
+    return bool(queue.value(query, worker or grant.worker, grant.fence, to))
 
 
 def settle(queue: Queue, item: dict[str, object], grant: Grant) -> None:
@@ -159,11 +159,11 @@ def test_an_answer_for_a_cell_of_long_ago_changes_no_window(queue: Queue) -> Non
     grant = queue.claim(1).only
     queue.advance(600)
     queue.claim(1)
-    queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+    queue.rows("select llmqueue_internal.prune_ledger()")
 
     settle(queue, answered(grant, 50000, 1), grant)
 
-    (tokens,) = queue.values("select (llmqueue.count_60s('m', %s)).tokens", queue.now)
+    (tokens,) = queue.values("select (llmqueue_internal.count_60s('m', %s)).tokens", queue.now)
     assert tokens == INPUT
 
 
@@ -358,7 +358,7 @@ def test_a_top_up_waits_for_the_models_lock_only_for_a_moment(conn: psycopg.Conn
     ready(queue, token_mode="input")
     grant = queue.claim(1).only
     with psycopg.connect(installed) as other:
-        other.execute("select pg_advisory_xact_lock(llmqueue.lock_space(), hashtext('m'))")
+        other.execute("select pg_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext('m'))")
 
         assert top_up(queue, grant, 500) is False
 
@@ -379,6 +379,6 @@ def test_hot_calls_may_use_the_tokens_that_are_kept_for_them(queue: Queue) -> No
     cold = queue.rows("select fence, worker from llmqueue.attempt where not is_hot order by fence desc limit 1")[0]
 
     assert free > 0
-    given = queue.value("select llmqueue.top_up(%s, %s, %s, %s)", cold["worker"], cold["fence"], 508 + free, queue.now)
+    given = queue.value("select llmqueue.top_up(%s, %s, %s)", cold["worker"], cold["fence"], 508 + free)
     assert given is False, "a part is kept for hot ones"
     assert top_up(queue, hot, INPUT + free) is True

@@ -22,7 +22,7 @@ def charge(queue: Queue, grant: Grant) -> dict[str, Any]:
 
 def counted(queue: Queue) -> tuple[int, int]:
     """Tokens and output tokens that the limiter counts in the last minute."""
-    (row,) = queue.rows("select tokens, output_tokens from llmqueue.count_60s('m', %s)", queue.now)
+    (row,) = queue.rows("select tokens, output_tokens from llmqueue_internal.count_60s('m', %s)", queue.now)
     return row["tokens"], row["output_tokens"]
 
 
@@ -99,7 +99,7 @@ def test_without_a_limit_on_tokens_nothing_is_charged_or_measured(queue: Queue) 
 )
 @pytest.mark.parametrize("type_", ["json", "jsonb"])
 def test_the_output_is_what_the_params_allow_first(queue: Queue, params: str | None, output: int, type_: str) -> None:
-    (allowed,) = queue.values(f"select llmqueue.max_output_of((%s::{type_})::text)", params)
+    (allowed,) = queue.values(f"select llmqueue_internal.max_output_of((%s::{type_})::text)", params)
     assert (300 if allowed is None else allowed) == output
 
     queue.model("m", tpm=60000, token_mode="sum", max_output=300)
@@ -131,7 +131,7 @@ def test_what_an_earlier_attempt_was_charged_is_charged_again(queue: Queue) -> N
     queue.model("m", tpm=60000, token_mode="input")
     queue.add(prompt=PROMPT)
     first = queue.claim(1).only
-    assert queue.value("select llmqueue.top_up(%s, %s, 500, %s)", queue.worker, first.fence, queue.now)
+    assert queue.value("select llmqueue.top_up(%s, %s, 500)", queue.worker, first.fence)
     queue.retry(first, delay_s=1)
     queue.advance(1)
     queue.promote()
@@ -143,7 +143,7 @@ def test_what_another_model_was_charged_does_not_count(queue: Queue) -> None:
     queue.model("m", tpm=60000, token_mode="input")
     queue.add(prompt=PROMPT)
     first = queue.claim(1).only
-    queue.rows("select llmqueue.top_up(%s, %s, 500, %s)", queue.worker, first.fence, queue.now)
+    queue.rows("select llmqueue.top_up(%s, %s, 500)", queue.worker, first.fence)
     queue.release(first)
     queue.model("other", tpm=60000, token_mode="input")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import connect, resources
-from llmqueue.adoption.adopt import AdoptionSpec, install, plan
-from llmqueue.adoption.steps import Step
+from llmqueue.db import connect, resources
 from llmqueue.errors import Failure, SchemaTooNew
+from llmqueue.install.adopt import AdoptionSpec, install, plan
+from llmqueue.install.steps import Step
 from tests.support import processes
 from tests.support.adoption import adopt, rows, run, snapshot, value
 from tests.support.eventually import eventually
@@ -265,7 +265,7 @@ def test_the_index_of_open_attempts_is_replaced_beside_the_workers(installed: st
     run(installed, "drop index llmqueue.attempt_running", old)
 
     with psycopg.connect(installed, autocommit=True) as conn:
-        queue = Queue(conn)
+        queue = Queue(conn, now=None)
         queue.model("m", max_concurrency=2, hot_share=0)
         queue.add(5)
         assert len(queue.claim().grants) == 2

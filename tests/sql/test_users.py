@@ -215,7 +215,7 @@ def test_a_claim_costs_its_batch_however_many_users_wait(conn: psycopg.Connectio
     queue.model("m", 6_000_000)
     queue.rows("alter table tasks set (autovacuum_enabled = off)")
     queue.rows("insert into tasks (prompt, user_id) select 'p', 'u' || n %% %s from generate_series(1, 20000) n", users)
-    query = """select (task).task_id from llmqueue.claim(%s, null, %s, p_turns => %s::jsonb)
+    query = """select (task).task_id from llmqueue.claim(%s, null, %s, p_claim_state => %s::jsonb)
                 where (task).task_id is not null"""
     reads = []
     with psycopg.connect(conn.info.dsn, autocommit=True) as plain:

@@ -80,9 +80,9 @@ def test_calls_useful_at_once_end_where_the_tasks_or_the_allowed_calls_do(conn: 
     conn.execute("update llmqueue.model_config set enabled = false where model = 'n'")
     conn.execute(
         """
-        insert into llmqueue.model_state (model, closed_at, closed_until)
+        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)
         values ('m', now(), now() + interval '1 minute')
-            on conflict (model) do update set closed_at = now(), closed_until = excluded.closed_until
+            on conflict (model) do update set cooldown_started_at = now(), cooldown_until = excluded.cooldown_until
         """
     )
     assert desired(conn) == 2  # what is running, and the probe
@@ -136,7 +136,7 @@ def test_the_oldest_of_a_large_lane_is_one_probe(conn: Conn, analyzed: str) -> N
     with conn.transaction():
         query = "select idx_tup_fetch, coalesce(seq_scan, 0) from pg_stat_xact_user_tables where relname = 'tasks'"
         ((before, _),) = fetch(conn, query)
-        conn.execute("select llmqueue.count_ready('m')")
+        conn.execute("select llmqueue_internal.count_ready('m')")
         ((after, sequential),) = fetch(conn, query)
 
     assert int(str(after)) - int(str(before)) <= 10_001 + 1
@@ -185,14 +185,14 @@ def test_dead_letters_are_failed_and_set_aside_tasks(conn: Conn) -> None:
         """
     )
     add_attempt(conn, 101, "m", ended_at="now", outcome="buried", error_class="task")
-    add_attempt(conn, 102, "n", ended_at="now", outcome="set_aside")
-    conn.execute("insert into llmqueue.set_aside (task_id, step, reason) values (102, 'complete', 'too long')")
+    add_attempt(conn, 102, "n", ended_at="now", outcome="quarantined")
+    conn.execute("insert into llmqueue.quarantine (task_id, step, reason) values (102, 'complete', 'too long')")
 
     rows = fetch(
         conn, "select task_id, model, attempts, error_class, error from llmqueue.dead_letters order by failed_at desc"
     )
 
-    assert rows == [(102, "n", 1, "set_aside", "complete: too long"), (101, "m", 5, "task", "boom")]
+    assert rows == [(102, "n", 1, "quarantined", "complete: too long"), (101, "m", 5, "task", "boom")]
 
 
 def test_eta_is_the_time_that_the_limits_leave(conn: Conn) -> None:

@@ -1,4 +1,4 @@
-"""What the views say of tokens, days, closings and pools."""
+"""What the views say of tokens, days, cooldowns and pools."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def minute(conn: Conn, minutes_ago: int, calls: int, tokens: int = 0, output: in
 
 
 def count_60s(conn: Conn) -> tuple[object, ...]:
-    (row,) = fetch(conn, f"select calls, tokens, output_tokens from llmqueue.count_60s('m', {NOW})")
+    (row,) = fetch(conn, f"select calls, tokens, output_tokens from llmqueue_internal.count_60s('m', {NOW})")
     return row
 
 
@@ -87,9 +87,11 @@ def test_a_day_is_its_minutes_and_what_is_not_yet_in_there(conn: Conn) -> None:
     cell(conn, 2, FULL)
     grant(conn, 0, 8, 80, 8)
 
-    utc = fetch(conn, f"select calls, tokens from llmqueue.count_today('m', 'UTC', {NOW})")
-    tokyo = fetch(conn, f"select calls, tokens from llmqueue.count_today('m', 'Asia/Tokyo', {NOW})")
-    los_angeles = fetch(conn, f"select calls, tokens from llmqueue.count_today('m', 'America/Los_Angeles', {NOW})")
+    utc = fetch(conn, f"select calls, tokens from llmqueue_internal.count_today('m', 'UTC', {NOW})")
+    tokyo = fetch(conn, f"select calls, tokens from llmqueue_internal.count_today('m', 'Asia/Tokyo', {NOW})")
+    los_angeles = fetch(
+        conn, f"select calls, tokens from llmqueue_internal.count_today('m', 'America/Los_Angeles', {NOW})"
+    )
 
     assert utc == [(15, 165)]
     assert tokyo == [(115, 1265)]  # its day began 21 hours ago
@@ -114,7 +116,7 @@ def test_model_status_shows_what_is_used_of_each_limit(conn: Conn) -> None:
         conn,
         """
         select calls_60s, use_pct, tokens_60s, tpm_use_pct, output_tokens_60s, effective_rpm, effective_concurrency,
-               tpm, output_tpm, token_mode, weight, hot_share, rpd, tpd, closed_until, closed_because, burst_windows,
+               tpm, output_tpm, token_mode, weight, hot_share, rpd, tpd, cooldown_until, cooldown_reason, burst_windows,
                calls_today in (30, 37), tokens_today in (525, 602)
           from llmqueue.model_status
         """,
@@ -130,14 +132,14 @@ def test_model_status_shows_a_closing_and_learned_ceilings_while_they_last(conn:
     fetch(
         conn,
         """
-        insert into llmqueue.model_state (model, closed_at, closed_until, closed_because, rpm_ceiling, rpm_cut_at,
+        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason, rpm_ceiling, rpm_cut_at,
                                           concurrency_ceiling, concurrency_cut_at)
         select 'm', now, now + interval '1 hour', '429', 50, now, 4, now from (select clock_timestamp() as now) x
         returning 1
         """,
     )
     look = """
-        select closed_until is not null, closed_because, effective_rpm between 50 and 60,
+        select cooldown_until is not null, cooldown_reason, effective_rpm between 50 and 60,
                effective_concurrency between 4 and 9, rpm, max_concurrency
           from llmqueue.model_status
     """
@@ -147,7 +149,7 @@ def test_model_status_shows_a_closing_and_learned_ceilings_while_they_last(conn:
         conn,
         """
         update llmqueue.model_state
-           set closed_at = null, closed_until = null, rpm_cut_at = now() - interval '1 hour',
+           set cooldown_started_at = null, cooldown_until = null, rpm_cut_at = now() - interval '1 hour',
                concurrency_cut_at = now() - interval '1 hour' returning 1
         """,
     )
@@ -229,7 +231,7 @@ def test_eta_of_a_pool_fills_what_its_models_have_left(pools: Conn) -> None:
 
 
 def test_a_model_is_able_until_one_of_its_limits_is_0(conn: Conn) -> None:
-    query = "select llmqueue.is_able(c) from llmqueue.model_config c"
+    query = "select llmqueue_internal.is_enabled(c) from llmqueue.model_config c"
     fetch(conn, "insert into llmqueue.model_config (model, rpm, token_mode) values ('m', 1, 'split') returning 1")
     assert fetch(conn, query) == [(True,)]
 
@@ -247,8 +249,8 @@ def test_what_is_counted_is_what_was_charged_and_what_the_usage_made_of_it(queue
     queue.add(3, model="m")
     grants = queue.claim(3).grants
     charged = queue.value("select sum(tokens) from llmqueue.attempt")
-    counted = "select calls, tokens from llmqueue.count_60s('m', %s)"
-    today = "select calls, tokens from llmqueue.count_today('m', 'UTC', %s)"
+    counted = "select calls, tokens from llmqueue_internal.count_60s('m', %s)"
+    today = "select calls, tokens from llmqueue_internal.count_today('m', 'UTC', %s)"
     assert charged > 300
     assert queue.rows(counted, queue.now) == queue.rows(today, queue.now) == [{"calls": 3, "tokens": charged}]
 
@@ -261,7 +263,7 @@ def test_what_is_counted_is_what_was_charged_and_what_the_usage_made_of_it(queue
     queue.advance(400)
     queue.add(model="m")
     assert len(queue.claim(1).grants) == 1  # closes the cell of the others
-    queue.rows("select llmqueue.prune_ledger(%s)", queue.now)
+    queue.rows("select llmqueue_internal.prune_ledger()")
     assert queue.value("select sum(calls) from llmqueue.ledger_minute") == 3
     assert queue.rows(today, queue.now)[0]["calls"] == 4
     assert queue.rows(counted, queue.now)[0]["calls"] == 1
@@ -275,8 +277,8 @@ def test_a_refusal_shows_until_the_model_is_opened(queue: Queue) -> None:
         retry(refused, counts=False, refusal="quota", pause_s=3600, error_class="rate_limited", error="slow down")
     )
 
-    look = "select closed_until - %s > interval '59 minutes' as is_closed, closed_because from llmqueue.model_status"
-    assert queue.rows(look, queue.now) == [{"is_closed": True, "closed_because": "rate_limited: slow down"}]
+    look = "select cooldown_until - %s > interval '59 minutes' as is_closed, cooldown_reason from llmqueue.model_status"
+    assert queue.rows(look, queue.now) == [{"is_closed": True, "cooldown_reason": "rate_limited: slow down"}]
 
-    queue.rows("select llmqueue.open_model('m', %s)", queue.now)
-    assert queue.rows(look, queue.now) == [{"is_closed": None, "closed_because": None}]
+    queue.rows("select llmqueue.end_cooldown('m')")
+    assert queue.rows(look, queue.now) == [{"is_closed": None, "cooldown_reason": None}]

@@ -41,9 +41,9 @@ def test_a_dead_letter_says_what_its_last_attempt_came_to(queue: Queue) -> None:
 
 def test_a_task_that_is_set_aside(queue: Queue) -> None:
     key = add(queue)
-    queue.rows("insert into llmqueue.set_aside (task_id, step, reason) values (%s, 'claim', 'too long')", key)
+    queue.rows("insert into llmqueue.quarantine (task_id, step, reason) values (%s, 'claim', 'too long')", key)
 
-    assert verdict(queue, key) == ("set_aside", "set_aside", "m", None)
+    assert verdict(queue, key) == ("quarantined", "quarantined", "m", None)
     assert detail(queue, key, "step", "error") == ("claim", "too long")
 
 
@@ -116,7 +116,7 @@ def test_a_task_whose_run_at_is_ahead(queue: Queue) -> None:
 def test_a_task_that_never_becomes_due(queue: Queue) -> None:
     key = add(queue, run_at="infinity")
 
-    found = queue.rows("select reason, until_at::text from llmqueue.why(%s, %s)", key, T0)
+    found = queue.rows("select reason, until_at::text from llmqueue.why(%s)", key)
 
     assert found == [{"reason": "not_due", "until_at": "infinity"}]
 
@@ -190,8 +190,8 @@ def test_a_closed_model_until_it_opens(queue: Queue) -> None:
     key = add(queue)
     close(queue, 30)
 
-    assert verdict(queue, key) == ("ready", "closed", "m", T0 + timedelta(seconds=30))
-    assert detail(queue, key, "closed_because") == ("429",)
+    assert verdict(queue, key) == ("ready", "cooldown", "m", T0 + timedelta(seconds=30))
+    assert detail(queue, key, "cooldown_reason") == ("429",)
 
 
 def test_a_closed_model_whose_probe_this_task_may_be(queue: Queue) -> None:
@@ -214,7 +214,7 @@ def test_asking_why_changes_nothing_and_works_where_nothing_can_be_written(queue
     assert verdict(queue, waiting)[0] == "ready"
     assert verdict(queue, key)[0] == "running"
 
-    assert queue.values("select closed_until is not null from llmqueue.model_state") == [True]
+    assert queue.values("select cooldown_until is not null from llmqueue.model_state") == [True]
 
 
 def test_a_closed_model_that_is_probed(queue: Queue) -> None:
@@ -224,7 +224,7 @@ def test_a_closed_model_that_is_probed(queue: Queue) -> None:
     key = add(queue)
 
     assert verdict(queue, key) == ("ready", "probe", "m", T0 + timedelta(seconds=5))
-    assert detail(queue, key, "closed_because") == ("429",)
+    assert detail(queue, key, "cooldown_reason") == ("429",)
     assert detail(queue, probe, "is_probe") == (True,)
 
 
@@ -314,6 +314,6 @@ def test_calls_are_spread_over_the_minute(queue: Queue) -> None:
 
 def test_a_quiet_minute_after_a_step_of_the_clock(queue: Queue) -> None:
     key = add(queue)
-    queue.rows("select llmqueue.fill_ledger('m', %s)", T0)
+    queue.rows("select llmqueue_internal.fill_ledger('m')")
 
     assert verdict(queue, key)[:3] == ("ready", "clock", "m")

@@ -24,7 +24,7 @@ def test_a_task_of_the_default_pool_has_a_row_for_each_model(queue: Queue) -> No
     close(queue, 30)
     key = add(queue, model=None)
 
-    assert {row["model"]: row["reason"] for row in why(queue, key)} == {"m": "closed", "n": None}
+    assert {row["model"]: row["reason"] for row in why(queue, key)} == {"m": "cooldown", "n": None}
 
 
 def test_a_task_of_a_named_pool(queue: Queue) -> None:
@@ -55,7 +55,7 @@ def test_better_tasks_of_its_lane(queue: Queue) -> None:
 
 def test_what_will_not_run_goes_before_nothing(queue: Queue) -> None:
     aside = add(queue, priority=7)
-    queue.rows("insert into llmqueue.set_aside (task_id, step, reason) values (%s, 'claim', 'too long')", aside)
+    queue.rows("insert into llmqueue.quarantine (task_id, step, reason) values (%s, 'claim', 'too long')", aside)
     add(queue, priority=7, run_at=T0 + timedelta(seconds=1))
     add(queue, priority=7, deadline_at=T0)
     key = add(queue)

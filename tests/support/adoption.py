@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 
 SIX = "('unsolved', 'running', 'solved', 'failed', 'cancelled', 'delayed')"
 SIMPLE = f"""
@@ -88,17 +88,17 @@ def settle(dsn: str, key: object, answer: str = '"42"') -> None:
             False,
         )
         conn.execute(
-            "update llmqueue.task set status = llmqueue.status_word('running'), attempts = 1, started_at = now() "
+            "update llmqueue.task set status = llmqueue_internal.status_word('running'), attempts = 1, started_at = now() "
             "where id = %s and is_ready",
             (key,),
         )
         assert conn.execute("select is_running from llmqueue.task where id = %s", (key,)).fetchone() == (True,)
         conn.execute(
-            "update llmqueue.task set status = llmqueue.status_word('solved'), answer = llmqueue.answer_value(%s) "
+            "update llmqueue.task set status = llmqueue_internal.status_word('solved'), answer = llmqueue_internal.answer_value(%s) "
             "where id = %s",
             (answer, key),
         )
-        conn.execute("select llmqueue.mark_done(array[%s]::llmqueue.task_id[])", (key,))
+        conn.execute("select llmqueue_internal.mark_done(array[%s]::llmqueue.task_id[])", (key,))
         assert conn.execute("select is_ready, is_ended from llmqueue.task where id = %s", (key,)).fetchone() == (
             False,
             True,

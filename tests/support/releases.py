@@ -42,10 +42,10 @@ class Release:
 
     @property
     def version(self) -> int:
-        return max(int(path.name[:4]) for path in (self.sql / "migrations").glob("*.sql"))
+        return max(int(path.name[:4]) for path in (self.sql / "schema").glob("*.sql"))
 
     def add_migration(self, name: str, text: str) -> Path:
-        path = self.sql / "migrations" / f"{self.version + 1:04}_{name}.sql"
+        path = self.sql / "schema" / f"{self.version + 1:04}_{name}.sql"
         path.write_text(text)
         return path
 

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
+from llmqueue.forecast import simulated_clock
 from tests.support.server import Server
 
 # After the server's start and after every row's default now(): a sweep may happen, everything is due.
@@ -23,9 +24,13 @@ T0 = datetime(2040, 1, 1, 12, tzinfo=UTC)
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s,
-           (task).tokens, (task).is_hot, (task).lane, turns
+           (task).tokens, (task).is_hot, (task).lane, claim_state
       from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(chores)s::text[], 0,
-                           %(hot_slots)s, %(turns)s::jsonb, %(now)s)"""
+                           %(hot_slots)s, %(claim_state)s::jsonb)"""
+
+HAS_SIMULATED_CLOCK = """
+    select prosrc like '%simulated_now%' from pg_proc
+     where pronamespace = 'llmqueue_internal'::regnamespace and proname = 'clock'"""
 
 _NUMBER = count(1)
 
@@ -72,9 +77,25 @@ class Queue:
     def __init__(self, conn: psycopg.Connection[Any], now: datetime | None = T0) -> None:
         conn.row_factory = dict_row
         self.conn = cast(psycopg.Connection[DictRow], conn)
-        self.now = now
+        self._now = now
+        self._set_clock()
         self.worker = self.register()
-        self.turns: dict[UUID, Any] = {}
+        self.claim_state: dict[UUID, Any] = {}
+
+    @property
+    def now(self) -> datetime | None:
+        """What the database's clock shows in this session; None: the real time."""
+        return self._now
+
+    @now.setter
+    def now(self, now: datetime | None) -> None:
+        self._now = now
+        self._set_clock()
+
+    def _set_clock(self) -> None:
+        if self._now is not None and not self.value(HAS_SIMULATED_CLOCK):
+            self.conn.execute(simulated_clock.INSTALL)
+        self.conn.execute(simulated_clock.SET, (self._now,))
 
     # --- plain SQL ----------------------------------------------------------------------------------------------
 
@@ -99,7 +120,7 @@ class Queue:
 
     def aside(self) -> dict[Any, str]:
         """The tasks that are set aside, and in which step."""
-        return {row["task_id"]: row["step"] for row in self.rows("select task_id, step from llmqueue.set_aside")}
+        return {row["task_id"]: row["step"] for row in self.rows("select task_id, step from llmqueue.quarantine")}
 
     def count(self, table: str) -> int:
         return int(self.value(f"select count(*) from {table}"))
@@ -144,12 +165,12 @@ class Queue:
 
     def register(self, lease_s: float = 20.0, guard_s: float = 0.5, worker: UUID | None = None) -> UUID:
         worker = worker or uuid4()
-        args = (worker, f"worker {next(_NUMBER)}", lease_s, guard_s, self.now)
-        self.rows("select llmqueue.register(%s, %s, '0', null, %s, %s, %s)", *args)
+        args = (worker, f"worker {next(_NUMBER)}", lease_s, guard_s)
+        self.rows("select llmqueue.register(%s, %s, '0', null, %s, %s)", *args)
         return worker
 
     def beat(self, worker: UUID | None = None) -> None:
-        self.rows("select llmqueue.heartbeat(%s, 0, %s)", worker or self.worker, self.now)
+        self.rows("select llmqueue.heartbeat(%s, 0)", worker or self.worker)
 
     def claim(
         self,
@@ -166,12 +187,11 @@ class Queue:
             "models": models,
             "slots": slots,
             "chores": list(chores),
-            "now": self.now,
             "hot_slots": hot_slots,
-            "turns": Jsonb(self.turns.get(worker)),
+            "claim_state": Jsonb(self.claim_state.get(worker)),
         }
         found = self.conn.execute(CLAIM, args).fetchall()
-        self.turns[worker] = next((row["turns"] for row in found if row["turns"] is not None), None)
+        self.claim_state[worker] = next((row["claim_state"] for row in found if row["claim_state"] is not None), None)
         verdicts = [row for row in found if row["task_id"] is None]
         names = tuple(field.name for field in fields(Grant) if field.name not in {"worker", "id"})
         return Claimed(
@@ -187,10 +207,9 @@ class Queue:
     def settle(self, *items: Mapping[str, object], worker: UUID | None = None) -> list[str]:
         """Settles; returns the outcomes in the order of the items."""
         found = self.rows(
-            "select * from llmqueue.settle(%s, %s, %s)",
+            "select * from llmqueue.settle(%s, %s)",
             worker or self.worker,
             Jsonb([dict(item) for item in items]),
-            self.now,
         )
         outcomes = {row["fence"]: row["outcome"] for row in found}
         return [outcomes[item["fence"]] for item in items]
@@ -213,10 +232,10 @@ class Queue:
         return outcome
 
     def sweep(self, worker: UUID | None = None) -> int:
-        return int(self.value("select llmqueue.sweep(%s, 500, %s)", worker or self.worker, self.now))
+        return int(self.value("select llmqueue_internal.sweep(%s, 500)", worker or self.worker))
 
     def promote(self, limit: int = 500) -> int:
-        return int(self.value("select llmqueue.promote(%s, %s)", limit, self.now))
+        return int(self.value("select llmqueue_internal.promote(%s)", limit))
 
     def lose(self, *grants: Grant) -> None:
         """Lets the lease of every worker but a new one run out, and that one sweep; time goes on by two leases."""
@@ -252,6 +271,17 @@ def retry(grant: Grant, **fields: object) -> dict[str, object]:
 
 def release(grant: Grant) -> dict[str, object]:
     return _item("release", grant, error_class="late_grant")
+
+
+@contextmanager
+def clock_at(conn: psycopg.Connection[Any], now: object) -> Iterator[None]:
+    """Shows this time to the functions that are called in this session meanwhile."""
+    conn.execute(simulated_clock.INSTALL)
+    conn.execute(simulated_clock.SET, (now,))
+    try:
+        yield
+    finally:
+        conn.execute(simulated_clock.SET, (None,))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ EARLIER = T0 - timedelta(hours=1)
 
 
 def why(queue: Queue, key: object) -> list[dict[str, Any]]:
-    return queue.rows("select * from llmqueue.why(%s::llmqueue.task_id, %s)", key, queue.now)
+    return queue.rows("select * from llmqueue.why(%s::llmqueue.task_id)", key)
 
 
 def only(queue: Queue, key: object) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def add(queue: Queue, **columns: Any) -> Any:
 def close(queue: Queue, seconds: float) -> None:
     assert queue.now is not None
     queue.rows(
-        "insert into llmqueue.model_state (model, closed_at, closed_until, closed_because) values ('m', %s, %s, '429')",
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values ('m', %s, %s, '429')",
         queue.now,
         queue.now + timedelta(seconds=seconds),
     )

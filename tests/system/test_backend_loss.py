@@ -244,7 +244,7 @@ async def test_a_task_that_always_gets_502_among_good_ones_ends_as_a_dead_letter
 ADAPTER = """
     import os
     from llmqueue.backend import sending
-    from llmqueue.models import Answer, Usage
+    from llmqueue.types import Answer, Usage
 
     class Backend:
         async def call(self, call):
@@ -372,7 +372,7 @@ async def test_a_row_whose_update_raises_at_claim_and_one_at_complete_stop_nobod
         print(f"9,998 of 10,000 in {time.monotonic() - began:.1f} s", file=sys.stderr)
 
     assert solved(conn) == 9998
-    assert conn.execute("select count(*) from llmqueue.set_aside").fetchone() == (2,)
+    assert conn.execute("select count(*) from llmqueue.quarantine").fetchone() == (2,)
 
 
 async def test_a_hanging_call_ends_with_its_own_class_and_tasks_show_tells_it(

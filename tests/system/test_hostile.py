@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.simulator import expected_answer
+from llmqueue.fake_backend import expected_answer
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.serving import serving
@@ -142,7 +142,7 @@ async def test_a_trigger_that_fails_for_one_row_whatever_its_class_stops_nobody(
     assert code == 1
     assert "2 set aside" in said
     assert conn.execute("select count(*) from tasks where status = 'solved'").fetchone() == (28,)
-    kept = conn.execute("select answer from llmqueue.attempt where outcome = 'set_aside' order by 1").fetchall()
+    kept = conn.execute("select answer from llmqueue.attempt where outcome = 'quarantined' order by 1").fetchall()
     assert kept == [("re: p7",), ("re: p8",)]
 
 
@@ -175,7 +175,7 @@ async def test_a_row_at_fault_that_is_settled_alone_holds_nobody_up(installed: s
             )
             assert await anyio.to_thread.run_sync(worker.stop) == 0
 
-    assert conn.execute("select answer from llmqueue.attempt where outcome = 'set_aside'").fetchone() == ("re: p2",)
+    assert conn.execute("select answer from llmqueue.attempt where outcome = 'quarantined'").fetchone() == ("re: p2",)
 
 
 async def test_odd_settings_of_the_database_are_no_trouble(installed: str, conn: psycopg.Connection) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from llmqueue.adoption.rights import WORKER
+from llmqueue.install.rights import WORKER
 from tests.support import processes
 from tests.support.adoption import adopt, run, value
 from tests.support.cli import Result, run_cli
@@ -165,7 +165,7 @@ def test_no_setting_that_is_wrong_is_shown(tls: TlsServer) -> None:
     assert seen("".join(result.out + result.err for result in done)) == []
 
 
-@pytest.mark.parametrize("where", ["llmqueue.connect.require_schema", "llmqueue.daemon.serve"])
+@pytest.mark.parametrize("where", ["llmqueue.db.connect.require_schema", "llmqueue.worker.daemon.serve"])
 def test_a_crash_shows_no_value_of_a_variable(tls: TlsServer, tmp_path: Path, where: str) -> None:
     """An error of our own ends with Python's plain traceback: lines of the source, no locals."""
     module = where.rsplit(".", 1)[0]
@@ -229,7 +229,7 @@ async def test_a_worker_in_trouble_logs_no_prompt_no_answer_and_no_secret(
     """At debug level: errors that quote, a trigger that quotes, a lost database, and the list of processes."""
     run(
         tls.admin(),
-        "truncate tasks, llmqueue.set_aside, llmqueue.attempt",
+        "truncate tasks, llmqueue.quarantine, llmqueue.attempt",
         "insert into llmqueue.model_config (model, rpm) values ('a', 60000) on conflict do nothing",
         f"insert into tasks (prompt, max_attempts) select '{PROMPT} ' || n, 1 from generate_series(1, 40) n",
         "create or replace function quote() returns trigger language plpgsql as $$ begin if new.id % 5 = 0 then"
@@ -255,7 +255,7 @@ async def test_a_worker_in_trouble_logs_no_prompt_no_answer_and_no_secret(
             await anyio.to_thread.run_sync(worker.stop)
 
     assert value(tls.admin(), "select count(*) from tasks where answer like 'Xanswer%%'".replace("%%", "%")) > 0
-    assert value(tls.admin(), "select count(*) from llmqueue.set_aside") > 0
+    assert value(tls.admin(), "select count(*) from llmqueue.quarantine") > 0
     assert set(headers) == {f"Bearer {TOKEN}"}
     assert "attempt_ended" in worker.output
     assert seen(worker.output + listed) == []

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from llmqueue.simulator import expected_answer
-from llmqueue.simulator.call_log import read_calls, worst_window
+from llmqueue.fake_backend import expected_answer
+from llmqueue.fake_backend.call_log import read_calls, worst_window
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.processes import Process
@@ -31,7 +31,7 @@ do $$ declare f regprocedure; begin
     for f in select oid from pg_proc where proname in ('claim', 'settle') and pronamespace = 'llmqueue'::regnamespace
     loop execute 'drop function ' || f; end loop;
 end $$;
-alter type llmqueue.claimed add attribute of_the_next_release text;
+alter type llmqueue_internal.claim_row add attribute of_the_next_release text;
 alter table llmqueue.attempt add column of_the_next_release text;
 alter table llmqueue.worker add column of_the_next_release integer not null default 0;
 """
@@ -201,11 +201,11 @@ def release_after_this_one(folder: Path) -> Release:
     release = next_release(folder / "next")
     release.add_migration("widen", WIDEN)
     parameter = "p_of_the_next_release text default null, p_now timestamptz default null)\nreturns "
-    for name, result in (("claim", "setof llmqueue.claimed"), ("settle", "table (fence")):
+    for name, result in (("claim", "setof llmqueue_internal.claim_row"), ("settle", "table (fence")):
         old = f"p_now timestamptz default null)\nreturns {result}"
         release.edit(f"sql/functions/{name}.sql", old, parameter + result)
     release.edit(
-        "src/llmqueue/adoption/seam.py",
+        "src/llmqueue/install/mapping_sql.py",
         'sql.SQL("({}), ({}), {}").format(over.lane, over.waiting_since, key)',
         'sql.SQL("({}), ({}), {}, ({})").format(over.lane, over.waiting_since, key, over.rank)',
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator import expected_answer
-from llmqueue.simulator.call_log import read_calls, worst_window
+from llmqueue.fake_backend import expected_answer
+from llmqueue.fake_backend.call_log import read_calls, worst_window
 from tests.support import processes
 from tests.support.eventually import eventually
 
@@ -253,10 +253,10 @@ def test_an_owners_trigger_that_raises_on_one_row_stops_nobody_else(
 
     assert drained.returncode == 1, drained.stdout + drained.stderr
     assert_all_right(conn, 298)
-    aside = conn.execute("""select t.prompt, s.step, s.reason from llmqueue.set_aside s join tasks t on t.id = s.task_id
+    aside = conn.execute("""select t.prompt, s.step, s.reason from llmqueue.quarantine s join tasks t on t.id = s.task_id
                             order by 1""").fetchall()
     assert aside == [("prompt 150", "complete", "not this one"), ("prompt 7", "claim", "not this one")]
-    [kept] = conn.execute("select answer from llmqueue.attempt where outcome = 'set_aside'").fetchone()
+    [kept] = conn.execute("select answer from llmqueue.attempt where outcome = 'quarantined'").fetchone()
     assert kept == expected_answer("prompt 150")
     assert "set aside" in status.stdout
 

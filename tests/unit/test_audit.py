@@ -38,7 +38,7 @@ def test_calls_that_were_given_back_unsent_do_not_count() -> None:
         unknown(0, outcome="lost"),
         unknown(0, outcome="late"),
         unknown(0, outcome="completed"),
-        unknown(0, outcome="set_aside", error_class="22001"),
+        unknown(0, outcome="quarantined", error_class="22001"),
     ]
 
     report = audit([*given_back, *may_be_sent], MINUTE)

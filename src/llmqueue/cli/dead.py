@@ -39,20 +39,20 @@ NEXT = """
       where t.is_failed and t.finished_at <= %(before)s and not t.id = any (%(skip)s::text[]::llmqueue.task_id[])
       order by t.finished_at limit %(limit)s)
     union
-    (select s.task_id::text from llmqueue.set_aside s
-      where s.set_aside_at <= %(before)s and not s.task_id = any (%(skip)s::text[]::llmqueue.task_id[])
-      order by s.set_aside_at limit %(limit)s)
+    (select s.task_id::text from llmqueue.quarantine s
+      where s.quarantined_at <= %(before)s and not s.task_id = any (%(skip)s::text[]::llmqueue.task_id[])
+      order by s.quarantined_at limit %(limit)s)
 """
 ONLY_DEAD = """
     select k.id::text from unnest(%s::text[]::llmqueue.task_id[]) k(id)
      where exists (select from llmqueue.task t where t.id = k.id and t.is_failed)
-        or exists (select from llmqueue.set_aside s where s.task_id = k.id)
+        or exists (select from llmqueue.quarantine s where s.task_id = k.id)
 """
 PURGE = """
     with gone as (delete from llmqueue.task t where t.id = any (%s::text[]::llmqueue.task_id[]) returning t.id)
     select id::text from gone
 """
-FORGET = "delete from llmqueue.set_aside s where s.task_id = any (%s::text[]::llmqueue.task_id[])"
+FORGET = "delete from llmqueue.quarantine s where s.task_id = any (%s::text[]::llmqueue.task_id[])"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Keys of tasks.")]

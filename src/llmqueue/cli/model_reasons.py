@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 # Reasons that end by themselves; the others wait for a person, and no time can be named.
 PASSING: Final = frozenset(
-    {None, "behind", "backend", "closed", "probe", "concurrency", "rpm", "tpm", "burst", "day", "pace", "clock"}
+    {None, "behind", "backend", "cooldown", "probe", "concurrency", "rpm", "tpm", "burst", "day", "pace", "clock"}
 )
 # Of these it is not known how fast they go on.
-SHUT: Final = frozenset({"backend", "closed", "probe", "day"})
+SHUT: Final = frozenset({"backend", "cooldown", "probe", "day"})
 # More models than this that wait for the same are one line, which names the first few.
 MOST_LINES: Final = 5
 NAMED: Final = 3
@@ -27,7 +27,7 @@ OF_MANY: Final[dict[str | None, tuple[str, str]]] = {
     "never_fits": ("can never take it, its charge is above their limits", ""),
     "no_worker": ("have no live worker", f". {NO_WORKER}"),
     "backend": ("wait for the backend, with which the workers have trouble", ""),
-    "closed": ("are closed", ""),
+    "cooldown": ("are closed", ""),
     "probe": ("are closed, each with a probe under way", ""),
     "concurrency": ("have their concurrency full", ""),
     "behind": ("have room, but better tasks go first", ""),
@@ -65,7 +65,7 @@ def _of_models(rows: Sequence[Why]) -> Iterator[str]:
 def _of_many(rows: Sequence[Why]) -> str:
     first = min(rows, key=lambda row: row.until_at or "")
     said, remedy = OF_MANY.get(first.reason, (f"have no quota ({first.reason}), the first until {first.until}", ""))
-    if first.reason == "closed":
+    if first.reason == "cooldown":
         said = f"are closed, the first until {first.until}"
     elif first.reason == "paused" and first.detail["enabled"]:
         said, remedy = "are paused, since a limit of theirs is 0", ""
@@ -89,7 +89,7 @@ def _of_model(row: Why) -> str:
             said = f"can never take it: it is charged {_charge(row)} ({_limits(row, 'tpm', 'output_tpm', 'tpd')}){end}"
         case "no_worker":
             said = _no_worker(row)
-        case "backend" | "closed" | "probe":
+        case "backend" | "cooldown" | "probe":
             said = _shut(row)
         case "concurrency":
             kept = f", {detail['kept_for_hot']:,} kept for hot tasks" if row.has("kept_for_hot") else ""
@@ -117,9 +117,9 @@ def _no_worker(row: Why) -> str:
 
 
 def _shut(row: Why) -> str:
-    because = row.detail.get("closed_because", "refusals")
+    because = row.detail.get("cooldown_reason", "refusals")
     match row.reason:
-        case "closed":
+        case "cooldown":
             return f"is closed until {row.until} because of {because}"
         case "probe":
             return f"is closed because of {because}; a probe is under way, and opens it if it ends well"

@@ -20,7 +20,7 @@ USUAL_WEIGHT, USUAL_HOT_SHARE = 1, 0.1
 # The end of a model's line for a program, in an order that stays.
 LINE_END = (
     *("effective_rpm", "tpm", "tokens_60s", "output_tpm", "output_tokens_60s", "rpd", "calls_today", "tpd"),
-    *("tokens_today", "effective_concurrency", "closed_until", "closed_because", "on_crash"),
+    *("tokens_today", "effective_concurrency", "cooldown_until", "cooldown_reason", "on_crash"),
     *("dispatch", "max_batch"),
 )
 
@@ -53,8 +53,8 @@ class ModelStatus:
     calls_today: int
     tpd: int | None
     tokens_today: int
-    closed_until: datetime | None
-    closed_because: str | None
+    cooldown_until: datetime | None
+    cooldown_reason: str | None
     burst_windows: dict[str, float] | None
     max_output: int | None
     quota_timezone: str
@@ -65,7 +65,7 @@ class ModelStatus:
 
     @property
     def is_able(self) -> bool:
-        """As llmqueue.is_able(): not paused. A closed model is able: it opens by itself."""
+        """As llmqueue_internal.is_enabled(): not paused. A closed model is able: it opens by itself."""
         return self.enabled and not self.zeros
 
     @property
@@ -113,14 +113,14 @@ class ModelStatus:
     @property
     def closed(self) -> str | None:
         """One sentence about a closed model."""
-        if self.closed_until is None:
+        if self.cooldown_until is None:
             return None
-        because = f" because of {self.closed_because}" if self.closed_because else ""
-        if self.closed_until > datetime.now(UTC):
-            said = f"is closed until {moment(self.closed_until)}{because}: it reopens by itself"
+        because = f" because of {self.cooldown_reason}" if self.cooldown_reason else ""
+        if self.cooldown_until > datetime.now(UTC):
+            said = f"is closed until {moment(self.cooldown_until)}{because}: it reopens by itself"
         else:
             probe = "its next call is a probe, which opens it if it ends well"
-            said = f"was closed until {moment(self.closed_until)}{because}: {probe}"
+            said = f"was closed until {moment(self.cooldown_until)}{because}: {probe}"
         return f"model {self.model} {said}; llmqueue models resume {shlex.quote(self.model)} opens it now"
 
 
@@ -144,7 +144,7 @@ def read_models(conn: psycopg.Connection[TupleRow]) -> list[ModelStatus]:
             """
             select model, enabled, rpm, max_concurrency, timeout, calls_60s, use_pct, running, ready, ready_is_estimate,
                    oldest_ready_at, tpm, output_tpm, token_mode, weight, hot_share, effective_rpm, tokens_60s,
-                   output_tokens_60s, tpm_use_pct, rpd, calls_today, tpd, tokens_today, closed_until, closed_because,
+                   output_tokens_60s, tpm_use_pct, rpd, calls_today, tpd, tokens_today, cooldown_until, cooldown_reason,
                    burst_windows, max_output, quota_timezone, effective_concurrency, on_crash,
                    dispatch, max_batch
               from llmqueue.model_status order by model

@@ -60,7 +60,7 @@ COLUMNS = (
     Column("weight", "weight", lambda weight: f"{weight:g}", is_right=True),
     Column("parks", "on crash", is_optional=True),
     Column("sends", "dispatch", is_optional=True),
-    Column("closed_until", "opens", opens, is_optional=True),
+    Column("cooldown_until", "opens", opens, is_optional=True),
 )
 # Fields of a line for a program, in an order that stays.
 LINE = (
@@ -205,7 +205,7 @@ def resume(name: Name) -> None:
     """Send tasks to a paused model again; a model that is closed after refusals is opened at once."""
     with open_database("models resume") as conn, conn.transaction():
         _set_enabled(conn, name, enabled=True)
-        was_closed = conn.execute("select llmqueue.open_model(%s)", [name]).fetchone() == (True,)
+        was_closed = conn.execute("select llmqueue.end_cooldown(%s)", [name]).fetchone() == (True,)
     typer.echo(f"{name} is enabled{', and open again' if was_closed else ''}")
 
 

@@ -178,7 +178,7 @@ def plural(count: int, word: str) -> str:
 # Reasons that have nothing to do with a model; such a task has one row.
 OF_TASK: Final[dict[str | None, Callable[[Why], Iterator[str]]]] = {
     "ended": _ended,
-    "set_aside": _set_aside,
+    "quarantined": _set_aside,
     "not_queued": _not_queued,
     "running": _running,
     "worker_dead": _worker_dead,

@@ -100,7 +100,7 @@ MODELS = (
     Column("max_concurrency", "max.", is_right=True),
     Column("lowered_concurrency", "now", is_right=True, is_optional=True),
     Column("enabled", "enabled"),
-    Column("closed_until", "opens", opens, is_optional=True),
+    Column("cooldown_until", "opens", opens, is_optional=True),
 )
 # Fields of a line for a program, in an order that stays.
 MODEL_LINE = (
@@ -173,11 +173,11 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
     with conn.cursor(row_factory=class_row(SetAside)) as cursor:
         set_aside = cursor.execute(
             """
-            select (select count(*) from (select from llmqueue.set_aside limit 10000) s) as tasks,
+            select (select count(*) from (select from llmqueue.quarantine limit 10000) s) as tasks,
                    newest.task_id::text as example, newest.reason
               from (select) one
-              left join (select s.task_id, s.reason from llmqueue.set_aside s
-                          order by s.set_aside_at desc limit 1) newest on true
+              left join (select s.task_id, s.reason from llmqueue.quarantine s
+                          order by s.quarantined_at desc limit 1) newest on true
             """
         ).fetchone()
     models = read_models(conn)
@@ -194,7 +194,7 @@ def _day_ends(conn: psycopg.Connection[TupleRow], models: list[ModelStatus]) -> 
         return {}
     rows = conn.execute(
         """
-        select u.model, llmqueue.day_start(u.timezone, llmqueue.day_start(u.timezone) + interval '36 hours')
+        select u.model, llmqueue_internal.day_start(u.timezone, llmqueue_internal.day_start(u.timezone) + interval '36 hours')
           from unnest(%s::text[], %s::text[]) u(model, timezone)
         """,
         [[model.model for model in used], [model.quota_timezone for model in used]],
@@ -203,7 +203,7 @@ def _day_ends(conn: psycopg.Connection[TupleRow], models: list[ModelStatus]) -> 
 
 
 def _database(conn: psycopg.Connection[TupleRow], settings: Settings) -> str:
-    from llmqueue.connect import place
+    from llmqueue.db.connect import place
 
     if settings.database_url is None:
         return f"embedded PostgreSQL in {settings.home}/postgres"
@@ -230,7 +230,7 @@ def _connection_lost(error: Exception, settings: Settings) -> LlmqueueError | No
     """The error as ours if waiting may help, else None."""
     import psycopg
 
-    from llmqueue.connect import classify
+    from llmqueue.db.connect import classify
     from llmqueue.errors import DatabaseUnreachable
 
     if isinstance(error, psycopg.Error):

@@ -27,8 +27,8 @@ SHOWN_CHARACTERS = 500
 SHOW_TASK = """
     select to_jsonb(t) - array['prompt_text', 'lane', 'rank', 'due_at', 'is_ready', 'is_delayed', 'is_running',
                                'is_failed', 'is_ended'],
-           (select jsonb_build_object('step', s.step, 'reason', s.reason, 'at', s.set_aside_at)
-              from llmqueue.set_aside s where s.task_id = t.id)
+           (select jsonb_build_object('step', s.step, 'reason', s.reason, 'at', s.quarantined_at)
+              from llmqueue.quarantine s where s.task_id = t.id)
       from llmqueue.task t where t.id = (%s::text)::llmqueue.task_id
 """
 SHOW_ATTEMPTS = """
@@ -67,9 +67,9 @@ def show(
         attempts = [attempt for (attempt,) in conn.execute(SHOW_ATTEMPTS, [key])]
     found, set_aside = row
     if as_json:
-        write_json({"task": found, "set_aside": set_aside, "attempts": attempts})
+        write_json({"task": found, "quarantine": set_aside, "attempts": attempts})
         return
-    from llmqueue.adoption.columns import VIEW_COLUMNS
+    from llmqueue.install.columns import VIEW_COLUMNS
 
     for name in VIEW_COLUMNS:
         if found[name] is not None:

@@ -15,7 +15,7 @@ from llmqueue.errors import Failure
 WHY = """
     select %(key)s::text as key, w.state, w.reason, to_jsonb(w.until_at) #>> '{}' as until_at, w.model, w.detail,
            to_jsonb(clock_timestamp()) #>> '{}' as now
-      from llmqueue.reader_why((%(key)s::text)::llmqueue.task_id) w
+      from llmqueue.why((%(key)s::text)::llmqueue.task_id) w
 """
 JSON_FIELDS = ("state", "reason", "until_at", "model", "detail")
 

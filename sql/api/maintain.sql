@@ -1,0 +1,46 @@
+-- What it does: the chores of a worker that are due: 'heartbeat', 'promote', 'sweep', 'prune', 'calibrate', 'idle',
+--   'busy', 'drain'.
+-- Returns: nothing.
+-- Locks: see each.
+-- Why: they ride along with a claim, so that an idle worker needs one query a second for all it does.
+create or replace function llmqueue.maintain(p_worker uuid, p_maintenance text[], p_running integer)
+returns void language plpgsql volatile
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform set_config('search_path', llmqueue_internal.owners_path(), true);   -- until this function ends
+    if cardinality(p_maintenance) = 0 then
+        return;
+    end if;
+    set constraints all immediate;   -- an owner's deferred trigger must raise where its row can be left out, with our rights
+    if 'sweep' = any (p_maintenance) then
+        perform llmqueue_internal.check_epoch(null);   -- first: it may wait for every model's lock
+    end if;
+    if 'heartbeat' = any (p_maintenance) then
+        perform llmqueue.heartbeat(p_worker, p_running);
+    end if;
+    if 'promote' = any (p_maintenance) then
+        perform llmqueue_internal.expire(500);   -- first: what is past its deadline need not be made ready
+        perform llmqueue_internal.promote(500);
+    end if;
+    if 'sweep' = any (p_maintenance) then
+        perform llmqueue_internal.sweep(p_worker, 500);
+    end if;
+    if 'prune' = any (p_maintenance) then
+        perform llmqueue_internal.prune_ledger();
+    end if;
+    if 'calibrate' = any (p_maintenance) then
+        perform llmqueue_internal.calibrate();
+    end if;
+    if 'drain' = any (p_maintenance) then
+        update llmqueue.worker w set is_draining = true where w.worker = p_worker;
+        delete from llmqueue.idle_worker i where i.worker = p_worker;
+    end if;
+    if 'idle' = any (p_maintenance) then
+        insert into llmqueue.idle_worker (worker, idle_at) values (p_worker, llmqueue_internal.clock()) on conflict do nothing;
+    elsif 'busy' = any (p_maintenance) then
+        delete from llmqueue.idle_worker i where i.worker = p_worker;
+    end if;
+end
+$$;
+comment on function llmqueue.maintain is
+    'Runs the maintenance that is due: heartbeat, promote, sweep, prune, calibrate. For workers.';

@@ -1,9 +1,0 @@
--- What it does: takes a task whose UPDATE raises out of the way, with the step and the reason.
--- Returns: nothing.
--- Locks: none.
--- Why: its row cannot be written, so the note stands beside it; `status` shows it, `dead retry` removes the note.
-create or replace function llmqueue.put_aside(p_task_id llmqueue.task_id, p_step text, p_reason text)
-returns void language sql volatile as $$
-    insert into llmqueue.set_aside (task_id, step, reason) values (p_task_id, p_step, left(p_reason, 2000))
-    on conflict (task_id) do update set step = excluded.step, reason = excluded.reason, set_aside_at = now()
-$$;
