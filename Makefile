@@ -17,7 +17,7 @@ SHORT_CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_se
 CORE := $(sort $(SHORT_CORE) $(wildcard tests/sql/test_init_*.py)) \
         tests/sql/test_sweep.py tests/sql/test_epoch.py tests/properties/test_limiter.py
 # What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
-ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
+ALONE := tests/concurrency/test_fleet.py $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
          tests/system/test_frozen.py tests/system/test_failover.py)
 NO_DATABASE := $(wildcard tests/unit)
 # On the first PostgreSQL `make check` has run these.

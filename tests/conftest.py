@@ -35,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Real processes first, each tier in its random order: what is left for the last of several workers is short then.
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
     for item in items:
         marks = [mark for mark in TIMEOUTS_S if item.get_closest_marker(mark)]
         if marks and not item.get_closest_marker("timeout"):
