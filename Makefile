@@ -149,7 +149,7 @@ sbom: $(AUDIT)/.ready ## list what an installation holds (CycloneDX) in dist/sbo
 	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file dist/sbom.json $(RUNTIME)/bin/python
 	@rm -rf $(RUNTIME)
-	@$(AUDIT)/bin/python -c 'import json; print("dist/sbom.json:", len(json.load(open("dist/sbom.json"))["components"]), "packages")'
+	@$(AUDIT)/bin/python -m tools.sbom dist/sbom.json
 
 pin: ## resolve anew and rewrite constraints.txt
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; touch "$$new/pins"; \
