@@ -25,7 +25,7 @@ from bench.limits.judge import judge
 from bench.limits.parts import RPM
 from bench.parts import PAGE, number, table
 from bench.world import embedded_database
-from llmqueue.simulator.call_log import LoggedCall, read_calls
+from llmqueue.fake_backend.call_log import LoggedCall, read_calls
 from tests.support import processes
 
 PROMPTS = "BENCH_GSM8K"

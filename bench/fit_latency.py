@@ -15,7 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 from statistics import fmean
 
-from llmqueue.simulator.latency import percentiles
+from llmqueue.fake_backend.latency import percentiles
 
 # One row per provider; why together is measured on 13b is told in latency.py.
 LLMPERF_SIZES = {

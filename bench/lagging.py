@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from llmqueue.backend.models import Fields, ModelsBackend
+from llmqueue.backend.models_backend import Fields, ModelsBackend
 
 EVERY_S = 0.1
 LAG = "BENCH_LAG"

@@ -15,7 +15,7 @@ from bench import peers
 from bench.drain import workers_of
 from bench.parts import quantile, spread, table
 from bench.world import embedded_database
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.fake_backend.call_log import read_calls
 from tests.support import processes
 from tests.support.eventually import eventually
 

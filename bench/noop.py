@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from llmqueue.backend import Call, sending
-from llmqueue.models import Answer, Reply, Usage
+from llmqueue.types import Answer, Reply, Usage
 
 ANSWER = Answer("42", Usage(1, 1))
 

@@ -22,9 +22,9 @@ from psycopg.rows import TupleRow
 from bench.limits.tokens import TRACE, USUAL_PLACE
 from bench.parts import number, quantile, spread, table
 from bench.world import embedded_database, server_cpu_s
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.programs import PROGRAMS, find_wheel
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.embedded.binaries import PROGRAMS, find_wheel
+from llmqueue.fake_backend.call_log import read_calls
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support import processes
 from tests.support.eventually import eventually
 

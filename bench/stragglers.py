@@ -14,7 +14,7 @@ import psycopg
 from bench.parts import spread, table
 from bench.today import BATCH, WORKERS
 from bench.world import embedded_database
-from llmqueue.simulator.call_log import LoggedCall, read_calls
+from llmqueue.fake_backend.call_log import LoggedCall, read_calls
 from tests.support import processes
 
 MODEL = "together-llama-2-13b"  # two of its 149 measured calls took 64 times the median

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from llmqueue import embedded
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 
 
 @contextmanager

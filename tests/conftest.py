@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.server import Server, start_server
 
 DATABASE_NUMBER = count(1)

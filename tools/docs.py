@@ -8,7 +8,7 @@ from typing import Final
 
 import psycopg
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.server import start_server
 from tools import program_pages, schema, sql_pages
 

@@ -249,10 +249,10 @@ WAKING: Final = [
 ]
 IN_TURN: Final = [
     Mutation(name, (Edit(f"src/llmqueue/{module}.py", old, new),), (f"tests/unit/test_{module}.py",)) for module, name, old, new in (
-        ("dispatcher", "calls begin before the next claim goes out", "if wait_s > 0 or not gave_all:", "if True:"),
-        ("dispatcher", "a hot call waits for the next claim to go out", "if wait_s > 0 or not gave_all:", "if wait_s > 0:"),
-        ("completer", "slots are freed before the next flush goes out", "        if self._waiting:\n            asyncio", "        if False:\n            asyncio"),
-        ("completer", "a slot is never freed", "settled[TOLD_AT_ONCE:])", "settled[TOLD_AT_ONCE + 1 :])"))
+        ("claimer", "calls begin before the next claim goes out", "if wait_s > 0 or not gave_all:", "if True:"),
+        ("claimer", "a hot call waits for the next claim to go out", "if wait_s > 0 or not gave_all:", "if wait_s > 0:"),
+        ("flusher", "slots are freed before the next flush goes out", "        if self._waiting:\n            asyncio", "        if False:\n            asyncio"),
+        ("flusher", "a slot is never freed", "settled[TOLD_AT_ONCE:])", "settled[TOLD_AT_ONCE + 1 :])"))
 ]
 # fmt: on
 MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING, *IN_TURN)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llmqueue.adoption import rights
+from llmqueue.install import rights
 from tools import schema
 
 ROOT: Final = Path(__file__).resolve().parents[1]

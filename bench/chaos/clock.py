@@ -15,9 +15,9 @@ from uuid import UUID
 import psycopg
 
 from bench.chaos.world import POSTGRES
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.clock import STEP_S
+from llmqueue.db.clock import STEP_S
 from llmqueue.demo.windows import Period, fullest, windows
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.server import start_server
 from tests.support.sql import Grant, Queue, complete, release
 

@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 
 from bench.chaos.mishaps import Mishap
 from bench.chaos.world import World
-from llmqueue.simulator.call_log import LoggedCall
+from llmqueue.fake_backend.call_log import LoggedCall
 from tests.support import processes
 
 _TASKS = "select id, prompt, answer, status, attempts, max_attempts, error from tasks order by id"

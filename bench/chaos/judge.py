@@ -16,7 +16,7 @@ from bench.chaos import scene
 from bench.chaos.evidence import Attempt, Evidence, Task
 from bench.chaos.mishaps import Mishap
 from llmqueue.demo.windows import Period, fullest, windows
-from llmqueue.simulator import LoggedCall, expected_answer
+from llmqueue.fake_backend import LoggedCall, expected_answer
 
 GUARD_S = 0.5
 MOST_SHOWN = 5
@@ -38,7 +38,7 @@ class Calls:
 
 
 @dataclass(slots=True)
-class Verdict:
+class Refusal:
     violations: list[str]
     models: Mapping[str, Calls]
     ends: Counter[str]  # of tasks, by status
@@ -49,7 +49,7 @@ class Verdict:
     matched: Mapping[int, LoggedCall] = field(default_factory=dict)  # by fence
 
 
-def judge(evidence: Evidence) -> Verdict:
+def judge(evidence: Evidence) -> Refusal:
     by_task: dict[int, list[Attempt]] = defaultdict(list)
     for attempt in evidence.attempts:
         by_task[attempt.task].append(attempt)
@@ -73,7 +73,7 @@ def judge(evidence: Evidence) -> Verdict:
         *over,
         *_strangers(evidence, calls),
     ]
-    return Verdict(
+    return Refusal(
         violations,
         models,
         Counter(task.status for task in evidence.tasks),

@@ -25,8 +25,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from bench.chaos import scene
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.simulator.call_log import LoggedCall
+from llmqueue.fake_backend.call_log import LoggedCall
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support import processes
 from tests.support.proxy import Proxy
 from tests.support.server import Server, control, start_server

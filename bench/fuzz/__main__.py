@@ -19,7 +19,7 @@ from bench.fuzz.cli import Commands
 from bench.fuzz.hunt import Found, Target, hunt, keep
 from bench.fuzz.replies import Replies
 from bench.fuzz.settings import Environment
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.server import start_server
 
 POSTGRES = 18

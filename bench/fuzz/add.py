@@ -23,7 +23,7 @@ import psycopg
 from bench.fuzz import nonsense
 from bench.fuzz.hunt import Case, Failed
 from llmqueue.errors import UsageError
-from llmqueue.intake import BadLine, Reader
+from llmqueue.load.reader import BadLine, Reader
 from tests.support.cli import run_cli
 
 COLUMNS = ("prompt", "model", "priority", "user_id", "params", "max_attempts")

@@ -21,14 +21,14 @@ import httpx
 
 from bench.fuzz import nonsense
 from bench.fuzz.hunt import Case, Failed
-from llmqueue.attempt import Runner
 from llmqueue.backend import Backend
-from llmqueue.backend.models import Fields, ModelsBackend
+from llmqueue.backend.health import BackendHealth
+from llmqueue.backend.models_backend import Fields, ModelsBackend
 from llmqueue.backend.openai import OpenAIBackend
-from llmqueue.gate import Gate
-from llmqueue.models import Complete, Decision, Grant, Settlement, Task
-from llmqueue.texts import why_unstorable
-from llmqueue.wakeup import Bell
+from llmqueue.db.encoding import why_unstorable
+from llmqueue.db.listen import WakeSignal
+from llmqueue.types import Complete, Decision, Grant, Settlement, Task
+from llmqueue.worker.executor import Executor
 
 DEADLINE_S = 3.0  # of the call: longer than the server is silent
 SILENT_S = 0.05
@@ -222,7 +222,7 @@ async def _call(case: Case, raised: list[str]) -> list[Settlement]:
     is_openai = case.about["adapter"] == "openai"
     backend: Backend = OpenAIBackend(url, None) if is_openai else ModelsBackend(url, None, Fields())
     ends: list[Settlement] = []
-    runner = Runner(backend, Gate(backend, url, Bell()), ends.append, _no_top_up, random.Random(1))
+    runner = Executor(backend, BackendHealth(backend, url, WakeSignal()), ends.append, _no_top_up, random.Random(1))
     now = time.monotonic()
     await runner.run(Grant("m", Task(1, 1, 1, 5, 0, "why?", None), now, now + 60, DEADLINE_S))
     await backend.aclose()

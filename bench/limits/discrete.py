@@ -14,7 +14,7 @@ from functools import partial
 from random import Random
 
 from bench.limits.algorithms import Algorithm, Limiter
-from llmqueue.simulate.timeline import Action, Timeline
+from llmqueue.forecast.timeline import Action, Timeline
 
 PROCESSES = 4
 # The limiter's clock at the start: nobody begins at the full minute.

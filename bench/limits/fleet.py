@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb
 
 from bench.limits.stalling import FREEZE, STALLED
 from bench.world import cpu_s, embedded_database, postmaster
-from llmqueue.simulator.call_log import LoggedCall, read_calls
+from llmqueue.fake_backend.call_log import LoggedCall, read_calls
 from tests.support import processes
 from tests.support.eventually import eventually
 

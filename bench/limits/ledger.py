@@ -17,15 +17,14 @@ from psycopg.types.json import Jsonb
 
 from bench.limits.discrete import AWAKE_S, BEGIN_S, SEND_S, STORE_S, WAY_S, Arrive, Process, processes_of, relative
 from llmqueue import embedded
-from llmqueue.connect import connect
-from llmqueue.dispatcher import MAX_CLAIM, POLL_S
-from llmqueue.leases import PRUNE_S
-from llmqueue.models import LATE, Claim, Complete, Grant, Settlement, Usage
-from llmqueue.schedule import JITTER_S
-from llmqueue.simulate.scheduler import SqlScheduler
-from llmqueue.simulate.stage import APPLICATION, start_server, temporary_database
-from llmqueue.simulate.timeline import Timeline
-from llmqueue.slots import Room
+from llmqueue.db.connect import connect
+from llmqueue.forecast.scheduler import SqlScheduler
+from llmqueue.forecast.stage import APPLICATION, start_server, temporary_database
+from llmqueue.forecast.timeline import Timeline
+from llmqueue.types import LATE, Claim, Complete, Grant, Room, Settlement, Usage
+from llmqueue.worker.claimer import MAX_CLAIM, POLL_S
+from llmqueue.worker.heartbeat import PRUNE_S
+from llmqueue.worker.planner import JITTER_S
 
 Connection = psycopg.Connection[TupleRow]
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from llmqueue.backend import Backend, Call
-from llmqueue.backend.models import Fields, ModelsBackend
-from llmqueue.models import Reply
+from llmqueue.backend.models_backend import Fields, ModelsBackend
+from llmqueue.types import Reply
 
 FREEZE = "BENCH_FREEZE"  # the environment variable that names the file
 STALL_S = 1.0

@@ -24,10 +24,10 @@ from statistics import fmean
 from bench.limits import ledger
 from bench.limits.discrete import AWAKE_S, BEGIN_S, Process
 from bench.limits.ledger import MODEL, Connection
-from llmqueue.leases import CALIBRATE_S
-from llmqueue.models import Grant, Usage
-from llmqueue.simulate.scheduler import T0
-from llmqueue.simulate.timeline import Timeline
+from llmqueue.forecast.scheduler import T0
+from llmqueue.forecast.timeline import Timeline
+from llmqueue.types import Grant, Usage
+from llmqueue.worker.heartbeat import CALIBRATE_S
 
 TRACE = "BENCH_AZURE_TRACE"  # the environment variable that names another place
 USUAL_PLACE = Path(__file__).parents[2].parent / "shared" / "data" / "azure_conv.csv.gz"

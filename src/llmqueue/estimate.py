@@ -2,7 +2,7 @@
 
 The database charges by bytes, which is all it has time for under the model's lock. This is closer to what providers
 count, for code and for languages that need more than a byte per character. What is left over is constant enough per
-model to be learned from the usage of its answers (`kinds_ratio`).
+model to be learned from the usage of its answers (`char_class_ratio`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import string
 
-from llmqueue.models import Json
+from llmqueue.types import Json
 
 # tokens per character
 LIGHT_TOKENS = 1 / 4

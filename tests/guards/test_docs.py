@@ -131,9 +131,9 @@ def test_decisions_are_numbered_and_short() -> None:
     assert [entry.splitlines()[0] for entry in entries if len(entry.strip().splitlines()) > 16] == []
 
 
-# what a decision or a reply is called; a Refusal's class is its second word
+# what a decision or a reply is called; a Throttled's class is its second word
 CLASS = re.compile(
-    r"""\b(?:Release|Bury|Retry|Breakdown|Rejection)\(\s*f?"([a-z_]+)"""
+    r"""\b(?:Release|Bury|Retry|TransientError|PermanentError)\(\s*f?"([a-z_]+)"""
     r"""|\bRefusal\("\w+", "([a-z_]+)"|'error_class', '(\w+)'"""
 )
 

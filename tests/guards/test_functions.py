@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import FOR_EVERYBODY, READER, WORKER
-from llmqueue.adoption.rights import FUNCTIONS as FUNCTIONS_OF
+from llmqueue.install.rights import FOR_EVERYBODY, READER, WORKER
+from llmqueue.install.rights import FUNCTIONS as FUNCTIONS_OF
 from tests.support.adoption import adopt, run
 from tools.sql_pages import FUNCTIONS, LABELS, read_function
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tools import schema
 
 SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "schema.txt"

@@ -245,11 +245,11 @@ def test_no_window_is_over_the_limit_and_no_wait_is_in_vain(
 @given(
     rpm=st.sampled_from([1, 2, 7, 60, 61, 600]),
     slots=st.integers(1, 20),
-    lateness=st.lists(st.floats(0, 0.05).map(lambda s: round(s, 6)), min_size=1, max_size=20),
+    expiry=st.lists(st.floats(0, 0.05).map(lambda s: round(s, 6)), min_size=1, max_size=20),
     refunds=st.sets(st.integers(0, 400), max_size=20),
 )
 def test_a_limit_is_used_up_to_the_last_call_that_a_window_admits(
-    backlog: psycopg.Connection[Any], rpm: int, slots: int, lateness: list[float], refunds: set[int]
+    backlog: psycopg.Connection[Any], rpm: int, slots: int, expiry: list[float], refunds: set[int]
 ) -> None:
     """Coming back when told, a little late, a backlog gets at least what 60.75 s windows admit."""
     with fleet(backlog) as world:
@@ -264,7 +264,7 @@ def test_a_limit_is_used_up_to_the_last_call_that_a_window_admits(
                 log[nth].is_refunded = True
             # What was given back can be had again at once; a worker's poll would ask within a second.
             retry_in_s = 0.0 if given_back else claimed.retry_in_s["a"] or 0.0
-            world.pass_time(timedelta(seconds=retry_in_s + lateness[turn % len(lateness)]))
+            world.pass_time(timedelta(seconds=retry_in_s + expiry[turn % len(expiry)]))
             turn += 1
         sent = sum(not logged.is_refunded for logged in log)
         due = int(world.true / timedelta(seconds=61.5)) * rpm

@@ -18,10 +18,10 @@ def ready(queue: Queue, how_many: int, **columns: Any) -> None:
     queue.add(how_many, prompt=PROMPT)
 
 
-def answer(queue: Queue, usages: list[tuple[int | None, int | None]], kinds_estimate: int | None = None) -> None:
+def answer(queue: Queue, usages: list[tuple[int | None, int | None]], char_class_estimate: int | None = None) -> None:
     for usage in usages:
         grant = queue.claim(1).only
-        queue.settle(answered(grant, *usage, kinds_estimate=kinds_estimate))
+        queue.settle(answered(grant, *usage, char_class_estimate=char_class_estimate))
 
 
 def calibrate(queue: Queue) -> int:
@@ -46,7 +46,7 @@ def test_nineteen_answers_say_nothing_and_twenty_do(queue: Queue) -> None:
 
 def test_mean_and_95th_percentile_of_used_over_estimated_are_kept(queue: Queue) -> None:
     ready(queue, 21)
-    answer(queue, [(10 * n or 1, 20 * n) for n in range(21)], kinds_estimate=50)
+    answer(queue, [(10 * n or 1, 20 * n) for n in range(21)], char_class_estimate=50)
 
     calibrate(queue)
 
@@ -78,9 +78,9 @@ def test_the_mean_is_reserved_where_the_sum_counts_and_the_95th_percentile_elsew
 @pytest.mark.parametrize(("mode", "ratio"), [("actual", 2.0), ("sum", 3.8)])
 def test_the_worker_is_told_what_its_own_estimate_is_multiplied_by(queue: Queue, mode: str, ratio: float) -> None:
     ready(queue, 23, token_mode=mode)
-    query = "select kinds_ratio from llmqueue.claim(%s, null, 1, p_now => %s) where (task).task_id is null"
+    query = "select char_class_ratio from llmqueue.claim(%s, null, 1, p_now => %s) where (task).task_id is null"
     assert queue.value(query, queue.worker, queue.now) == 1
-    answer(queue, [(10 * n or 1, 20) for n in range(21)], kinds_estimate=50)
+    answer(queue, [(10 * n or 1, 20) for n in range(21)], char_class_estimate=50)
     calibrate(queue)
 
     assert queue.value(query, queue.worker, queue.now) == pytest.approx(ratio, abs=0.01)

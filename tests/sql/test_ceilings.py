@@ -1,4 +1,4 @@
-"""What refusals teach: fewer calls per minute after a 429, fewer at a time after a 503 or 529; and the bell."""
+"""What refusals teach: fewer calls per minute after a 429, fewer at a time after a 503 or 529; and the wake."""
 
 from __future__ import annotations
 

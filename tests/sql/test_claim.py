@@ -1,4 +1,4 @@
-"""llmqueue.claim: which tasks a worker gets, in which order, and what it hears when it gets none."""
+"""llmqueue.claim: which tasks a worker gets, in which order, and what it can_listen when it gets none."""
 
 from __future__ import annotations
 

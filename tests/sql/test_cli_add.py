@@ -8,7 +8,7 @@ from typing import LiteralString
 
 import psycopg
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.cli import run_cli
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue import doctor
+from llmqueue.cli import checks
 from tests.support.cli import run_cli
 from tests.support.eventually import eventually
 
@@ -128,7 +128,7 @@ def test_what_was_dropped_or_edited_by_hand_is_named(installed: str, conn: Conne
 def test_a_long_transaction_of_somebody_is_named(
     installed: str, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "LONG_TRANSACTION_S", 0)
+    monkeypatch.setattr(checks, "LONG_TRANSACTION_S", 0)
     with psycopg.connect(installed) as other:
         other.execute("select 1")
         pid = other.info.backend_pid
@@ -194,7 +194,7 @@ class Reachable:
     ],
 )
 def test_a_token_in_the_clear_is_named(url: str, is_named: bool) -> None:
-    findings = anyio.run(lambda: doctor.examine_backend(Reachable(), url, has_token=True))
+    findings = anyio.run(lambda: checks.examine_backend(Reachable(), url, has_token=True))
 
     assert any(finding.check == "backend token" for finding in findings) is is_named
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from llmqueue.connect import classify, newest_version
+from llmqueue.db.connect import classify, newest_version
 from llmqueue.errors import DatabaseRefused, DatabaseUnreachable
 from tests.support.cli import run_cli
 

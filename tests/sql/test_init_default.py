@@ -5,10 +5,10 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.adoption.columns import OUR_NAMES, STATUSES
+from llmqueue.db.mapping import read_mapping
 from llmqueue.errors import AdoptionRefused, Failure, NotInitialised, SchemaTooNew
-from llmqueue.mapping import read_mapping
+from llmqueue.install.adopt import AdoptionSpec, install
+from llmqueue.install.columns import OUR_NAMES, STATUSES
 from tests.support.adoption import adopt, rows, run, snapshot, task, value
 
 

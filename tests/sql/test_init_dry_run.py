@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from llmqueue.adoption.adopt import AdoptionSpec, plan
+from llmqueue.install.adopt import AdoptionSpec, plan
 from tests.support.adoption import SIMPLE, adopt, rows, run, snapshot, value
 from tests.support.server import Server
 
@@ -71,7 +71,7 @@ def test_the_script_makes_what_init_makes(server: Server, database: str, kind: s
     run(database, "drop schema llmqueue cascade", f"drop table {plan_label(spec)} cascade", "drop type if exists old")
     run(database, 'drop schema if exists "S" cascade', "drop table if exists history")
     run(database, existing)
-    from llmqueue.adoption.adopt import install
+    from llmqueue.install.adopt import install
 
     install(database, spec)
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from llmqueue.adoption.adopt import AdoptionSpec, install, plan
-from llmqueue.adoption.steps import Step
 from llmqueue.errors import AdoptionRefused, DatabaseUnreachable, Failure
+from llmqueue.install.adopt import AdoptionSpec, install, plan
+from llmqueue.install.steps import Step
 from tests.support.adoption import SIMPLE, adopt, rows, run, snapshot, value
 
 

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
 from llmqueue.errors import AdoptionRefused
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.adoption import SIMPLE, adopt, run, snapshot, value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmqueue.adoption.adopt import AdoptionSpec, plan
+from llmqueue.install.adopt import AdoptionSpec, plan
 from tests.support.adoption import SIMPLE, run
 
 

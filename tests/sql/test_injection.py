@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import OPERATOR, PRODUCER, READER, WORKER
+from llmqueue.install.rights import OPERATOR, PRODUCER, READER, WORKER
 from tests.support.adoption import adopt, rows, run, value
 from tests.support.cli import run_cli
 from tests.support.roles import member, with_roles

@@ -61,5 +61,5 @@ def test_a_restart_rings_the_bell(shared: str) -> None:
         conn.execute("listen llmqueue")
         conn.execute("select llmqueue.restart('{}')")
 
-        (bell,) = conn.notifies(timeout=10, stop_after=1)
-        assert (bell.channel, bell.payload) == ("llmqueue", "task")
+        (wake,) = conn.notifies(timeout=10, stop_after=1)
+        assert (wake.channel, wake.payload) == ("llmqueue", "task")

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adoption.adopt import AdoptionSpec, plan
-from llmqueue.adoption.rights import READER, ROLES, WORKER
 from llmqueue.errors import AdoptionRefused
+from llmqueue.install.adopt import AdoptionSpec, plan
+from llmqueue.install.rights import READER, ROLES, WORKER
 from tests.support.adoption import adopt, rows, run, value
 from tests.support.rights import (
     COLUMNS,

@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import OPERATOR, PRODUCER, READER
+from llmqueue.install.rights import OPERATOR, PRODUCER, READER
 from tests.support.adoption import adopt, rows, run, value
 from tests.support.cli import run_cli
 from tests.support.roles import member, with_roles

@@ -8,8 +8,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from llmqueue.models import Bury, Complete, Decision, Grant, Release, Retry, Settlement, Task, Usage
-from llmqueue.store import Store
+from llmqueue.db.store import Store
+from llmqueue.types import Bury, Complete, Decision, Grant, Release, Retry, Settlement, Task, Usage
 from tests.support.sql import Queue
 
 pytestmark = pytest.mark.anyio

@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from llmqueue.simulate import fleet, source
-from llmqueue.simulate.run import simulate
-from llmqueue.simulate.scenario import Lane, Model, PoolMember, Scenario
+from llmqueue.forecast import fleet, source
+from llmqueue.forecast.run import simulate
+from llmqueue.forecast.scenario import Lane, Model, PoolMember, Scenario
 from tests.support.server import Server
 from tests.support.sql import Queue
 

@@ -12,11 +12,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.models import Complete, Grant, Settlement, Usage
-from llmqueue.record import encode
-from llmqueue.slots import Room
-from llmqueue.spill import Database, Spill, inherit, read_database
-from llmqueue.store import Store
+from llmqueue.db.store import Store
+from llmqueue.spill.codec import encode
+from llmqueue.spill.file import Database, Spill, inherit, read_database
+from llmqueue.types import Complete, Grant, Room, Settlement, Usage
 
 pytestmark = pytest.mark.anyio
 Conn = psycopg.Connection[tuple[object, ...]]
@@ -68,10 +67,10 @@ def task(conn: Conn) -> object:
 
 async def test_an_inherited_answer_is_the_end_of_its_attempt(installed: str, conn: Conn, tmp_path: Path) -> None:
     conn.execute("insert into tasks (prompt) values ('why?')")
-    async with worker(installed) as gone, worker(installed) as heir:
+    async with worker(installed) as gone, worker(installed) as recovery:
         grant = await claimed(gone, conn)
 
-        outcomes = await settle_spilled(heir, tmp_path, grant, "42 \U0001f680", gone.worker)
+        outcomes = await settle_spilled(recovery, tmp_path, grant, "42 \U0001f680", gone.worker)
 
     assert outcomes == {grant.task.fence: "completed"}
     assert task(conn) == ("42 \U0001f680", "solved", 3, 4)
@@ -81,10 +80,10 @@ async def test_an_inherited_answer_is_the_end_of_its_attempt(installed: str, con
 
 async def test_it_is_nobody_elses_end(installed: str, conn: Conn, tmp_path: Path) -> None:
     conn.execute("insert into tasks (prompt) values ('why?')")
-    async with worker(installed) as gone, worker(installed) as heir:
+    async with worker(installed) as gone, worker(installed) as recovery:
         grant = await claimed(gone, conn)
 
-        outcomes = await settle_spilled(heir, tmp_path, grant, "42", heir.worker)
+        outcomes = await settle_spilled(recovery, tmp_path, grant, "42", recovery.worker)
 
     assert outcomes == {grant.task.fence: "unknown"}
     assert task(conn) == (None, "running", None, None)
@@ -94,12 +93,12 @@ async def test_it_counts_after_a_sweep_while_nobody_runs_the_task_anew(
     installed: str, conn: Conn, tmp_path: Path
 ) -> None:
     conn.execute("insert into tasks (prompt) values ('why?')")
-    async with worker(installed) as gone, worker(installed) as heir:
+    async with worker(installed) as gone, worker(installed) as recovery:
         grant = await claimed(gone, conn)
         sweep_as_if_long_dead(conn, gone.worker)
         assert conn.execute("select outcome from llmqueue.attempt").fetchone() == ("lost",)
 
-        outcomes = await settle_spilled(heir, tmp_path, grant, "42", gone.worker)
+        outcomes = await settle_spilled(recovery, tmp_path, grant, "42", gone.worker)
 
     assert outcomes == {grant.task.fence: "completed"}
     assert task(conn) == ("42", "solved", 3, 4)
@@ -107,12 +106,12 @@ async def test_it_counts_after_a_sweep_while_nobody_runs_the_task_anew(
 
 async def test_it_is_kept_in_the_log_when_the_task_runs_anew(installed: str, conn: Conn, tmp_path: Path) -> None:
     conn.execute("insert into tasks (prompt) values ('why?')")
-    async with worker(installed) as gone, worker(installed) as heir:
+    async with worker(installed) as gone, worker(installed) as recovery:
         grant = await claimed(gone, conn)
         sweep_as_if_long_dead(conn, gone.worker)
-        newer = await claimed(heir, conn)
+        newer = await claimed(recovery, conn)
 
-        outcomes = await settle_spilled(heir, tmp_path, grant, "42", gone.worker)
+        outcomes = await settle_spilled(recovery, tmp_path, grant, "42", gone.worker)
 
     assert outcomes == {grant.task.fence: "late"}
     assert task(conn) == (None, "running", None, None)
@@ -122,11 +121,11 @@ async def test_it_is_kept_in_the_log_when_the_task_runs_anew(installed: str, con
 
 async def test_sent_twice_it_is_settled_once(installed: str, conn: Conn, tmp_path: Path) -> None:
     conn.execute("insert into tasks (prompt) values ('why?')")
-    async with worker(installed) as gone, worker(installed) as heir:
+    async with worker(installed) as gone, worker(installed) as recovery:
         grant = await claimed(gone, conn)
-        first = await settle_spilled(heir, tmp_path / "a", grant, "42", gone.worker)
+        first = await settle_spilled(recovery, tmp_path / "a", grant, "42", gone.worker)
 
-        second = await settle_spilled(heir, tmp_path / "b", grant, "other", gone.worker)
+        second = await settle_spilled(recovery, tmp_path / "b", grant, "other", gone.worker)
 
     assert first == second == {grant.task.fence: "completed"}
     assert task(conn) == ("42", "solved", 3, 4)

@@ -13,10 +13,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from llmqueue.db.store import Store
 from llmqueue.errors import DatabaseSilent, NotInitialised, SqlError
-from llmqueue.models import Claim, Complete, Grant, Release, Retry, Settlement, Usage
-from llmqueue.slots import Room
-from llmqueue.store import Store
+from llmqueue.types import Claim, Complete, Grant, Release, Retry, Room, Settlement, Usage
 
 pytestmark = pytest.mark.anyio
 Conn = psycopg.Connection[tuple[object, ...]]
@@ -78,7 +77,7 @@ async def test_a_model_without_a_limit_on_tokens_says_nothing_of_them(store: Sto
 
     grant = await only(store)
 
-    assert (grant.task.tokens, grant.kinds_ratio, grant.task.is_hot) == (None, None, False)
+    assert (grant.task.tokens, grant.char_class_ratio, grant.task.is_hot) == (None, None, False)
 
 
 async def test_what_a_task_was_charged_comes_with_it(store: Store, conn: Conn) -> None:
@@ -89,7 +88,7 @@ async def test_what_a_task_was_charged_comes_with_it(store: Store, conn: Conn) -
 
     assert grant.task.input_charge is not None
     assert grant.task.tokens == grant.task.input_charge + 100
-    assert grant.kinds_ratio == 1.0
+    assert grant.char_class_ratio == 1.0
 
 
 async def test_a_charge_is_raised_when_it_fits(store: Store, conn: Conn) -> None:
@@ -167,9 +166,9 @@ async def test_the_estimate_is_kept_with_the_attempt(store: Store, conn: Conn) -
         add(conn, f"{type(decision).__name__}")
         grant = await only(store)
 
-        await store.settle([Settlement(grant, decision, 0.01, 0.2, kinds_estimate=31)])
+        await store.settle([Settlement(grant, decision, 0.01, 0.2, char_class_estimate=31)])
 
-        found = conn.execute("select kinds_estimate from llmqueue.attempt where fence = %s", (grant.task.fence,))
+        found = conn.execute("select char_class_estimate from llmqueue.attempt where fence = %s", (grant.task.fence,))
         assert found.fetchone() == (31,)
 
 
@@ -180,7 +179,7 @@ async def test_what_did_not_fit_goes_back_and_is_charged_in_full_the_next_time(s
     conn.execute("update llmqueue.model_config set tpm = 1000")
     assert not await store.top_up(grant.task.fence, 2_000)
 
-    outcomes = await store.settle([Settlement(grant, Release("tokens"), None, None, kinds_estimate=2_000)])
+    outcomes = await store.settle([Settlement(grant, Release("tokens"), None, None, char_class_estimate=2_000)])
     conn.execute("update llmqueue.model_config set tpm = 6000")
     again = await only(store)
 

@@ -241,8 +241,8 @@ def test_a_heartbeat_rings_the_workers_own_bell(shared: str) -> None:
         try:
             conn.execute("select llmqueue.heartbeat(%s, 7)", (worker,))
 
-            (bell,) = conn.notifies(timeout=10, stop_after=1)
-            assert bell.channel == f"llmqueue_{worker.hex}"
+            (wake,) = conn.notifies(timeout=10, stop_after=1)
+            assert wake.channel == f"llmqueue_{worker.hex}"
             assert conn.execute("select running from llmqueue.worker where worker = %s", (worker,)).fetchone() == (7,)
         finally:
             conn.execute("select llmqueue.leave(%s)", (worker,))

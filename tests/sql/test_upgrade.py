@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import connect, resources
-from llmqueue.adoption.adopt import AdoptionSpec, install, plan
-from llmqueue.adoption.steps import Step
+from llmqueue.db import connect, resources
 from llmqueue.errors import Failure, SchemaTooNew
+from llmqueue.install.adopt import AdoptionSpec, install, plan
+from llmqueue.install.steps import Step
 from tests.support import processes
 from tests.support.adoption import adopt, rows, run, snapshot, value
 from tests.support.eventually import eventually

@@ -21,10 +21,10 @@ def heard(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
     """What rang before now: notifications of earlier commits come with the next round trip."""
     conn.execute("notify llmqueue, 'mark'")
     payloads = []
-    for bell in conn.notifies(timeout=10):
-        if bell.payload == "mark":
+    for wake in conn.notifies(timeout=10):
+        if wake.payload == "mark":
             break
-        payloads.append(bell.payload)
+        payloads.append(wake.payload)
     return payloads
 
 

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 
 SIX = "('unsolved', 'running', 'solved', 'failed', 'cancelled', 'delayed')"
 SIMPLE = f"""

@@ -18,8 +18,8 @@ import psycopg
 
 from llmqueue.backend.http import PunctualConnector, PunctualRequest
 from llmqueue.cli import main
-from llmqueue.completer import Completer
-from llmqueue.store import Store
+from llmqueue.db.store import Store
+from llmqueue.worker.flusher import Flusher
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
@@ -32,7 +32,7 @@ POINTS: Final[dict[str, tuple[type, str, str]]] = {
     "connected, nothing sent": (PunctualConnector, "connect", "after"),
     "before the first byte": (PunctualRequest, "write_bytes", "before"),
     "sent": (PunctualRequest, "write_bytes", "after"),
-    "answered, not settled": (Completer, "_flush", "before"),
+    "answered, not settled": (Flusher, "_flush", "before"),
     "settle sent, answer not read": (psycopg.AsyncConnection, "wait", "settle"),
     "settled": (Store, "settle", "after"),
 }

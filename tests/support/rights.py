@@ -7,7 +7,7 @@ roles that call it or in FUNCTIONS_FOR_NOBODY. What a role needs is granted in s
 
 from __future__ import annotations
 
-from llmqueue.adoption.rights import OPERATOR, PRODUCER, READER, WORKER
+from llmqueue.install.rights import OPERATOR, PRODUCER, READER, WORKER
 
 
 def _names(words: str) -> set[str]:
@@ -39,7 +39,7 @@ KNOWN_OF_ATTEMPT = _names(
     """
         fence task_id model worker attempt_no granted_at cell rpm sent_at ended_at outcome error_class
         latency_s input_tokens output_tokens lane is_hot is_probe ceiling_rpm tpm output_tpm
-        token_mode bytes_estimate kinds_estimate input_charge output_charge tokens
+        token_mode bytes_estimate char_class_estimate input_charge output_charge tokens
         output_tokens_charged top_up_cell top_up_tokens tokens_final output_tokens_final
         """
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support.adoption import SIX, rows, run, value
 from tests.support.server import Server
 

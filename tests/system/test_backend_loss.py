@@ -244,7 +244,7 @@ async def test_a_task_that_always_gets_502_among_good_ones_ends_as_a_dead_letter
 ADAPTER = """
     import os
     from llmqueue.backend import sending
-    from llmqueue.models import Answer, Usage
+    from llmqueue.types import Answer, Usage
 
     class Backend:
         async def call(self, call):

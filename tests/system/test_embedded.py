@@ -14,7 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import embedded, keeper, programs
+from llmqueue import embedded
+from llmqueue.embedded import binaries, reaper
 from llmqueue.errors import UsageError
 from tests.support.eventually import eventually
 
@@ -45,8 +46,8 @@ def home() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     embedded.leave(folder)
-    if server := keeper.running(folder):
-        keeper._stop(server[0], folder, server[1])
+    if server := reaper.running(folder):
+        reaper._stop(server[0], folder, server[1])
     shutil.rmtree(folder)
 
 
@@ -107,7 +108,7 @@ def test_server_outlives_a_killed_user_and_stops_after_the_last(home: Path) -> N
     assert answers(dsn)
     last.communicate()
 
-    eventually(lambda: keeper.running(home) is None, timeout_s=keeper.LINGER_S + 20)
+    eventually(lambda: reaper.running(home) is None, timeout_s=reaper.LINGER_S + 20)
 
 
 def test_killed_keeper_is_replaced(home: Path) -> None:
@@ -126,10 +127,10 @@ def test_killed_keeper_is_replaced(home: Path) -> None:
 
 def test_crash_and_stale_pid_file_are_healed(home: Path) -> None:
     embedded.start(home)
-    server = keeper.running(home)
+    server = reaper.running(home)
     assert server is not None
     os.kill(server[0], signal.SIGKILL)
-    eventually(lambda: keeper.running(home) is None)
+    eventually(lambda: reaper.running(home) is None)
     # The number may belong to another process by now: here, to this one.
     pid_file = home / "postgres" / "postmaster.pid"
     lines = pid_file.read_text().splitlines()
@@ -151,8 +152,8 @@ def test_folder_with_a_name_no_shell_and_no_socket_likes(home: Path) -> None:
         assert answers(embedded.start(odd))
     finally:
         embedded.leave(odd)
-        if server := keeper.running(odd):
-            keeper._stop(server[0], odd, server[1])
+        if server := reaper.running(odd):
+            reaper._stop(server[0], odd, server[1])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
@@ -171,7 +172,7 @@ def test_root_is_told_when_the_home_is_closed_to_the_servers_user(home: Path) ->
 def test_programs_that_only_root_may_enter_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = home / "closed"
     closed.mkdir(mode=0o700)
-    wheel = programs.find_wheel()
+    wheel = binaries.find_wheel()
     for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
         shutil.copytree(folder, closed / folder.name, symlinks=True)
     monkeypatch.setattr(embedded, "find_wheel", lambda: closed / wheel.name)
@@ -196,5 +197,5 @@ def keepers(home: Path) -> set[int]:
     return {
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if "llmqueue.keeper" in (process.info["cmdline"] or []) and str(home) in process.info["cmdline"]
+        if "llmqueue.embedded.reaper" in (process.info["cmdline"] or []) and str(home) in process.info["cmdline"]
     }

@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator import DEFAULT_MODELS, expected_answer
-from llmqueue.simulator.call_log import LoggedCall, read_calls, worst_window
+from llmqueue.fake_backend import DEFAULT_MODELS, expected_answer
+from llmqueue.fake_backend.call_log import LoggedCall, read_calls, worst_window
 from tests.support import processes
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "prompts_gsm8k.jsonl.gz"

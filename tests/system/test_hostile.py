@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.simulator import expected_answer
+from llmqueue.fake_backend import expected_answer
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.serving import serving

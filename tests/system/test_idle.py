@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.fake_backend.call_log import read_calls
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.server import Server

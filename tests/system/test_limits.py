@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.fake_backend.call_log import read_calls
 from tests.support import processes
 
 pytestmark = pytest.mark.system
@@ -27,7 +27,7 @@ def test_a_prompt_that_its_bytes_make_too_small_is_charged_in_full_before_it_is_
 
     assert conn.execute("select count(*) from tasks where status = 'solved'").fetchone() == (20,)
     sent = conn.execute(
-        "select kinds_estimate, input_charge from llmqueue.attempt where outcome = 'completed' order by fence"
+        "select char_class_estimate, input_charge from llmqueue.attempt where outcome = 'completed' order by fence"
     ).fetchall()
     assert {estimate for estimate, _ in sent} == {209}
     assert sent[0] == (209, 209)

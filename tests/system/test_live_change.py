@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.fake_backend.call_log import read_calls
 from tests.support import processes
 
 CHANGES = (600, 120, 1200, 0, 300)

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.fake_backend.call_log import read_calls
 from tests.support import processes
 from tests.support.eventually import eventually
 

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
-from llmqueue.simulator import expected_answer
-from llmqueue.simulator.call_log import read_calls
+from llmqueue.fake_backend import expected_answer
+from llmqueue.fake_backend.call_log import read_calls
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.server import Server, control, start_server

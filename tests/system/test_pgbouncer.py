@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from llmqueue import connect
-from llmqueue.simulator import expected_answer
+from llmqueue.db import connect
+from llmqueue.fake_backend import expected_answer
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.pgbouncer import Bouncer, bouncer_of

@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.adoption.rights import WORKER
-from llmqueue.simulator import expected_answer
+from llmqueue.fake_backend import expected_answer
+from llmqueue.install.rights import WORKER
 from tests.support import processes
 from tests.support.roles import member, with_roles
 

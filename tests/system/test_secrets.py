@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from llmqueue.adoption.rights import WORKER
+from llmqueue.install.rights import WORKER
 from tests.support import processes
 from tests.support.adoption import adopt, run, value
 from tests.support.cli import Result, run_cli
@@ -164,7 +164,7 @@ def test_no_setting_that_is_wrong_is_shown(tls: TlsServer) -> None:
     assert seen("".join(result.out + result.err for result in done)) == []
 
 
-@pytest.mark.parametrize("where", ["llmqueue.connect.require_schema", "llmqueue.daemon.serve"])
+@pytest.mark.parametrize("where", ["llmqueue.db.connect.require_schema", "llmqueue.worker.daemon.serve"])
 def test_a_crash_shows_no_value_of_a_variable(tls: TlsServer, tmp_path: Path, where: str) -> None:
     """An error of our own ends with Python's plain traceback: lines of the source, no locals."""
     module = where.rsplit(".", 1)[0]

@@ -11,7 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import embedded, keeper
+from llmqueue import embedded
+from llmqueue.embedded import reaper
 from tests.support.cli import Result, run_cli
 from tests.support.sql import Queue
 
@@ -26,8 +27,8 @@ def home() -> Iterator[Path]:
     yield folder
     server_home = folder / "simulate"
     embedded.leave(server_home)
-    if server := keeper.running(server_home):
-        keeper._stop(server[0], server_home, server[1])
+    if server := reaper.running(server_home):
+        reaper._stop(server[0], server_home, server[1])
     shutil.rmtree(folder)
 
 

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from llmqueue.adoption.adopt import AdoptionSpec, install
+from llmqueue.install.adopt import AdoptionSpec, install
 from tests.support import processes
 from tests.support.eventually import eventually
 from tests.support.held import HeldBackend, answer_to, held_backend
@@ -161,18 +161,18 @@ def test_what_two_workers_had_spilled_outlives_kill_9_of_one_and_sigterm_of_the_
 
     control(own_server, "start")
     backend.release(4 + 4)  # those whose callers have gone wait too
-    with processes.workers(make(tmp_path / "heir"), 1, env=env) as [heir]:
+    with processes.workers(make(tmp_path / "recovery"), 1, env=env) as [recovery]:
         eventually(lambda: not not_solved(dsn))
         eventually(lambda: files(home) == [])
-        assert heir.stop() == 0
+        assert recovery.stop() == 0
 
     assert sorted(Counter(backend.calls).values()) == [1] * 8 + [2] * 4
     ends = attempts(dsn)
     del ends["released"]  # a grant that a slow machine could not use in time costs nothing
     assert ends == Counter(completed=12, retried=ended - 8) + Counter(lost=12 - ended)
-    assert heir.output.count('"spill_inherited"') == heir.output.count('"spill_damaged"') == 2
-    assert "Traceback" not in heir.output + stopped.output
-    assert "secret answer" not in killed.output + stopped.output + heir.output
+    assert recovery.output.count('"spill_inherited"') == recovery.output.count('"spill_damaged"') == 2
+    assert "Traceback" not in recovery.output + stopped.output
+    assert "secret answer" not in killed.output + stopped.output + recovery.output
 
 
 @pytest.mark.slow
@@ -320,9 +320,9 @@ def test_a_worker_that_the_database_no_longer_wants_leaves_its_answers(
             control(own_server, "reload")
     assert spilled(home) == 3
 
-    with processes.workers(make(tmp_path / "heir"), 1, env=env) as [heir]:
+    with processes.workers(make(tmp_path / "recovery"), 1, env=env) as [recovery]:
         eventually(lambda: not not_solved(dsn))
-        assert heir.stop() == 0
+        assert recovery.stop() == 0
 
     assert len(backend.calls) == 3
     assert "Traceback" not in refused.output

@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue.simulator import expected_answer
-from llmqueue.simulator.call_log import read_calls, worst_window
+from llmqueue.fake_backend import expected_answer
+from llmqueue.fake_backend.call_log import read_calls, worst_window
 from tests.support import processes
 from tests.support.eventually import eventually
 

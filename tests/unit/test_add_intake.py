@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llmqueue.errors import UsageError
-from llmqueue.intake import BadLine, Format, Reader, Row, sniff
+from llmqueue.load.reader import BadLine, Format, Reader, Row, sniff
 
 
 def read(

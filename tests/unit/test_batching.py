@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from llmqueue import batching
-from llmqueue.batching import LARGEST, SLOWEST, Batching, most_together
-from llmqueue.models import (
+from llmqueue.types import (
     LATE,
     Bury,
     Complete,
@@ -26,6 +24,8 @@ from llmqueue.models import (
     Task,
     Usage,
 )
+from llmqueue.worker import batching
+from llmqueue.worker.batching import LARGEST, SLOWEST, Batching, most_together
 
 FENCE = count(1)
 

@@ -9,11 +9,11 @@ import pytest
 
 from bench.chaos import scene
 from bench.chaos.evidence import Attempt, Evidence, Stall, Task
-from bench.chaos.judge import Verdict, judge
+from bench.chaos.judge import Refusal, judge
 from bench.chaos.mishaps import Mishap
 from bench.chaos.plan import Fault, kinds, schedule
 from bench.chaos.recovery import felt
-from llmqueue.simulator import LoggedCall, expected_answer
+from llmqueue.fake_backend import LoggedCall, expected_answer
 
 LEASE_S = 20.0
 MODEL = "replicate-llama-2-70b"
@@ -46,7 +46,7 @@ def judged(
     calls: list[LoggedCall],
     *mishaps: Mishap,
     stalls: tuple[Stall, ...] = (),
-) -> Verdict:
+) -> Refusal:
     return judge(Evidence(tasks, attempts, calls, mishaps, stalls, [{"w0"}, {"w1"}, {"w2"}]))
 
 

@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 
-from llmqueue.clock import ClockWatch
+from llmqueue.db.clock import ClockWatch
+from llmqueue.db.store import Store
 from llmqueue.errors import DatabaseUnreachable
-from llmqueue.store import Store
 
 pytestmark = pytest.mark.anyio
 

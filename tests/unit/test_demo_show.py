@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llmqueue import connect
-from llmqueue.adoption import adopt
 from llmqueue.cli import app
+from llmqueue.db import connect
 from llmqueue.demo import live, scenario, stage, table
 from llmqueue.errors import UsageError
+from llmqueue.install import adopt
 
 
 def scene(waiting: int = 100, running: int = 3, used: int = 30) -> live.Scene:

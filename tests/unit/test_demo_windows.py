@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmqueue.demo.windows import Period, change_periods, fullest, limit_at, share_used, windows
-from llmqueue.simulator import worst_window
+from llmqueue.fake_backend import worst_window
 
 ALWAYS = -math.inf
 arrivals = st.lists(st.integers(0, 300).map(float), max_size=60)

@@ -9,7 +9,7 @@ import pytest
 from bench.fuzz.hunt import Case, Failed, hunt
 from bench.fuzz.replies import GOOD, Replies
 from bench.fuzz.settings import SECRET, Environment
-from llmqueue.models import Complete
+from llmqueue.types import Complete
 
 SEED = 1
 

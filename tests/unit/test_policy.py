@@ -7,22 +7,22 @@ import random
 
 import pytest
 
-from llmqueue.circuit import Blame
-from llmqueue.models import (
+from llmqueue.backend.circuit_breaker import Blame
+from llmqueue.types import (
     Answer,
-    Breakdown,
     Bury,
     Complete,
     Late,
-    Refusal,
-    RefusalKind,
-    Rejection,
+    PermanentError,
     Release,
     Retry,
+    Throttled,
+    ThrottleKind,
+    TransientError,
     Unreachable,
     Usage,
 )
-from llmqueue.policy import BACKOFF_CAP_S, backoff_s, decide
+from llmqueue.worker.policy import BACKOFF_CAP_S, backoff_s, decide
 
 RNG = random.Random(7)
 
@@ -40,7 +40,7 @@ def test_what_was_never_sent_goes_back_whole(reply: Late | Unreachable) -> None:
     ("pause_s", "longest_s"), [(20.0, 1.0), (86_400.0, 1.0), (3.0, 0.3), (0.02, 0.002), (0.0, 0.0), (None, 1.0)]
 )
 def test_a_refusal_closes_the_model_as_told_and_the_task_adds_a_little(pause_s: float | None, longest_s: float) -> None:
-    decisions = [decide(Refusal("quota", "rate_limited", "429", pause_s), 1, RNG) for _ in range(200)]
+    decisions = [decide(Throttled("quota", "rate_limited", "429", pause_s), 1, RNG) for _ in range(200)]
 
     assert all(isinstance(decision, Retry) and decision.pause_s == pause_s for decision in decisions)
     delays = [decision.delay_s for decision in decisions if isinstance(decision, Retry)]
@@ -50,8 +50,8 @@ def test_a_refusal_closes_the_model_as_told_and_the_task_adds_a_little(pause_s: 
 
 @pytest.mark.parametrize("kind", ["quota", "capacity", "credentials"])
 @pytest.mark.parametrize("attempt_no", [1, 19, 10_000])
-def test_a_refusal_costs_no_attempt_and_says_its_kind(kind: RefusalKind, attempt_no: int) -> None:
-    decision = decide(Refusal(kind, "class", "message", None), attempt_no, RNG)
+def test_a_refusal_costs_no_attempt_and_says_its_kind(kind: ThrottleKind, attempt_no: int) -> None:
+    decision = decide(Throttled(kind, "class", "message", None), attempt_no, RNG)
 
     assert isinstance(decision, Retry)
     assert (decision.refusal, decision.counts, decision.pause_s) == (kind, False, None)
@@ -59,7 +59,7 @@ def test_a_refusal_costs_no_attempt_and_says_its_kind(kind: RefusalKind, attempt
 
 
 def test_a_breakdown_counts_and_backs_off_with_full_jitter() -> None:
-    decision = decide(Breakdown("timeout", "no reply"), 1, RNG)
+    decision = decide(TransientError("timeout", "no reply"), 1, RNG)
     assert isinstance(decision, Retry)
     assert decision.counts
     assert decision.refusal is None
@@ -75,16 +75,16 @@ def test_a_breakdown_counts_and_backs_off_with_full_jitter() -> None:
     ("blame", "counts", "refusal"), [("attempt", True, None), ("model", False, "failures"), ("backend", False, None)]
 )
 def test_a_breakdown_counts_only_where_it_is_the_attempts_own(
-    blame: Blame, counts: bool, refusal: RefusalKind | None
+    blame: Blame, counts: bool, refusal: ThrottleKind | None
 ) -> None:
-    decision = decide(Breakdown("http_502", "Bad Gateway"), 1, RNG, blame)
+    decision = decide(TransientError("http_502", "Bad Gateway"), 1, RNG, blame)
 
     assert isinstance(decision, Retry)
     assert (decision.counts, decision.refusal, decision.may_be_backends) == (counts, refusal, True)
 
 
 def test_a_rejection_is_a_dead_letter_at_once() -> None:
-    assert decide(Rejection("http_400", "bad prompt"), 1, RNG) == Bury("http_400", "bad prompt")
+    assert decide(PermanentError("http_400", "bad prompt"), 1, RNG) == Bury("http_400", "bad prompt")
 
 
 @pytest.mark.parametrize(

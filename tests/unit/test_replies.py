@@ -13,28 +13,28 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from llmqueue.attempt import Runner
 from llmqueue.backend import Call, http, sending
+from llmqueue.backend.health import BackendHealth
 from llmqueue.backend.inner_error import read_error
-from llmqueue.backend.models import Fields, ModelsBackend
+from llmqueue.backend.models_backend import Fields, ModelsBackend
 from llmqueue.backend.openai import OpenAIBackend
-from llmqueue.gate import Gate
-from llmqueue.models import (
+from llmqueue.db.listen import WakeSignal
+from llmqueue.fake_backend import SimulatorConfig, running
+from llmqueue.types import (
     Answer,
-    Breakdown,
     Grant,
     Json,
-    Refusal,
-    Rejection,
+    PermanentError,
     Reply,
     Retry,
     Settlement,
     Task,
+    Throttled,
+    TransientError,
     Unreachable,
     Usage,
 )
-from llmqueue.simulator import SimulatorConfig, running
-from llmqueue.wakeup import Bell
+from llmqueue.worker.executor import Executor
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +88,7 @@ async def test_each_broken_reply_has_its_class(adapter: str, fault: str, error_c
     async with running(CONFIG) as server:
         reply = await call(ADAPTERS[adapter], server.url, f"[[fault:{fault}]]")
 
-    assert isinstance(reply, Breakdown)
+    assert isinstance(reply, TransientError)
     assert reply.error_class == error_class
     assert len(reply.message) <= 400
     assert "secret=" not in reply.message
@@ -108,7 +108,7 @@ async def test_a_reply_without_an_end_takes_little_more_memory_than_the_bound(
         finally:
             tracemalloc.stop()
 
-    assert isinstance(reply, Breakdown)
+    assert isinstance(reply, TransientError)
     assert peak < 40_000_000, "the bomb would be 100 MB, the other has no end"
 
 
@@ -126,7 +126,7 @@ async def test_the_bound_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(http, "MAX_REPLY_BYTES", len(body))
         assert isinstance(await call(ADAPTERS["models"], url), Answer)
         monkeypatch.setattr(http, "MAX_REPLY_BYTES", len(body) - 1)
-        assert await call(ADAPTERS["models"], url) == Breakdown(
+        assert await call(ADAPTERS["models"], url) == TransientError(
             "reply_too_large", f"the reply is larger than {len(body) - 1:,} bytes"
         )
 
@@ -149,7 +149,7 @@ async def test_what_cannot_be_decoded_is_unreadable(encoding: str, body: bytes) 
     async with answering(lambda: web.Response(body=body, headers={"Content-Encoding": encoding})) as url:
         reply = await call(ADAPTERS["models"], url)
 
-    assert isinstance(reply, Breakdown)
+    assert isinstance(reply, TransientError)
     assert reply.error_class == "unreadable_reply"
 
 
@@ -157,7 +157,7 @@ async def test_of_an_error_of_any_size_only_its_beginning_is_read() -> None:
     async with answering(lambda: web.Response(status=500, body=b"y" * 3_000_000)) as url:
         reply = await call(ADAPTERS["models"], url)
 
-    assert reply == Breakdown("http_500", "HTTP 500 " + "y" * 300)
+    assert reply == TransientError("http_500", "HTTP 500 " + "y" * 300)
 
 
 async def test_a_redirect_says_where_to_and_goes_nowhere() -> None:
@@ -165,7 +165,7 @@ async def test_a_redirect_says_where_to_and_goes_nowhere() -> None:
         reply = await call(ADAPTERS["models"], server.url, "[[fault:redirect]]")
         assert len(server.log.calls()) == 1
 
-    assert reply == Breakdown("http_307", "HTTP 307: a redirect to /single, which is not followed")
+    assert reply == TransientError("http_307", "HTTP 307: a redirect to /single, which is not followed")
 
 
 @pytest.mark.parametrize(
@@ -174,18 +174,18 @@ async def test_a_redirect_says_where_to_and_goes_nowhere() -> None:
         ({"answer": "x"}, None),
         ({"error": None}, None),
         ([], None),
-        ({"error": "boom"}, Breakdown("error_in_reply", "200 with an error inside: boom")),
-        ({"error": {"message": "boom"}}, Breakdown("error_in_reply", "200 with an error inside: boom")),
+        ({"error": "boom"}, TransientError("error_in_reply", "200 with an error inside: boom")),
+        ({"error": {"message": "boom"}}, TransientError("error_in_reply", "200 with an error inside: boom")),
         ({"error": {"type": "rate_limited", "message": "no", "retry_after": 7}}, ("quota", 7.0)),
         ({"error": {"type": "overloaded_error", "message": "no"}}, ("capacity", None)),
         ({"error": {"code": 503, "message": "no"}}, ("capacity", None)),
         ({"error": {"code": "rate_limit_exceeded", "message": "no", "retry_after": "x"}}, ("quota", None)),
         (
             {"error": {"code": 502, "message": "bad gateway"}},
-            Breakdown("http_502", "200 with an error inside: bad gateway"),
+            TransientError("http_502", "200 with an error inside: bad gateway"),
         ),
-        ({"error": {"code": 400, "message": "bad"}}, Rejection("http_400", "200 with an error inside: bad")),
-        ({"error": {"code": True, "message": 5}}, Breakdown("error_in_reply", "200 with an error inside: 5")),
+        ({"error": {"code": 400, "message": "bad"}}, PermanentError("http_400", "200 with an error inside: bad")),
+        ({"error": {"code": True, "message": 5}}, TransientError("error_in_reply", "200 with an error inside: 5")),
     ],
     ids=str,
 )
@@ -193,7 +193,7 @@ def test_an_error_inside_a_200_is_somebodys_fault_like_any_other(body: Json, exp
     reply = read_error(body)
 
     if isinstance(expected, tuple):
-        assert isinstance(reply, Refusal)
+        assert isinstance(reply, Throttled)
         assert (reply.kind, reply.retry_after_s) == expected
     else:
         assert reply == expected
@@ -215,7 +215,9 @@ async def test_a_call_that_hangs_ends_at_its_timeout_even_after_the_headers(faul
         async def no_top_up(fence: int, input_charge: int) -> bool:
             raise AssertionError
 
-        runner = Runner(backend, Gate(backend, server.url, Bell()), ends.append, no_top_up, random.Random(1))
+        runner = Executor(
+            backend, BackendHealth(backend, server.url, WakeSignal()), ends.append, no_top_up, random.Random(1)
+        )
         now = time.monotonic()
         await runner.run(Grant("m", Task(1, 1, 1, 5, 0, f"[[fault:{fault}]]", None), now, now + 60, 0.5))
         await backend.aclose()
@@ -238,7 +240,7 @@ async def test_a_reply_that_is_cut_off_is_a_lost_connection() -> None:
     async with serving({"/single": cut}) as port:
         reply = await call(ADAPTERS["models"], f"http://127.0.0.1:{port}")
 
-    assert isinstance(reply, Breakdown)
+    assert isinstance(reply, TransientError)
     assert reply.error_class == "connection_lost"
 
 
@@ -292,8 +294,8 @@ async def test_each_prompt_of_a_batch_has_its_own_reply() -> None:
         replies = await call_batch(server.url, "one", "[[fault:429]]", "[[fault:400]]", "two")
 
     assert [replies[0], replies[3]] == alone
-    assert isinstance(replies[1], Refusal)
-    assert isinstance(replies[2], Rejection | Breakdown)
+    assert isinstance(replies[1], Throttled)
+    assert isinstance(replies[2], PermanentError | TransientError)
 
 
 @pytest.mark.parametrize("status", [429, 502])
@@ -301,7 +303,7 @@ async def test_a_batch_that_fails_as_a_whole_has_one_reply_for_all(status: int) 
     async with answering(lambda: web.Response(status=status)) as url:
         replies = await call_batch(url, "one", "two")
 
-    assert isinstance(replies[0], Refusal if status == 429 else Breakdown)
+    assert isinstance(replies[0], Throttled if status == 429 else TransientError)
     assert replies[1] is replies[0]
 
 
@@ -317,9 +319,9 @@ async def test_results_are_told_apart_by_their_ids_and_not_by_their_order() -> N
     async with answering(lambda: web.json_response({"results": results})) as url:
         first, second, third = await call_batch(url, "one", "two", "three")
 
-    assert isinstance(first, Refusal)
+    assert isinstance(first, Throttled)
     assert (first.kind, first.retry_after_s) == ("capacity", 4)
-    assert isinstance(second, Breakdown)
+    assert isinstance(second, TransientError)
     assert second.error_class == "no_result"
     assert third == Answer("three", Usage())
 
@@ -337,6 +339,6 @@ async def test_a_reply_without_results_is_one_failure(body: bytes, error_class: 
     async with answering(lambda: web.Response(body=body, content_type="application/json")) as url:
         first, second = await call_batch(url, "one", "two")
 
-    assert isinstance(first, Breakdown)
+    assert isinstance(first, TransientError)
     assert first.error_class == error_class
     assert second is first

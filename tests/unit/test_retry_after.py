@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from llmqueue.backend import retry_after
 from llmqueue.backend.http import reply_of
-from llmqueue.models import Refusal
+from llmqueue.types import Throttled
 
 DAY_S = 86_400.0
 DATE = "Sat, 21 Nov 2026 10:00:00 GMT"
 
 
-def refused(status: int, headers: dict[str, str], body: object = None) -> Refusal:
+def refused(status: int, headers: dict[str, str], body: object = None) -> Throttled:
     content = b"" if body is None else json.dumps(body).encode()
     reply = reply_of(httpx.Response(status, headers=headers, content=content))
-    assert isinstance(reply, Refusal)
+    assert isinstance(reply, Throttled)
     return reply
 
 

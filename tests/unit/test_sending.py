@@ -8,14 +8,14 @@ import time
 import httpx
 import pytest
 
-from llmqueue.attempt import Runner
 from llmqueue.backend import Call, sending
+from llmqueue.backend.health import BackendHealth
 from llmqueue.backend.http import header_key, why
-from llmqueue.backend.models import Fields, ModelsBackend
-from llmqueue.gate import Gate
-from llmqueue.models import Answer, Grant, Late, Release, Settlement, Task, Unreachable
-from llmqueue.simulator import SimulatorConfig, running
-from llmqueue.wakeup import Bell
+from llmqueue.backend.models_backend import Fields, ModelsBackend
+from llmqueue.db.listen import WakeSignal
+from llmqueue.fake_backend import SimulatorConfig, running
+from llmqueue.types import Answer, Grant, Late, Release, Settlement, Task, Unreachable
+from llmqueue.worker.executor import Executor
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +80,9 @@ async def test_a_thawed_worker_gives_its_old_grants_back_unsent() -> None:
     async with running(CONFIG) as server:
         backend = ModelsBackend(server.url, None, Fields())
         ends: list[Settlement] = []
-        runner = Runner(backend, Gate(backend, server.url, Bell()), ends.append, no_top_up, random.Random(1))
+        runner = Executor(
+            backend, BackendHealth(backend, server.url, WakeSignal()), ends.append, no_top_up, random.Random(1)
+        )
         frozen_for_s = 30.0
         granted_at = time.monotonic() - frozen_for_s
         task = Task(1, 1, 1, 5, 0, "why?", None)

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from llmqueue.models import Grant, Task
-from llmqueue.slots import MOST_ENDED, Room, Slots
+from llmqueue.types import Grant, Task
+from llmqueue.worker.slots import MOST_ENDED, Room, Slots
 
 
 def grant(fence: int, *, is_hot: bool = False) -> Grant:

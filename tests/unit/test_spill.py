@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmqueue import spill as spill_module
-from llmqueue.models import Bury, Complete, Decision, Grant, Release, Retry, Settlement, Task, Usage
-from llmqueue.record import Damaged, decode, encode, frame, unframe
-from llmqueue.spill import Database, Inheritance, NotOurs, Place, Spill, SpillFull, inherit
+from llmqueue.spill import file as spill_module
+from llmqueue.spill.codec import Damaged, decode, encode, frame, unframe
+from llmqueue.spill.file import Database, Inheritance, NotOurs, Place, Spill, SpillFull, inherit
+from llmqueue.types import Bury, Complete, Decision, Grant, Release, Retry, Settlement, Task, Usage
 
 HERE = Database("7312/16384", "production")
 WORKER = UUID(int=7)
@@ -93,7 +93,7 @@ def test_every_end_comes_back_as_it_was(
     read = record.settlement
     assert record.ended_at == 1.5
     assert read.decision == decision
-    assert (read.sent_after_s, read.latency_s, read.kinds_estimate) == (latency_s, latency_s, estimate)
+    assert (read.sent_after_s, read.latency_s, read.char_class_estimate) == (latency_s, latency_s, estimate)
     assert (str(read.grant.task.id), read.grant.task.fence, read.grant.task.attempt_no) == (str(key), fence, 2)
     assert line.isascii()
     assert line.count(b"\n") == 1
@@ -333,7 +333,7 @@ def test_a_second_outage_begins_a_new_file(tmp_path: Path) -> None:
     assert len(taken(tmp_path).left) == 1
 
 
-# --- the heir -----------------------------------------------------------------------------------------------------
+# --- the recovery -----------------------------------------------------------------------------------------------------
 
 
 def test_an_heir_gets_every_end_in_order_and_light(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import trustme
 from aiohttp import web
 
 from llmqueue.backend import Call, sending
-from llmqueue.backend.models import Fields, ModelsBackend
-from llmqueue.models import Answer, Reply, Unreachable, Usage
+from llmqueue.backend.models_backend import Fields, ModelsBackend
+from llmqueue.types import Answer, Reply, Unreachable, Usage
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from llmqueue.backend import retry_after, sending
 from llmqueue.backend.body import TooLarge, Undecodable, read_body
-from llmqueue.models import Breakdown, Late, Refusal, Rejection, Reply, Unreachable
+from llmqueue.types import Late, PermanentError, Reply, Throttled, TransientError, Unreachable
 
 CONNECT_TIMEOUT_S = 5.0
 # A header takes ASCII only; keys of the usual kinds go out as they are.
@@ -147,14 +147,14 @@ async def post(http: Client, path: str, body: object, key: str) -> httpx.Respons
     except sending.LateGrant:
         return Late()
     except TooLarge as error:
-        return Breakdown("reply_too_large", f"the reply is larger than {error.limit:,} bytes")
+        return TransientError("reply_too_large", f"the reply is larger than {error.limit:,} bytes")
     except Undecodable as error:
-        return Breakdown("unreadable_reply", str(error)[:MESSAGE_CHARS])
+        return TransientError("unreadable_reply", str(error)[:MESSAGE_CHARS])
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         return _failed(error)
     # as bytes: httpx finds out the encoding of all headers to tell the value of one
     if any(name.lower() == b"idempotency-key" and value != sent_key for name, value in response.headers.raw):
-        return Breakdown("reply_of_another", "the reply carries the Idempotency-Key of another call")
+        return TransientError("reply_of_another", "the reply carries the Idempotency-Key of another call")
     return response if response.status_code == httpx.codes.OK else reply_of(response)
 
 
@@ -186,7 +186,7 @@ def _failed(error: Exception) -> Reply:
     noted = sending.current.get()
     if noted is None or noted.sent_at is None:
         return Unreachable(message)
-    return Breakdown("connection_lost", message)
+    return TransientError("connection_lost", message)
 
 
 def reply_of(response: httpx.Response) -> Reply:
@@ -194,7 +194,9 @@ def reply_of(response: httpx.Response) -> Reply:
     status = response.status_code
     message = f"HTTP {status} {_excerpt(response)}".strip()
     if httpx.codes.is_redirect(status):
-        return Breakdown(f"http_{status}", f"HTTP {status}: a redirect to {_target(response)}, which is not followed")
+        return TransientError(
+            f"http_{status}", f"HTTP {status}: a redirect to {_target(response)}, which is not followed"
+        )
     asked_s = retry_after.read(response.headers, response.content)
     if asked_s is None and status == httpx.codes.TOO_MANY_REQUESTS:
         asked_s = retry_after.until_reset(response.headers)
@@ -204,14 +206,14 @@ def reply_of(response: httpx.Response) -> Reply:
 def reply_of_status(status: int, message: str, asked_s: float | None) -> Reply:
     """Returns whose fault a status is; `asked_s` is the pause that was asked for."""
     if status in CAPACITY:
-        return Refusal("capacity", CAPACITY[status], message, asked_s)
+        return Throttled("capacity", CAPACITY[status], message, asked_s)
     if status == httpx.codes.TOO_MANY_REQUESTS:
-        return Refusal("quota", "rate_limited", message, asked_s)
+        return Throttled("quota", "rate_limited", message, asked_s)
     if status in CREDENTIALS:
-        return Refusal("credentials", "credentials_refused", message, CREDENTIALS_PAUSE_S)
+        return Throttled("credentials", "credentials_refused", message, CREDENTIALS_PAUSE_S)
     if status == httpx.codes.REQUEST_TIMEOUT or not httpx.codes.is_client_error(status):
-        return Breakdown(f"http_{status}", message)
-    return Rejection(f"http_{status}", message)
+        return TransientError(f"http_{status}", message)
+    return PermanentError(f"http_{status}", message)
 
 
 def _target(response: httpx.Response) -> str:

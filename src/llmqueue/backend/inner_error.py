@@ -6,7 +6,7 @@ import json
 
 from llmqueue.backend.http import MESSAGE_CHARS, reply_of_status
 from llmqueue.backend.retry_after import read_pause
-from llmqueue.models import Breakdown, Json, Reply
+from llmqueue.types import Json, Reply, TransientError
 
 # What the Models Backend, OpenAI and Anthropic call them.
 STATUS_OF = {
@@ -33,7 +33,7 @@ def read_error(body: Json) -> Reply | None:
     message = f"200 with an error inside: {' '.join(said.split())}"[:MESSAGE_CHARS]
     status = _status(error) if isinstance(error, dict) else None
     if status is None:
-        return Breakdown("error_in_reply", message)
+        return TransientError("error_in_reply", message)
     return reply_of_status(status, message, read_pause(error.get("retry_after")))
 
 

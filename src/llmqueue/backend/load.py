@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from llmqueue.backend.models import Fields, ModelsBackend
+from llmqueue.backend.models_backend import Fields, ModelsBackend
 from llmqueue.backend.openai import OpenAIBackend
 from llmqueue.backend.protocol import Backend
 from llmqueue.errors import UsageError

@@ -6,9 +6,9 @@ import httpx
 
 from llmqueue.backend import http
 from llmqueue.backend.inner_error import read_error
-from llmqueue.backend.models import read_json, read_usage
+from llmqueue.backend.models_backend import read_json, read_usage
 from llmqueue.backend.protocol import Call
-from llmqueue.models import Answer, Breakdown, Json, Rejection, Reply
+from llmqueue.types import Answer, Json, PermanentError, Reply, TransientError
 
 
 class OpenAIBackend:
@@ -21,7 +21,7 @@ class OpenAIBackend:
 
     async def call(self, call: Call) -> Reply:
         if call.params is not None and not isinstance(call.params, dict):
-            return Rejection("params_no_object", "params must be a JSON object: they are fields of the request")
+            return PermanentError("params_no_object", "params must be a JSON object: they are fields of the request")
         body: dict[str, Json] = {**(call.params or {}), "model": call.model, "messages": messages(call.prompt)}
         reply = await http.post(self._http, "/v1/chat/completions", body, call.idempotency_key)
         return _read(reply) if isinstance(reply, httpx.Response) else reply
@@ -40,13 +40,13 @@ def messages(prompt: Json) -> Json:
 
 def _read(response: httpx.Response) -> Reply:
     body = read_json(response)
-    if isinstance(body, Breakdown):
+    if isinstance(body, TransientError):
         return body
     try:
         content = body["choices"][0]["message"]["content"]
     except (LookupError, TypeError):
         missing = f"200 without choices[0].message.content, {len(response.content)} bytes"
-        return read_error(body) or Breakdown("unreadable_reply", missing)
+        return read_error(body) or TransientError("unreadable_reply", missing)
     if content is None:
-        return read_error(body) or Breakdown("unreadable_reply", "200 with a message without content")
+        return read_error(body) or TransientError("unreadable_reply", "200 with a message without content")
     return Answer(content, read_usage(body.get("usage"), "prompt_tokens", "completion_tokens"))

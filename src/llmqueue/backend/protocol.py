@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from llmqueue.models import Json, Reply, value
+from llmqueue.types import Json, Reply, value
 
 
 @value

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from llmqueue.models import Json
+from llmqueue.types import Json
 
 # A backend that says "in a year" is mistaken more often than right; a day later it may say so again.
 CAP_S = 86_400.0

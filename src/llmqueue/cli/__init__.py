@@ -126,7 +126,7 @@ def _database_error(error: Exception) -> LlmqueueError | None:
     psycopg = sys.modules.get("psycopg")  # not imported: then the error is not its
     if psycopg is None or not isinstance(error, psycopg.Error):
         return None
-    from llmqueue.connect import classify
+    from llmqueue.db.connect import classify
     from llmqueue.settings import load_settings
 
     url = load_settings().database_url

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmqueue.backend import load_backend
-from llmqueue.backend.models import Fields
+from llmqueue.backend.models_backend import Fields
 
 if TYPE_CHECKING:
     from llmqueue.backend import Backend

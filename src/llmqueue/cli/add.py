@@ -19,8 +19,8 @@ from llmqueue.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llmqueue.intake import BadLine, Cells, Format
-    from llmqueue.producer import Added
+    from llmqueue.load.copy import Added
+    from llmqueue.load.reader import BadLine, Cells, Format
 
 BAD_LINES_SHOWN = 20
 
@@ -51,9 +51,9 @@ def add(
     params, run_at, deadline_at, max_attempts. A CSV file has these names in its first line. Bad lines are named and
     left out, and the exit code is then 1; the good ones are in.
     """
-    from llmqueue.intake import Reader
-    from llmqueue.mapping import read_mapping
-    from llmqueue.producer import Producer, key_has_default
+    from llmqueue.db.mapping import read_mapping
+    from llmqueue.load.copy import Producer, key_has_default
+    from llmqueue.load.reader import Reader
 
     if format_ not in {None, "jsonl", "csv"}:
         raise UsageError(f"--format must be jsonl or csv (got '{format_}')")
@@ -110,7 +110,7 @@ def _open(file: str | None) -> Iterator[IO[bytes]]:
 
 
 def _format_of(source: IO[bytes], file: str | None) -> Format:
-    from llmqueue.intake import sniff
+    from llmqueue.load.reader import sniff
 
     suffixes = Path(file or "-").suffixes
     if ".csv" in suffixes:

@@ -138,7 +138,7 @@ def _check_plot(plot: Path | None) -> None:
 
 
 def _open() -> psycopg.Connection[TupleRow]:
-    from llmqueue.connect import connect, dsn
+    from llmqueue.db.connect import connect, dsn
     from llmqueue.settings import load_settings
 
     return connect(dsn(load_settings()), application_name="llmqueue audit")
@@ -146,7 +146,7 @@ def _open() -> psycopg.Connection[TupleRow]:
 
 def _check_schema(conn: psycopg.Connection[TupleRow]) -> None:
     """A role that may read the log and the limiter, and nothing else, can audit."""
-    from llmqueue.connect import require_schema
+    from llmqueue.db.connect import require_schema
 
     with suppress(DatabaseRefused):
         require_schema(conn)

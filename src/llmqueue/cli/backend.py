@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmqueue.simulator import SimulatorConfig
+    from llmqueue.fake_backend import SimulatorConfig
 
 
 def backend(
@@ -46,25 +46,25 @@ def backend(
     seed: Annotated[int | None, typer.Option(help="Repeat the same latencies and faults.")] = None,
 ) -> None:
     """Run a simulated Models Backend with the latencies of ten measured models."""
-    from llmqueue import simulator
+    from llmqueue import fake_backend
 
     try:
-        config = simulator.SimulatorConfig(
-            models=tuple(model) if model else simulator.DEFAULT_MODELS,
+        config = fake_backend.SimulatorConfig(
+            models=tuple(model) if model else fake_backend.DEFAULT_MODELS,
             any_model=any_model,
             speed=speed,
             instant=instant,
             rpm=_rpm_by_model(limit or []),
             provider=provider,
-            faults=simulator.FaultRates(error_rate, unavailable_rate, hang_rate, reset_rate, unreadable_rate),
+            faults=fake_backend.FaultRates(error_rate, unavailable_rate, hang_rate, reset_rate, unreadable_rate),
             seed=seed,
             log_path=log,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:
-        simulator.serve(config, host, port, lambda url: _announce(url, config))
-    except simulator.CannotListen as error:
+        fake_backend.serve(config, host, port, lambda url: _announce(url, config))
+    except fake_backend.CannotListen as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 
@@ -94,7 +94,7 @@ def _announce(url: str, config: SimulatorConfig) -> None:
 def _print_models(console: Console, config: SimulatorConfig) -> None:
     from rich.table import Table
 
-    from llmqueue.simulator.latency import fit_for
+    from llmqueue.fake_backend.latency import fit_for
 
     table = Table("model", box=None)
     for heading in ("p50 s", "p95 s", "max s", "limit per min"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def open_database(verb: str, settings: Settings | None = None) -> psycopg.Connection[TupleRow]:
     """Opens an autocommit connection to a database that `llmqueue init` has finished with."""
-    from llmqueue.connect import connect, dsn, require_schema
+    from llmqueue.db.connect import connect, dsn, require_schema
     from llmqueue.settings import load_settings
 
     conn = connect(dsn(settings or load_settings()), application_name=f"llmqueue {verb}")

@@ -9,7 +9,7 @@ import typer
 from llmqueue.cli.output import Column, clean, console, show
 
 if TYPE_CHECKING:
-    from llmqueue.doctor import Finding
+    from llmqueue.cli.checks import Finding
 
 COLUMNS = (Column("state", "state"), Column("check", "check"), Column("found", "found"), Column("remedy", "remedy"))
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -31,9 +31,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] 
 def _examine() -> list[Finding]:
     import anyio
 
-    from llmqueue import connect
     from llmqueue.cli.adapter import load_adapter
-    from llmqueue.doctor import Finding, examine_backend, examine_database
+    from llmqueue.cli.checks import Finding, examine_backend, examine_database
+    from llmqueue.db import connect
     from llmqueue.settings import load_settings
 
     settings = load_settings()  # a wrong one ends here, by its name and with exit code 2

@@ -11,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmqueue.adoption.indexes import Progress
-    from llmqueue.adoption.spec import AdoptionSpec
+    from llmqueue.install.indexes import Progress
+    from llmqueue.install.spec import AdoptionSpec
 
 
 def init(
@@ -64,7 +64,7 @@ def init(
     Statements of others never wait long: each lock is asked for briefly, again and again. Can be interrupted, and
     goes on when it is run again.
     """
-    from llmqueue.adoption.spec import AdoptionSpec, parse_pairs
+    from llmqueue.install.spec import AdoptionSpec, parse_pairs
 
     spec = AdoptionSpec(
         table=table,
@@ -86,8 +86,8 @@ def init(
 def _run(spec: AdoptionSpec, dry_run: bool) -> None:
     from rich.console import Console
 
-    from llmqueue import connect
-    from llmqueue.adoption import adopt
+    from llmqueue.db import connect
+    from llmqueue.install import adopt
     from llmqueue.settings import load_settings
 
     settings = load_settings()

@@ -64,7 +64,7 @@ def _apply(
 ) -> None:
     import psycopg
 
-    from llmqueue.producer import is_fault_of_row
+    from llmqueue.load.copy import is_fault_of_row
 
     try:
         with conn.transaction():

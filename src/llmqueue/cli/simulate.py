@@ -15,10 +15,10 @@ from llmqueue.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from llmqueue.forecast.report import ModelReport, Report
+    from llmqueue.forecast.run import Progress
+    from llmqueue.forecast.scenario import Lane, Model, Scenario
     from llmqueue.settings import Settings
-    from llmqueue.simulate.report import ModelReport, Report
-    from llmqueue.simulate.run import Progress
-    from llmqueue.simulate.scenario import Lane, Model, Scenario
 
 MODELS = (
     Column("model", "model"),
@@ -76,10 +76,10 @@ def simulate(
     provider that judges each call. With --from-database the other options change what was found there. Exit code 1 if
     a limit was ever exceeded.
     """
+    from llmqueue.forecast.run import simulate as run
+    from llmqueue.forecast.scenario import Scenario
+    from llmqueue.forecast.stage import start_server
     from llmqueue.settings import load_settings
-    from llmqueue.simulate.run import simulate as run
-    from llmqueue.simulate.scenario import Scenario
-    from llmqueue.simulate.stage import start_server
 
     settings = load_settings()
     base = _from_database(settings) if from_database else None
@@ -109,8 +109,8 @@ def simulate(
 
 def _from_database(settings: Settings) -> Scenario:
     from llmqueue.cli.database import open_database
-    from llmqueue.simulate import source
-    from llmqueue.simulate.scenario import Scenario
+    from llmqueue.forecast import source
+    from llmqueue.forecast.scenario import Scenario
 
     with open_database("simulate", settings) as conn:
         source.prepare(conn)
@@ -128,7 +128,7 @@ def _from_database(settings: Settings) -> Scenario:
 
 def _models(known: tuple[Model, ...], rpm: list[str], columns: dict[str, list[str] | None]) -> tuple[Model, ...]:
     """The models that are known, changed and added to by the options."""
-    from llmqueue.simulate.scenario import Model
+    from llmqueue.forecast.scenario import Model
 
     models = {model.name: model for model in known}
     for name, limit in _numbers("--model", rpm).items():
@@ -157,7 +157,7 @@ def _numbers(option: str, given: list[str], *, is_whole: bool = True) -> dict[st
 
 
 def _backlog(given: list[str], scenario: Scenario) -> tuple[Lane, ...]:
-    from llmqueue.simulate.scenario import Lane
+    from llmqueue.forecast.scenario import Lane
 
     known = {model.name for model in scenario.models} | {member.pool for member in scenario.pools}
     lanes = []

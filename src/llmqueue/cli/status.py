@@ -203,7 +203,7 @@ def _day_ends(conn: psycopg.Connection[TupleRow], models: list[ModelStatus]) -> 
 
 
 def _database(conn: psycopg.Connection[TupleRow], settings: Settings) -> str:
-    from llmqueue.connect import place
+    from llmqueue.db.connect import place
 
     if settings.database_url is None:
         return f"embedded PostgreSQL in {settings.home}/postgres"
@@ -230,7 +230,7 @@ def _connection_lost(error: Exception, settings: Settings) -> LlmqueueError | No
     """The error as ours if waiting may help, else None."""
     import psycopg
 
-    from llmqueue.connect import classify
+    from llmqueue.db.connect import classify
     from llmqueue.errors import DatabaseUnreachable
 
     if isinstance(error, psycopg.Error):

@@ -69,7 +69,7 @@ def show(
     if as_json:
         write_json({"task": found, "set_aside": set_aside, "attempts": attempts})
         return
-    from llmqueue.adoption.columns import VIEW_COLUMNS
+    from llmqueue.install.columns import VIEW_COLUMNS
 
     for name in VIEW_COLUMNS:
         if found[name] is not None:

@@ -12,14 +12,15 @@ from typing import Annotated
 import anyio
 import typer
 
-from llmqueue import connect, logs
+from llmqueue import logs
 from llmqueue.cli.adapter import load_adapter
-from llmqueue.daemon import Report, WorkerOptions, serve
+from llmqueue.db import connect
+from llmqueue.db.mapping import Mapping, read_mapping
+from llmqueue.db.outage import Outage
 from llmqueue.errors import DatabaseUnreachable, SchemaTooNew, UsageError
-from llmqueue.mapping import Mapping, read_mapping
-from llmqueue.outage import Outage
 from llmqueue.settings import load_settings
-from llmqueue.spill import Database, read_database
+from llmqueue.spill.file import Database, read_database
+from llmqueue.worker.daemon import Report, WorkerOptions, serve
 
 WAIT_S = (0.2, 5.0)
 # Objects that came and stayed; Python's own 700 are those of two dozen tasks.

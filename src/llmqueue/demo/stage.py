@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from llmqueue import embedded
-from llmqueue.adoption.adopt import install
-from llmqueue.connect import connect
+from llmqueue.db.connect import connect
 from llmqueue.demo import table
 from llmqueue.errors import Failure, UsageError
+from llmqueue.install.adopt import install
 
 if TYPE_CHECKING:
     import psycopg

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmqueue.adoption.spec import AdoptionSpec
 from llmqueue.demo import scenario
-from llmqueue.simulator import expected_answer
+from llmqueue.fake_backend import expected_answer
+from llmqueue.install.spec import AdoptionSpec
 
 if TYPE_CHECKING:
     import psycopg

@@ -11,13 +11,13 @@ from psycopg.rows import class_row
 
 from llmqueue.demo.bound import even_time_s, least_time_s
 from llmqueue.demo.windows import WINDOW_S, Period, Window, fullest, share_used, windows
-from llmqueue.simulator import expected_answer
+from llmqueue.fake_backend import expected_answer
 
 if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
-    from llmqueue.simulator import LoggedCall
+    from llmqueue.fake_backend import LoggedCall
 
 # The rows that were to be solved: those solved before are the rated ones.
 _ROWS = """
@@ -79,7 +79,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Refusal:
     """The whole run. All is well when there are no problems."""
 
     answers: Answers
@@ -101,7 +101,7 @@ def judge(
     calls: Sequence[LoggedCall],
     periods: Mapping[str, Sequence[Period]],
     problems: Sequence[str] = (),
-) -> Verdict:
+) -> Refusal:
     """Returns the verdict; `periods` are on the monotonic clock, `problems` those that were met on the way."""
     answers = _answers(rows)
     seen = _calls(rows, calls)
@@ -109,7 +109,7 @@ def judge(
     found = [*problems, *_wrong_answers(answers), *_wrong_calls(answers, seen), *_exceeded(limits)]
     if unknown := {call.model for call in calls} - set(periods):
         found.append(f"calls to models that nobody configured: {', '.join(sorted(unknown))}")
-    return Verdict(answers, seen, limits, _times(calls, periods, len(rows)), found, rows[0].ticket if rows else "")
+    return Refusal(answers, seen, limits, _times(calls, periods, len(rows)), found, rows[0].ticket if rows else "")
 
 
 def _answers(rows: Sequence[Row]) -> Answers:

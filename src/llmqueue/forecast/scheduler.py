@@ -1,0 +1,150 @@
+"""The door to the SQL functions, as store.py is for a real worker, but with the clock in our hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import TupleRow, class_row
+from psycopg.types.json import Jsonb
+
+from llmqueue.forecast.scenario import HOT, INPUT_TOKENS
+from llmqueue.types import (
+    SEND_PART,
+    Bury,
+    Claim,
+    ClaimRow,
+    Complete,
+    Grant,
+    Refusal,
+    Release,
+    Retry,
+    Room,
+    Settlement,
+    Task,
+)
+
+# Simulated time begins after everything that the server does by its own clock, such as its start.
+T0 = datetime(2040, 1, 1, 12, tzinfo=UTC)
+BYTES_PER_TOKEN = 4
+
+_CLAIM: LiteralString = """
+    select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts,
+           null as prompt, null as params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s,
+           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio, turns::text as turns,
+           (turns ->> 'epoch')::integer as epoch
+      from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb, %s)"""
+
+
+class SqlScheduler:
+    """Calls the functions on one autocommit connection; `at_s` is seconds of simulated time."""
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[TupleRow],
+        *,
+        guard_s: float,
+        lease_s: float,
+        input_tokens: int = INPUT_TOKENS,
+    ) -> None:
+        self._conn = conn
+        self._guard_s = guard_s
+        self._lease_s = lease_s
+        self._prompt_tokens = input_tokens
+        self._rung: set[str] = set()
+        conn.add_notify_handler(lambda notify: self._rung.add(notify.payload))
+        conn.execute("listen llmqueue")
+
+    def register(self, worker: UUID, at_s: float) -> None:
+        args = (worker, "simulated", self._lease_s, self._guard_s, _time(at_s))
+        self._conn.execute("select llmqueue.register(%s, %s, '0', null, %s, %s, %s)", args)
+
+    def claim(
+        self,
+        worker: UUID,
+        models: Sequence[str] | None,
+        room: Room,
+        chores: Sequence[str],
+        running: int,
+        turns: str | None,
+        at_s: float,
+    ) -> Claim:
+        args = (worker, models, room.for_any, list(chores), running, room.for_hot, turns, _time(at_s))
+        with self._conn.cursor(row_factory=class_row(ClaimRow)) as cursor:
+            rows = cursor.execute(_CLAIM, args).fetchall()
+        verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
+        turns = next((row.turns for row in rows if row.turns is not None), None)
+        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), verdicts, None, turns)
+
+    def do_chores(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
+        args = (worker, list(chores), running, _time(at_s))
+        self._conn.execute("select llmqueue.do_chores(%s, %s::text[], %s, %s)", args)
+
+    def settle(self, worker: UUID, settlements: Sequence[Settlement], at_s: float) -> Mapping[int, str]:
+        items = Jsonb([_item(settlement) for settlement in settlements])
+        rows = self._conn.execute(
+            "select fence, outcome from llmqueue.settle(%s, %s, %s)", (worker, items, _time(at_s))
+        ).fetchall()
+        return dict(rows)
+
+    def insert(self, lane: str, tasks: int, priority: int, at_s: float = 0.0) -> int:
+        """Inserts tasks into a lane ('': the default pool); returns the key of the last, the others are before it."""
+        row = self._conn.execute(
+            """
+            with inserted as (
+                insert into tasks (prompt, model, priority, created_at)
+                select %s, nullif(%s, ''), %s, %s from generate_series(1, %s)
+                returning id)
+            select max(id) from inserted
+            """,
+            ("x" * BYTES_PER_TOKEN * self._prompt_tokens, lane, priority, _time(at_s), tasks),
+        ).fetchone()
+        assert row is not None  # noqa: S101 - an aggregate has a row
+        return int(row[0])
+
+    def insert_hot(self, at_s: float) -> int:
+        return self.insert("", 1, HOT, at_s)
+
+    def rung(self) -> set[str]:
+        rung, self._rung = self._rung, set()
+        return rung
+
+
+def _time(at_s: float) -> datetime:
+    return T0 + timedelta(seconds=at_s)
+
+
+def _grant(row: ClaimRow, at_s: float) -> Grant:
+    key = int(str(row.task_id))
+    task = Task(key, row.fence, row.attempt_no, row.max_attempts, row.restarts, None, None, is_hot=bool(row.is_hot))
+    return Grant(row.model, task, at_s, at_s + SEND_PART * row.guard_s, row.timeout_s)
+
+
+def _item(settlement: Settlement) -> dict[str, object]:
+    task = settlement.grant.task
+    return {
+        "fence": task.fence,
+        "task_id": str(task.id),
+        "sent_after_s": settlement.sent_after_s,
+        "latency_s": settlement.latency_s,
+        "is_unsent": settlement.sent_after_s is None,
+        **_decision(settlement),
+    }
+
+
+def _decision(settlement: Settlement) -> dict[str, object]:
+    match settlement.decision:
+        case Complete(answer, usage):
+            tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+            return {"verb": "complete", "answer": answer, **tokens}
+        case Retry(error_class, error, delay_s, counts, refusal, pause_s):
+            closing = {} if refusal is None else {"refusal": refusal, "pause_s": pause_s}
+            cause = {"error_class": error_class, "error": error}
+            return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing}
+        case Bury(error_class, error):
+            return {"verb": "bury", "error_class": error_class, "error": error, "answer": None}
+        case Release(error_class):
+            return {"verb": "release", "error_class": error_class}

@@ -1,0 +1,249 @@
+"""Who may do what: nothing for everybody, and the least that works for four roles (docs/decisions.md, 38 and 39).
+
+Roles are of the whole cluster, rights of one database: `init --roles` creates the roles that are missing and grants in
+this database, and from then on every init here grants anew, since what is dropped and made again has lost its rights.
+tests/sql/test_roles.py lists what each role may do with every object; what is new is red there until it is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from psycopg import sql
+
+from llmqueue.db.mapping import Mapping
+from llmqueue.install import seam
+from llmqueue.install.table import Table
+
+WORKER: Final = "llmqueue_worker"
+PRODUCER: Final = "llmqueue_producer"
+OPERATOR: Final = "llmqueue_operator"
+READER: Final = "llmqueue_reader"
+
+ROLES: Final = {
+    WORKER: "claims and settles tasks of llmqueue through functions, and reads no table of it",
+    PRODUCER: "inserts tasks of llmqueue",
+    OPERATOR: "changes limits of llmqueue, restarts, cancels and purges tasks; sees no prompt and no answer",
+    READER: "reads the views of llmqueue; sees no prompt and no answer",
+}
+
+# Columns of the tasks table that only the machine writes.
+MACHINE_COLUMNS: Final = (
+    "answer", "attempts", "error", "input_tokens", "output_tokens", "started_at", "finished_at", "fence", "restarts",
+)  # fmt: skip
+# PostgreSQL checks the functions of an index expression against whoever inserts, so this one stays everybody's.
+FOR_EVERYBODY: Final = ("user_key",)
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Privileges on a table or view of the schema, or on some of its columns."""
+
+    privileges: tuple[str, ...]
+    relation: str
+    columns: tuple[str, ...] = ()
+
+
+_START: Final = (Right(("select",), "mapping"), Right(("select",), "schema_version"))
+_READ: Final = (
+    *(
+        Right(("select",), name)
+        for name in ("backlog", "dead_letters", "epoch_status", "eta", "model_status", "throughput", "worker_status")
+    ),
+    *(Right(("select",), name) for name in ("model_config", "pool_member", "limiter", "set_aside")),
+    # for `audit`: all but the answer that came late and the text of the error
+    Right(
+        ("select",),
+        "attempt",
+        (
+            "fence", "task_id", "model", "worker", "attempt_no", "granted_at", "cell", "rpm", "sent_at", "ended_at",
+            "outcome", "error_class", "latency_s", "input_tokens", "output_tokens", "lane", "is_hot", "is_probe",
+            "ceiling_rpm", "tpm", "output_tpm", "token_mode", "bytes_estimate", "char_class_estimate", "input_charge",
+            "output_charge", "tokens", "output_tokens_charged", "top_up_cell", "top_up_tokens", "tokens_final",
+            "output_tokens_final",
+        ),
+    ),
+)  # fmt: skip
+_OPERATE: Final = (
+    Right(("insert", "update"), "model_config"),
+    Right(("insert", "update", "delete"), "pool_member"),
+    Right(("select", "update"), "model_state"),
+    Right(("delete",), "set_aside"),
+    Right(
+        ("select",),
+        "task",
+        (
+            "id", "status", "run_at", "finished_at", "fence", "lane", "due_at",
+            "is_ready", "is_delayed", "is_running", "is_failed", "is_ended",
+        ),
+    ),
+    Right(("update",), "task", ("status", "run_at", "finished_at")),
+    Right(("delete",), "task"),
+)  # fmt: skip
+RIGHTS: Final = {
+    WORKER: _START,
+    PRODUCER: (*_START, Right(("select",), "task", ("id",))),
+    OPERATOR: (*_START, *_READ, *_OPERATE),
+    READER: (*_START, *_READ),
+}
+
+# asked by every program that finds a newer schema than its own
+_START_FUNCTIONS: Final = ("oldest_program",)
+_VIEW_FUNCTIONS: Final = (
+    "count_backlog", "count_60s", "count_today", "count_ready", "effective_rpm", "effective_concurrency", "is_able",
+    "day_start", "desired_inflight", "reader_why",
+)  # fmt: skip
+FUNCTIONS: Final = {
+    WORKER: (
+        *_START_FUNCTIONS,
+        "worker_claim", "worker_clock_stepped", "worker_disown", "worker_do_chores", "worker_drain_state",
+        "worker_forgive", "worker_heartbeat", "worker_leave", "worker_note_backend", "worker_prune_attempts",
+        "worker_register", "worker_settle", "worker_top_up",
+    ),
+    PRODUCER: _START_FUNCTIONS,
+    OPERATOR: (
+        *_START_FUNCTIONS, *_VIEW_FUNCTIONS, "cancel", "restart", "open_model", "free_refused", "is_fault_of_row",
+        "mark_queued", "status_word",
+    ),
+    READER: (*_START_FUNCTIONS, *_VIEW_FUNCTIONS),
+}  # fmt: skip
+
+# What PUBLIC may do with objects of the schema, and what the four roles may: hashed, so that a loss is noticed.
+_ACLS: Final = """
+    select 'n' as kind, n.nspname::text as name, n.nspacl as acl from pg_namespace n where n.nspname = 'llmqueue'
+    union all
+    select 'f', p.proname, coalesce(p.proacl, acldefault('f', p.proowner)) from pg_proc p
+     where p.pronamespace = to_regnamespace('llmqueue')
+    union all
+    select 'r', c.relname, c.relacl from pg_class c where c.relnamespace = to_regnamespace('llmqueue')
+    union all
+    select 't', c.relname, c.relacl from llmqueue.mapping m
+      join pg_namespace n on n.nspname = m.table_schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = m.table_name
+    union all
+    select 'a', c.relname || '.' || a.attname, a.attacl from pg_class c join pg_attribute a on a.attrelid = c.oid
+     where c.relnamespace = to_regnamespace('llmqueue') and a.attacl is not null
+    union all
+    select 't', c.relname || '.' || a.attname, a.attacl from llmqueue.mapping m
+      join pg_namespace n on n.nspname = m.table_schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = m.table_name
+      join pg_attribute a on a.attrelid = c.oid and a.attacl is not null
+"""
+PUBLIC_HASH: Final = f"""
+select md5(coalesce(string_agg(concat_ws(' ', o.kind, o.name, x.privilege_type), ','
+                               order by o.kind, o.name collate "C", x.privilege_type), ''))
+  from (select o.kind, o.name, o.acl from ({_ACLS}) o where o.kind <> 't' and o.acl is not null) o
+ cross join lateral aclexplode(o.acl) x where x.grantee = 0
+"""  # noqa: S608 - constants
+ROLES_HASH: Final = f"""
+select md5(coalesce(string_agg(concat_ws(' ', r.rolname, o.kind, o.name, x.privilege_type), ','
+                               order by r.rolname, o.kind, o.name collate "C", x.privilege_type), ''))
+  from (select o.kind, o.name, o.acl from ({_ACLS}) o where o.acl is not null) o
+ cross join lateral aclexplode(o.acl) x
+  join pg_roles r on r.oid = x.grantee
+ where r.rolname in ('{WORKER}', '{PRODUCER}', '{OPERATOR}', '{READER}')
+"""  # noqa: S608 - constants
+
+
+def for_everybody(owners_path: Iterable[str]) -> tuple[str, ...]:
+    """Return the statements that take the schema from everybody; functions are everybody's by default."""
+    path = sql.SQL("update llmqueue.mapping set search_path = {}::text[]").format(sql.Literal(list(owners_path)))
+    return (
+        "revoke all on schema llmqueue from public",
+        "revoke all on all tables in schema llmqueue from public",
+        "revoke all on all sequences in schema llmqueue from public",
+        "revoke all on all functions in schema llmqueue from public",
+        *(seam.text(_grant_function(name, sql.SQL("public"))) for name in FOR_EVERYBODY),
+        seam.text(path),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tasks are, and what else there must be rights on to write them."""
+
+    mapping: Mapping
+    table: Table | None  # None: `init` will create it
+    needs_usage: bool  # not everybody may look into its schema
+    sequences: tuple[tuple[str, str], ...]  # schema and name of those that its defaults use
+
+
+def for_roles(place: Place, roles: Iterable[str]) -> tuple[str, ...]:
+    """Return the statements that give each role what it needs in this database, and take what else it had."""
+    wanted = set(roles)
+    return tuple(
+        seam.text(statement)
+        for name in ROLES
+        if name in wanted
+        for statement in (*_reset(name, place.mapping), *_rights_of(name), *_table_rights(name, place))
+    )
+
+
+def _reset(role: str, mapping: Mapping) -> list[sql.Composable]:
+    to = sql.Identifier(role)
+    return [
+        *(
+            sql.SQL("revoke all on all {} in schema llmqueue from {}").format(sql.SQL(kind), to)
+            for kind in ("tables", "sequences", "functions")
+        ),
+        sql.SQL("revoke all on {} from {}").format(mapping.table, to),
+        sql.SQL("grant usage on schema llmqueue to {}").format(to),
+    ]
+
+
+def _rights_of(role: str) -> list[sql.Composable]:
+    to = sql.Identifier(role)
+    tables = [
+        sql.SQL("grant {} on {} to {}").format(
+            _privileges(right.privileges, right.columns), sql.Identifier("llmqueue", right.relation), to
+        )
+        for right in RIGHTS[role]
+    ]
+    return [*tables, *(_grant_function(name, to) for name in FUNCTIONS[role])]
+
+
+def _grant_function(name: str, to: sql.Composable) -> sql.Composable:
+    # Without arguments: no function of the schema has two signatures (tests/guards/test_functions.py).
+    return sql.SQL("grant execute on function {} to {}").format(sql.Identifier("llmqueue", name), to)
+
+
+def _privileges(privileges: Iterable[str], columns: Iterable[str]) -> sql.Composable:
+    of = sql.SQL(", ").join(map(sql.Identifier, columns))
+    names = [sql.SQL("{} ({})").format(sql.SQL(name), of) if columns else sql.SQL(name) for name in privileges]
+    return sql.SQL(", ").join(names)
+
+
+def _table_rights(role: str, place: Place) -> list[sql.Composable]:
+    """The user's own table: producers insert; a restart under --own-status sets back what is theirs."""
+    mapping, to = place.mapping, sql.Identifier(role)
+    rights: list[tuple[str, list[str]]] = []
+    if role == PRODUCER:
+        rights = [("insert", insertable(mapping, place.table)), ("select", [mapping.column("id")])]
+    elif role == OPERATOR and mapping.own_status:
+        theirs = mapping.owner_status_column or mapping.column("answer")
+        rights = [("update", [theirs]), ("select", [mapping.column("id"), mapping.column("status")])]
+    grants: list[sql.Composable] = [
+        sql.SQL("grant {} on {} to {}").format(_privileges([privilege], columns), mapping.table, to)
+        for privilege, columns in rights
+    ]
+    if rights and place.needs_usage:
+        grants.append(sql.SQL("grant usage on schema {} to {}").format(sql.Identifier(mapping.table_schema), to))
+    if role == PRODUCER:
+        grants += [
+            sql.SQL("grant usage on sequence {} to {}").format(sql.Identifier(*name), to) for name in place.sequences
+        ]
+    return grants
+
+
+def insertable(mapping: Mapping, table: Table | None) -> list[str]:
+    """Return the columns that a producer may fill: all but the machine's, unless one must be given."""
+    machine = {mapping.column(name) for name in MACHINE_COLUMNS}
+    if mapping.own_status:
+        machine.add(mapping.column("status"))
+    columns = {} if table is None else table.columns
+    must = {column.name for column in columns.values() if column.is_not_null and column.default is None}
+    generated = {column.name for column in columns.values() if column.is_generated}
+    named = {*mapping.columns.values(), *columns} - generated
+    return sorted(name for name in named if name not in machine or name in must)
