@@ -5,6 +5,6 @@
 -- Why: workers are replaced one by one while the schema is upgraded once. Raised by the change that breaks older
 --   programs (docs/architecture.md, Upgrades), and by nothing else.
 create or replace function llmqueue.oldest_program()
-returns integer language sql immutable as $$ select 2 $$;
+returns integer language sql immutable as $$ select 1 $$;
 comment on function llmqueue.oldest_program is
     'Names the oldest release whose programs still work with this schema.';

@@ -17,6 +17,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from tests.support.sql import clock_at
+
 Connection = psycopg.Connection[tuple[object, ...]]
 
 READY, DELAYED, SOLVED = 20_000, 2_000, 3_000
