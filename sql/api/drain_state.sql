@@ -63,7 +63,7 @@ begin
                   where t.is_delayed and (select true from llmqueue.quarantine s where s.task_id = t.id) is null
                   limit v_cap)
                 union all
-                (select '', s.task_id, 'set aside' from llmqueue.quarantine s limit v_cap)) x
+                (select '', s.task_id, 'quarantined' from llmqueue.quarantine s limit v_cap)) x
          group by x.lane, x.reason order by x.lane, x.reason;
     if not found then
         return query select true, null::text, null::text, null::bigint, null::text[];
