@@ -6,8 +6,7 @@
 --   at here, as first_waiting() would: a call of it for each was more than half of the work.
 create or replace function llmqueue_internal.models_with_tasks(
     p_models text[], p_shares jsonb, p_slots integer, p_now timestamptz, p_cursors llmqueue_internal.resume_cursor[])
-returns text[] language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+returns text[] language plpgsql stable as $$
 begin
     return array(
         with served as materialized (
@@ -22,7 +21,7 @@ begin
         ), ready as materialized (
             select l.lane
               from (select distinct o.lane from open o) l
-             cross join lateral (select case when p_slots <= 0 then llmqueue_internal.next_priority(l.lane, 9223372036854775807, p_cursors, 100) is not null
+             cross join lateral (select case when p_slots <= 0 then llmqueue_internal.next_priority(l.lane, 9223372036854775807, p_cursors, llmqueue_internal.hot_priority()) is not null
                                              when p_cursors is not null then (llmqueue_internal.first_waiting(l.lane, p_cursors)).waiting_since <= p_now
                                              else (select t.waiting_since from llmqueue.task t
                                                     where t.is_ready and t.lane = l.lane

@@ -4,8 +4,7 @@
 -- Why: it reads all that the cursors let others pass over, so claim() calls it for a twentieth of the time at most. Tasks that
 --   somebody's transaction has locked are such tasks too: nobody can tell when it lets go of them.
 create or replace function llmqueue_internal.look_behind(p_cursors llmqueue_internal.resume_cursor[])
-returns llmqueue_internal.resume_cursor[] language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+returns llmqueue_internal.resume_cursor[] language plpgsql stable as $$
 declare
     v_cursor llmqueue_internal.resume_cursor;
     v_kept_cursors llmqueue_internal.resume_cursor[] := array[]::llmqueue_internal.resume_cursor[];

@@ -4,8 +4,7 @@
 -- Why: an empty lane should not cost the model's lock. With a cursor what lies before it is passed over, as in next_user().
 create or replace function llmqueue_internal.first_waiting(
     p_lane text, p_cursors llmqueue_internal.resume_cursor[], out waiting_since timestamptz, out task_id llmqueue.task_id)
-language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+language plpgsql stable as $$
 declare
     v_cursor llmqueue_internal.resume_cursor;
 begin

@@ -9,7 +9,7 @@
 create or replace function llmqueue_internal.mark_running(
     p_worker uuid, p_budget llmqueue_internal.budget, p_candidates llmqueue_internal.charged_task[], p_now timestamptz)
 returns llmqueue_internal.running_task[] language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = on as $$
+set enable_hashjoin = on as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_ids llmqueue.task_id[] := array(select c.task_id from unnest(p_candidates) c);

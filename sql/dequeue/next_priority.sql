@@ -3,8 +3,7 @@
 -- Locks: none.
 -- Why: one step of a loose index scan. Priorities with cursors are read by next_user(), which passes over what has gone.
 create or replace function llmqueue_internal.next_priority(p_lane text, p_most bigint, p_cursors llmqueue_internal.resume_cursor[], p_least bigint default -9223372036854775808)
-returns bigint language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+returns bigint language plpgsql stable as $$
 declare
     v_most bigint := p_most;
     v_marked bigint;

@@ -5,8 +5,7 @@
 --   as long as somebody's transaction might see them, each reading of their index entries looks at every one.
 create or replace function llmqueue_internal.next_user(
     p_lane text, p_rank bigint, p_user text, p_cursors llmqueue_internal.resume_cursor[], out user_key text, out due_at timestamptz, out task_id llmqueue.task_id)
-language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+language plpgsql stable as $$
 declare
     v_from text := coalesce(p_user || e'\x01', '');   -- what comes right after p_user
     v_cursor llmqueue_internal.resume_cursor;

@@ -6,8 +6,7 @@
 --   next") would then see what no row by itself has brought about (decision 21). The table is found by what the view
 --   llmqueue.task reads, which follows a table that is renamed.
 create or replace function llmqueue_internal.update_triggers(out has_any boolean, out has_row_after boolean)
-language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql stable as $$
 declare
     v_row constant integer := 1;
     v_before constant integer := 2;

@@ -17,8 +17,7 @@ begin
           from jsonb_each_text((p_budget.configured).burst_windows) w
     loop
         seconds := v_short.seconds;
-        v_first := floor((extract(epoch from p_budget.granted_at)
-                          - (seconds + p_budget.span_s - p_budget.window_s)::numeric) / 0.25)::bigint;
+        v_first := llmqueue_internal.cell_of(p_budget.granted_at, seconds + p_budget.span_s - p_budget.window_s);
         free := greatest(1, floor(p_budget.rpm * v_short.share))::bigint
                 - (select coalesce(sum(c.calls), 0) from llmqueue.ledger_cell c where c.model = p_budget.model and c.cell >= v_first)
                 - case when p_budget.open_cell >= v_first then p_budget.open_calls else 0 end;

@@ -16,7 +16,7 @@ declare
 begin
     perform pg_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext(p_model));
     v_now := llmqueue_internal.clock();
-    v_cell := floor(extract(epoch from v_now) / 0.25)::bigint;
+    v_cell := llmqueue_internal.cell_of(v_now);
     -- the day's limits go on counting what is dropped here, and the cell that was open and is closed by nobody now
     select coalesce(sum(g.calls), 0)::bigint as calls, coalesce(sum(g.tokens), 0)::bigint as tokens,
            coalesce(sum(g.output_tokens), 0)::bigint as output_tokens

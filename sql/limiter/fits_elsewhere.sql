@@ -20,7 +20,8 @@ begin
         v_config.output_tpm := nullif(v_config.output_tpm, 0);
         v_budget.configured := v_config;
         select * into v_budget.bytes_ratio, v_budget.input_overhead, v_budget.output_expected from llmqueue_internal.expected_tokens(v_config);
-        if not llmqueue_internal.is_oversize(v_config, llmqueue_internal.estimate_charge(v_budget, p_picked.bytes, p_picked.max_output, null)) then
+        if llmqueue_internal.oversize_error(
+               v_config, llmqueue_internal.estimate_charge(v_budget, p_picked.bytes, p_picked.max_output, null)) is null then
             return true;
         end if;
     end loop;

@@ -10,7 +10,7 @@ create or replace function llmqueue_internal.frees_at(
 returns timestamptz language plpgsql stable
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
-    v_first bigint := floor((extract(epoch from p_now) - p_span_s::numeric) / 0.25)::bigint;
+    v_first bigint := llmqueue_internal.cell_of(p_now, p_span_s);
     v_open bigint := (select g.cell from llmqueue.ledger_grant g where g.model = p_model order by g.cell desc limit 1);
     v_entry record;
     v_cell bigint;
@@ -40,7 +40,7 @@ begin
                        and v_output_tokens >= coalesce(p_output_tokens, 0);
     end loop;
     if v_is_enough then
-        return to_timestamp((v_cell + 1) * 0.25::double precision + p_span_s) + interval '1 microsecond';
+        return to_timestamp((v_cell + 1) * llmqueue_internal.cell_s() + p_span_s) + interval '1 microsecond';
     end if;
     return null;
 end

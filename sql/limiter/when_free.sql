@@ -6,7 +6,7 @@
 create or replace function llmqueue_internal.when_free(
     p_budget llmqueue_internal.budget, p_is_hot boolean, p_calls integer, p_tokens bigint, p_output_tokens bigint,
     out reason text, out retry_at timestamptz)
-language plpgsql stable set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable as $$
 declare
     v_config llmqueue.model_config := p_budget.configured;
     v_now timestamptz := p_budget.granted_at;

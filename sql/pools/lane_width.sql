@@ -4,8 +4,7 @@
 -- Why: the tasks of a wide lane can go elsewhere too, so a model that also takes from a narrow one owes it fewer turns. Beyond a
 --   hundred it makes no difference, and the model's lock is held. Whether a worker serves them is not looked at.
 create or replace function llmqueue_internal.lane_width(p_lane text)
-returns bigint language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+returns bigint language plpgsql stable as $$
 begin
     return greatest(1, (
         select count(*)

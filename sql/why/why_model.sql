@@ -33,7 +33,7 @@ begin
 
     v_charge := llmqueue_internal.charge_of_task(llmqueue_internal.headroom(v_config, p_now), p_task_id);
     detail := detail || jsonb_build_object('tokens', v_charge.tokens, 'output_tokens', v_charge.output_tokens);
-    if llmqueue_internal.is_oversize(v_config, v_charge) then
+    if llmqueue_internal.oversize_error(v_config, v_charge) is not null then
         reason := 'never_fits';
         select t.lane, octet_length(t.prompt_text), llmqueue_internal.max_output_of(t.params::text)
           into strict v_picked.lane, v_picked.bytes, v_picked.max_output from llmqueue.task t where t.id = p_task_id;
