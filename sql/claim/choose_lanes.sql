@@ -15,8 +15,10 @@ declare
     v_best constant bigint := 9223372036854775807;
     v_first llmqueue_internal.resume_cursor[];
 begin
-    select coalesce(array_agg(x.lane order by x.turn), '{}'), coalesce(array_agg(x.most order by x.turn), '{}')
-      into v_batch.lanes, v_batch.most
+    select coalesce(array_agg(x.lane order by x.turn), '{}'), coalesce(array_agg(x.most order by x.turn), '{}'),
+           p_users, p_slots, p_hot_slots, '{}', 0, 0, 0, 0, 0, false, false
+      into v_batch.lanes, v_batch.most, v_batch.users, v_batch.slots, v_batch.hot_slots, v_batch.rows, v_batch.calls,
+           v_batch.hot_calls, v_batch.aged, v_batch.tokens, v_batch.output_tokens, v_batch.is_blocked, v_batch.has_more
       from (select served.lane, random() as turn,
                    coalesce((p_shares #>> array[served.lane, 'models', p_model, 'tasks'])::integer, p_slots + p_hot_slots) as most
               from (select p_model as lane
@@ -50,17 +52,6 @@ begin
                             and first.due_at <= p_now);
         v_batch.cursors := llmqueue_internal.advance_cursors(v_batch.cursors, v_first);
     end if;
-    v_batch.users := p_users;
-    v_batch.slots := p_slots;
-    v_batch.hot_slots := p_hot_slots;
-    v_batch.rows := array[]::llmqueue_internal.running_task[];
-    v_batch.calls := 0;
-    v_batch.hot_calls := 0;
-    v_batch.aged := 0;
-    v_batch.tokens := 0;
-    v_batch.output_tokens := 0;
-    v_batch.is_blocked := false;
-    v_batch.has_more := false;
     return v_batch;
 end
 $$;

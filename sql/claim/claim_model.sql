@@ -10,7 +10,8 @@ create or replace function llmqueue_internal.claim_model(
 returns llmqueue_internal.model_claim language plpgsql volatile as $$
 declare
     v_now timestamptz;
-    v_read record;          -- the model's configuration and state, and the guard
+    v_has_cooldown boolean;
+    v_has_ceiling boolean;  -- a learned one, of the calls in flight
     v_config llmqueue.model_config;
     v_granted llmqueue_internal.model_claim;
     v_refusal llmqueue_internal.claim_row;
@@ -41,13 +42,15 @@ begin
     end if;
     v_waited_s := extract(epoch from clock_timestamp() - statement_timestamp())::double precision;   -- whatever clock() says
     v_now := llmqueue_internal.clock();
-    select c as config, l.guard_s, s.cooldown_until, s.concurrency_ceiling, s.char_class_ratio_mean, s.char_class_ratio_p95
-      into v_read
+    select c, l.guard_s, extract(epoch from c.timeout)::double precision, c.dispatch, c.max_batch,
+           coalesce(case c.token_mode when 'actual' then s.char_class_ratio_mean else s.char_class_ratio_p95 end, 1),
+           s.cooldown_until is not null, s.concurrency_ceiling is not null
+      into v_budget.configured, v_refusal.guard_s, v_refusal.timeout_s, v_refusal.dispatch, v_refusal.max_batch,
+           v_refusal.char_class_ratio, v_has_cooldown, v_has_ceiling
       from llmqueue.limiter l
       left join llmqueue.model_config c on c.model = p_model
       left join llmqueue.model_state s on s.model = p_model;
-    v_config := v_read.config;
-    v_refusal.guard_s := v_read.guard_s;
+    v_config := v_budget.configured;
     if v_config.model is null then
         v_refusal.reason := 'unknown';
         v_granted.refusal := v_refusal;
@@ -56,7 +59,7 @@ begin
         v_refusal.reason := 'paused';
         v_granted.refusal := v_refusal;
         return v_granted;
-    elsif v_read.cooldown_until is not null then
+    elsif v_has_cooldown then
         v_cooldown := llmqueue_internal.check_cooldown(p_model, v_now);
         v_probes := v_cooldown.probes;
         if v_cooldown.is_in_cooldown then
@@ -74,7 +77,7 @@ begin
         v_budget := llmqueue_internal.headroom(v_config, v_now);
     end if;
     v_most := v_config.max_concurrency;
-    if v_read.concurrency_ceiling is not null then
+    if v_has_ceiling then
         v_most := llmqueue_internal.effective_concurrency(p_model, v_most, v_now);
     end if;
     -- only these two count open attempts; else the place where the count begins stays where it is
@@ -113,12 +116,8 @@ begin
     v_refusal.retry_in_s := v_why.retry_in_s;
     v_refusal.clock_at := v_now;
     v_refusal.waited_s := v_waited_s;
-    v_refusal.timeout_s := extract(epoch from v_config.timeout)::double precision;
-    v_refusal.dispatch := v_config.dispatch;
-    v_refusal.max_batch := v_config.max_batch;
-    if v_budget.bytes_ratio is not null then
-        v_refusal.char_class_ratio := coalesce(
-            case v_config.token_mode when 'actual' then v_read.char_class_ratio_mean else v_read.char_class_ratio_p95 end, 1);
+    if v_budget.bytes_ratio is null then
+        v_refusal.char_class_ratio := null;   -- no limit on tokens
     end if;
     v_granted.tasks := v_batch.rows;
     v_granted.users := v_batch.users;

@@ -10,7 +10,10 @@ create or replace function llmqueue_internal.headroom(p_config llmqueue.model_co
 returns llmqueue_internal.budget language plpgsql stable as $$
 declare
     v_budget llmqueue_internal.budget;
-    v_last record;                 -- the limiter's constants, the last grant, and the sums of its cell
+    v_has_ceiling boolean;         -- a learned one, of calls a minute
+    v_level double precision;      -- of the buckets after the last grant
+    v_token_level double precision;
+    v_last_at timestamptz;         -- the last grant
     v_used record;                 -- what the window holds
     v_first bigint;
     v_rate double precision;
@@ -23,12 +26,15 @@ begin
     v_budget.model := p_config.model;
     v_budget.configured := p_config;
     select l.window_s,
-           l.window_s + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end
-               as span_s,
-           s.rpm_ceiling is not null as has_ceiling,
-           g.cell, g.level, g.token_level, g.granted_at, g.turn, g.hot_at, g.open_from,
-           open.calls, open.hot_calls, open.tokens, open.output_tokens
-      into strict v_last
+           l.window_s + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end,
+           s.rpm_ceiling is not null, g.level, g.token_level, g.granted_at,
+           greatest(p_now, g.granted_at),   -- a clock that stepped back is held (I7)
+           coalesce(g.turn, 0), g.hot_at, g.open_from, g.cell, open.calls, open.hot_calls, open.tokens, open.output_tokens
+      into strict v_budget.window_s, v_budget.span_s,
+           v_has_ceiling, v_level, v_token_level, v_last_at,
+           v_budget.granted_at,
+           v_budget.turn, v_budget.hot_at, v_budget.open_from, v_budget.open_cell, v_budget.open_calls,
+           v_budget.open_hot_calls, v_budget.open_tokens, v_budget.open_output_tokens
       from llmqueue.limiter l
       left join llmqueue.model_state s on s.model = p_config.model
       left join lateral (select x.* from llmqueue.ledger_grant x
@@ -37,25 +43,13 @@ begin
                                 coalesce(sum(x.tokens), 0)::bigint as tokens,
                                 coalesce(sum(x.output_tokens), 0)::bigint as output_tokens
                            from llmqueue.ledger_grant x where x.model = p_config.model and x.cell = g.cell) open;
-    v_budget.window_s := v_last.window_s;
-    v_budget.span_s := v_last.span_s;
     v_budget.rpm := p_config.rpm;
-    if v_last.has_ceiling then
+    if v_has_ceiling then
         v_budget.rpm := llmqueue_internal.effective_rpm(p_config.model, p_config.rpm, p_now);
     end if;
     v_rate := v_budget.rpm / v_budget.window_s;
     v_budget.capacity := greatest(2, v_budget.rpm / 60.0::double precision);
-
-    v_budget.granted_at := greatest(p_now, v_last.granted_at);   -- a clock that stepped back is held (I7)
     v_budget.cell := llmqueue_internal.cell_of(v_budget.granted_at);
-    v_budget.turn := coalesce(v_last.turn, 0);
-    v_budget.hot_at := v_last.hot_at;
-    v_budget.open_from := v_last.open_from;
-    v_budget.open_cell := v_last.cell;
-    v_budget.open_calls := v_last.calls;
-    v_budget.open_hot_calls := v_last.hot_calls;
-    v_budget.open_tokens := v_last.tokens;
-    v_budget.open_output_tokens := v_last.output_tokens;
     v_first := llmqueue_internal.cell_of(v_budget.granted_at, v_budget.span_s);
     if p_config.tpm is null and p_config.output_tpm is null then   -- two of four sums over some 240 rows less, for most models
         select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls,
@@ -67,12 +61,12 @@ begin
                min(c.cell) as oldest
           into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
     end if;
-    if v_last.cell >= v_first then
-        v_used.calls := v_used.calls + v_last.calls;
-        v_used.hot_calls := v_used.hot_calls + v_last.hot_calls;
-        v_used.tokens := v_used.tokens + v_last.tokens;
-        v_used.output_tokens := v_used.output_tokens + v_last.output_tokens;
-        v_used.oldest := least(v_used.oldest, v_last.cell);
+    if v_budget.open_cell >= v_first then
+        v_used.calls := v_used.calls + v_budget.open_calls;
+        v_used.hot_calls := v_used.hot_calls + v_budget.open_hot_calls;
+        v_used.tokens := v_used.tokens + v_budget.open_tokens;
+        v_used.output_tokens := v_used.output_tokens + v_budget.open_output_tokens;
+        v_used.oldest := least(v_used.oldest, v_budget.open_cell);
     end if;
 
     v_age_s := (extract(epoch from v_budget.granted_at)
@@ -80,10 +74,10 @@ begin
     v_even := least(1, v_age_s / (v_budget.span_s + llmqueue_internal.cell_s()));
     v_behind_s := greatest(0, v_budget.rpm * v_even - v_used.calls) / nullif(v_rate, 0);
     v_budget.pace := v_rate * case when v_behind_s > 0 then 1 + greatest(0.1, least(0.5, v_behind_s / 2)) else 1 end;
-    v_age_s := extract(epoch from v_budget.granted_at - v_last.granted_at)::double precision;
+    v_age_s := extract(epoch from v_budget.granted_at - v_last_at)::double precision;
     v_budget.level := least(v_budget.capacity, coalesce(
         -- a debt from before a limit was lowered is no larger than what the window holds
-        greatest(v_last.level + v_budget.pace * v_age_s, v_budget.capacity - v_used.calls), v_budget.capacity));
+        greatest(v_level + v_budget.pace * v_age_s, v_budget.capacity - v_used.calls), v_budget.capacity));
 
     v_budget.rpm_free := v_budget.rpm - v_used.calls;
     if p_config.rpd is not null then
@@ -117,7 +111,7 @@ begin
     v_budget.tokens := v_budget.tpm_free - v_budget.token_reserve;
     v_bucket := p_config.tpm / 60.0::double precision;
     v_budget.token_level := least(v_bucket, coalesce(
-        greatest(v_last.token_level + p_config.tpm / v_budget.window_s * v_age_s
+        greatest(v_token_level + p_config.tpm / v_budget.window_s * v_age_s
                                       * case when v_used.tokens < p_config.tpm * v_even then 3 else 1 end,
                  v_bucket - v_used.tokens),
         v_bucket));
