@@ -5,8 +5,8 @@
 --   that was committed under the lock before; the clock is read after it. Lock, read and write in one statement granted
 --   6,400 calls against a limit of 1,000 (design I1).
 create or replace function llmqueue_internal.claim_model(
-    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_slots integer, p_hot_slots integer,
-    p_cursors llmqueue_internal.resume_cursor[] default null)
+    p_worker uuid, p_model text, p_may_wait boolean, p_shares jsonb, p_users jsonb, p_slots integer,
+    p_hot_slots integer, p_cursors llmqueue_internal.resume_cursor[] default null)
 returns llmqueue_internal.model_claim language plpgsql volatile as $$
 declare
     v_now timestamptz;
@@ -40,7 +40,8 @@ begin
         v_granted.refusal := v_refusal;
         return v_granted;
     end if;
-    v_waited_s := extract(epoch from clock_timestamp() - statement_timestamp())::double precision;   -- whatever clock() says
+    -- whatever clock() says
+    v_waited_s := extract(epoch from clock_timestamp() - statement_timestamp())::double precision;
     v_now := llmqueue_internal.clock();
     select c, l.guard_s, extract(epoch from c.timeout)::double precision, c.dispatch, c.max_batch,
            coalesce(case c.token_mode when 'actual' then s.char_class_ratio_mean else s.char_class_ratio_p95 end, 1),
@@ -99,8 +100,8 @@ begin
     if v_budget.hot_calls > 0 then
         v_batch := llmqueue_internal.dequeue(p_worker, v_budget, v_batch, v_now);
         if v_batch.calls > 0 then
-            perform llmqueue_internal.charge(v_budget, v_batch.calls, v_batch.hot_calls, v_batch.tokens, v_batch.output_tokens,
-                                             v_batch.aged);
+            perform llmqueue_internal.charge(v_budget, v_batch.calls, v_batch.hot_calls, v_batch.tokens,
+                                             v_batch.output_tokens, v_batch.aged);
             if v_probes = 1 then
                 perform llmqueue_internal.note_probe(p_model, (v_batch.rows[1]).fence);
             end if;
@@ -108,7 +109,8 @@ begin
     else
         v_batch.next_is_hot := (
             select bool_or(llmqueue_internal.next_priority(
-                               l.lane, 9223372036854775807, v_batch.cursors, llmqueue_internal.hot_priority()) is not null)
+                               l.lane, 9223372036854775807, v_batch.cursors,
+                               llmqueue_internal.hot_priority()) is not null)
               from unnest(v_batch.lanes) l(lane));
     end if;
     v_why := llmqueue_internal.refusal(v_budget, v_batch, p_shares, v_is_full, v_probes = 1, v_now);

@@ -1,8 +1,9 @@
--- What it does: says which search path the owner's sessions have, as the first `init` saw it; pg_catalog first, pg_temp last.
+-- What it does: says which search path the owner's sessions have, as the first `init` saw it; pg_catalog first, pg_temp
+--   last.
 -- Returns: the value of search_path.
 -- Locks: none.
--- Why: API functions run with the owner's rights, and so do the triggers of the tasks table then. Under the worker's path
---   somebody could plant what the triggers name; under an empty one they would not find it.
+-- Why: API functions run with the owner's rights, and so do the triggers of the tasks table then. Under the worker's
+--   path somebody could plant what the triggers name; under an empty one they would not find it.
 create or replace function llmqueue_internal.owners_path()
 returns text language plpgsql stable as $$
 begin

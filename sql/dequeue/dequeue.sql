@@ -1,11 +1,11 @@
--- What it does: takes ready tasks of a model's lanes for a worker, as many as its budget and the slots allow, best first,
---   and logs an attempt for each.
+-- What it does: takes ready tasks of a model's lanes for a worker, as many as its budget and the slots allow, best
+--   first, and logs an attempt for each.
 -- Returns: the batch with what was taken, and whether the next task in order does not fit now.
 -- Locks: rows of the user's table, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
 -- Why: priorities are stepped through one by one (a loose index scan), so rows that are not due end the range of their
 --   priority instead of standing in the way of the next. The oldest task has every tenth grant: first when its turn has
---   come, else at the end of the batch (I13). Where all that may be taken is of one lane, one priority and one user, the
---   order is that of age anyway, and the pass for the oldest is left out: it was a sixth of the claim.
+--   come, else at the end of the batch (I13). Where all that may be taken is of one lane, one priority and one user,
+--   the order is that of age anyway, and the pass for the oldest is left out: it was a sixth of the claim.
 create or replace function llmqueue_internal.dequeue(
     p_worker uuid, p_budget llmqueue_internal.budget, p_batch llmqueue_internal.batch, p_now timestamptz)
 returns llmqueue_internal.batch language plpgsql volatile as $$
@@ -49,7 +49,8 @@ begin
            and llmqueue_internal.next_priority(v_batch.lanes[1], v_rank - 1, null) is null then
             v_user := llmqueue_internal.next_user(v_batch.lanes[1], v_rank, null, null);
             v_is_in_order := coalesce(
-                v_user.user_key = (llmqueue_internal.next_user(v_batch.lanes[1], v_rank, v_user.user_key, null)).user_key, false);
+                v_user.user_key
+                = (llmqueue_internal.next_user(v_batch.lanes[1], v_rank, v_user.user_key, null)).user_key, false);
         end if;
         v_calls := llmqueue_internal.calls_left(p_budget, v_batch, v_rank >= v_hot)
                    - case when v_rank >= v_hot or v_is_in_order then 0 else v_for_oldest end;

@@ -1,13 +1,14 @@
--- What it does: takes up to p_calls ready tasks of one priority, or with p_rank null the oldest, from the lanes of a model.
--- Returns: the batch with what was taken before and now. is_blocked: the next task in order does not fit now; it keeps its
---   place, and no task behind it is taken (I5). users: for the lanes that were looked at the user served last, else the
---   user looked at last.
+-- What it does: takes up to p_calls ready tasks of one priority, or with p_rank null the oldest, from the lanes of a
+--   model.
+-- Returns: the batch with what was taken before and now. is_blocked: the next task in order does not fit now; it keeps
+--   its place, and no task behind it is taken (I5). users: for the lanes that were looked at the user served last, else
+--   the user looked at last.
 -- Locks: rows of the user's table, FOR NO KEY UPDATE SKIP LOCKED; never waits for one.
 -- Why: another pass makes up for rows that turn out to be of no use (past their deadline, too large, quarantined). When
---   somebody else's transaction holds the heads, the lanes are taken one after the other, past them. At most 100 passes:
---   the model's lock is held. A task whose UPDATE raised is not charged, and costs its lane nothing. Users who have nothing
---   due, or whose rows somebody holds, are not looked at first again and again; that memory travels with the worker's
---   claims, so it is forgotten when it has grown to 500 users.
+--   somebody else's transaction holds the heads, the lanes are taken one after the other, past them. At most 100
+--   passes: the model's lock is held. A task whose UPDATE raised is not charged, and costs its lane nothing. Users who
+--   have nothing due, or whose rows somebody holds, are not looked at first again and again; that memory travels with
+--   the worker's claims, so it is forgotten when it has grown to 500 users.
 create or replace function llmqueue_internal.dequeue_some(
     p_worker uuid, p_budget llmqueue_internal.budget, p_batch llmqueue_internal.batch, p_rank bigint, p_calls integer,
     p_now timestamptz)
@@ -37,7 +38,8 @@ begin
             v_most := case when v_only = 0 then v_batch.most else v_batch.most[v_only:v_only] end;
         end if;
         if p_rank is null then
-            v_found := llmqueue_internal.pick_by_age(v_lanes, v_most, v_left, v_skip, v_with_size, p_now, v_batch.cursors);
+            v_found := llmqueue_internal.pick_by_age(v_lanes, v_most, v_left, v_skip, v_with_size, p_now,
+                                                     v_batch.cursors);
         else
             v_found := llmqueue_internal.pick_by_priority(
                 v_lanes, v_most, v_batch.users, p_rank, v_left, v_skip, v_with_size, p_now, v_batch.cursors);

@@ -9,7 +9,8 @@ create or replace function llmqueue_internal.pick_of_user(
     out cursors llmqueue_internal.resume_cursor[])
 language plpgsql volatile as $$
 begin
-    select coalesce(array_agg((o.id, p_lane, p_user, p_rank >= llmqueue_internal.hot_priority(), o.is_expired is true, o.bytes,
+    select coalesce(array_agg((o.id, p_lane, p_user, p_rank >= llmqueue_internal.hot_priority(), o.is_expired is true,
+                               o.bytes,
                                o.max_output, o.fence)::llmqueue_internal.locked_task order by o.due_at, o.id), '{}')
       into picked
       from (select t.id, t.due_at, t.deadline_at <= p_now as is_expired, t.fence,

@@ -1,11 +1,11 @@
 -- What it does: says what a model may be given at p_now: calls and tokens, by its windows, its day and its pace.
 -- Returns: a budget, see the type; calls may be negative after a limit was lowered.
 -- Locks: none; the caller holds the model's advisory lock.
--- Why: the ledger enforces the limit: every cell of 250 ms that touches the last window + guard is counted, so a grant and
---   one that is no longer counted lie at least window + guard apart. The token bucket, a second's worth of calls, only
---   smooths: it is refilled at the rate, and at 1.1 to 1.5 times the rate while the window holds less than an even flow
---   would, so that lost time is made up for and calls do not bunch (decision 23). Both are read from insert-only rows
---   (design I2), in two statements: a statement costs more than what it reads here (decision 49).
+-- Why: the ledger enforces the limit: every cell of 250 ms that touches the last window + guard is counted, so a grant
+--   and one that is no longer counted lie at least window + guard apart. The token bucket, a second's worth of calls,
+--   only smooths: it is refilled at the rate, and at 1.1 to 1.5 times the rate while the window holds less than an even
+--   flow would, so that lost time is made up for and calls do not bunch (decision 23). Both are read from insert-only
+--   rows (design I2), in two statements: a statement costs more than what it reads here (decision 49).
 create or replace function llmqueue_internal.headroom(p_config llmqueue.model_config, p_now timestamptz)
 returns llmqueue_internal.budget language plpgsql stable as $$
 declare
@@ -26,10 +26,12 @@ begin
     v_budget.model := p_config.model;
     v_budget.configured := p_config;
     select l.window_s,
-           l.window_s + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s) else l.guard_s end,
+           l.window_s + case when p_now < l.guard_kept_until then greatest(l.guard_s, l.guard_before_s)
+                             else l.guard_s end,
            s.rpm_ceiling is not null, g.level, g.token_level, g.granted_at,
            greatest(p_now, g.granted_at),   -- a clock that stepped back is held (I7)
-           coalesce(g.turn, 0), g.hot_at, g.open_from, g.cell, open.calls, open.hot_calls, open.tokens, open.output_tokens
+           coalesce(g.turn, 0), g.hot_at, g.open_from, g.cell, open.calls, open.hot_calls, open.tokens,
+           open.output_tokens
       into strict v_budget.window_s, v_budget.span_s,
            v_has_ceiling, v_level, v_token_level, v_last_at,
            v_budget.granted_at,
@@ -51,7 +53,8 @@ begin
     v_budget.capacity := greatest(2, v_budget.rpm / 60.0::double precision);
     v_budget.cell := llmqueue_internal.cell_of(v_budget.granted_at);
     v_first := llmqueue_internal.cell_of(v_budget.granted_at, v_budget.span_s);
-    if p_config.tpm is null and p_config.output_tpm is null then   -- two of four sums over some 240 rows less, for most models
+    -- two of four sums over some 240 rows less, for most models
+    if p_config.tpm is null and p_config.output_tpm is null then
         select coalesce(sum(c.calls), 0) as calls, coalesce(sum(c.hot_calls), 0) as hot_calls,
                0::bigint as tokens, 0::bigint as output_tokens, min(c.cell) as oldest
           into v_used from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_first;
@@ -87,7 +90,8 @@ begin
         v_burst := (select min(b.free) from llmqueue_internal.burst_headroom(v_budget) b);
     end if;
     -- lent to cold tasks until a hot one comes; then kept for ten minutes, as much as came of late (I13)
-    v_budget.reserve := case when p_config.hot_share > 0 and v_budget.hot_at > v_budget.granted_at - interval '10 minutes'
+    v_budget.reserve := case when p_config.hot_share > 0
+                              and v_budget.hot_at > v_budget.granted_at - interval '10 minutes'
                              then least(greatest(1, floor(p_config.hot_share * v_budget.rpm)),
                                         2 + v_used.hot_calls / 10, v_budget.rpm - 1)
                              else 0 end::integer;

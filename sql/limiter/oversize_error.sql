@@ -1,8 +1,8 @@
 -- What it does: says in words that a charge is above a limit of a model, so that it could never be granted.
 -- Returns: the error of the dead letter, with the numbers; null if the charge is within the limits.
 -- Locks: none.
--- Why: the limits are those on tokens of a window, of the day, and with split on tokens of the output. Whoever reads the
---   error must see which limit it was, and what it would have to be.
+-- Why: the limits are those on tokens of a window, of the day, and with split on tokens of the output. Whoever reads
+--   the error must see which limit it was, and what it would have to be.
 create or replace function llmqueue_internal.oversize_error(
     p_config llmqueue.model_config, p_charge llmqueue_internal.charged_task)
 returns text language plpgsql immutable as $$
@@ -19,7 +19,8 @@ begin
         || case p_config.token_mode
                when 'input' then p_charge.input_charge || ' of input'
                when 'split' then p_charge.input_charge || ' of input, and ' || p_charge.output_tokens || ' of output'
-               when 'max' then 'the larger of input ' || p_charge.input_charge || ' and output ' || p_charge.output_charge
+               when 'max' then 'the larger of input ' || p_charge.input_charge || ' and output '
+                   || p_charge.output_charge
                else 'input ' || p_charge.input_charge || ' + output ' || p_charge.output_charge end
         || '), and ' || p_config.model || ' allows ' || v_limit;
 end

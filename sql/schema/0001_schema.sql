@@ -47,7 +47,8 @@ create table llmqueue.model_config (
     constraint dispatch_is_known check (dispatch in ('auto', 'single', 'batch')),
     constraint max_batch_is_positive check (max_batch between 1 and 1000)
 );
-comment on table llmqueue.model_config is 'Limits of each model. An UPDATE holds from the first grant after its COMMIT.';
+comment on table llmqueue.model_config is
+    'Limits of each model. An UPDATE holds from the first grant after its COMMIT.';
 comment on column llmqueue.model_config.rpm is 'calls per sliding 60 s over all workers; 0 pauses the model';
 comment on column llmqueue.model_config.tpm is
     'tokens charged per sliding 60 s; with token_mode split, of the input; null: no limit';
@@ -70,7 +71,8 @@ comment on column llmqueue.model_config.hot_share is
     'part of the calls and slots kept for tasks of priority 100 and more';
 comment on column llmqueue.model_config.timeout is 'longest time one attempt may take';
 comment on column llmqueue.model_config.on_crash is
-    'what becomes of a call that may have been sent when its worker dies: retry, or park (a dead letter, outcome_unknown)';
+    'what becomes of a call that may have been sent when its worker dies: retry, or park (a dead letter,'
+    ' outcome_unknown)';
 comment on column llmqueue.model_config.dispatch is
     'single: a call per task; batch: several in one call; auto: batches while a worker has no time for single calls';
 comment on column llmqueue.model_config.max_batch is 'the most tasks in one call, 1 to 1000';
@@ -231,7 +233,8 @@ create table llmqueue.attempt (
     output_tokens_final bigint,
     sent_at timestamptz,
     ended_at timestamptz,
-    outcome text check (outcome in ('completed', 'retried', 'refused', 'buried', 'released', 'lost', 'late', 'quarantined')),
+    outcome text check (outcome in ('completed', 'retried', 'refused', 'buried', 'released', 'lost', 'late',
+                                    'quarantined')),
     error_class text,
     error text,
     latency_s double precision,
@@ -307,7 +310,8 @@ create type llmqueue_internal.claim_row as (
     dispatch text,
     max_batch integer
 );
--- What a model may be given at one moment: headroom() makes it, dequeue() takes from it, charge() writes what was taken.
+-- What a model may be given at one moment: headroom() makes it, dequeue() takes from it, charge() writes what was
+-- taken.
 create type llmqueue_internal.budget as (
     model text,
     rpm integer,                    -- with the learned ceiling
