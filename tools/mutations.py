@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 
@@ -43,7 +44,7 @@ WAKE_UP: Final = "tests/sql/test_wake_up.py"
 TOKENS: Final = "tests/sql/test_tokens.py"
 ENDS: Final = "tests/sql/test_token_ends.py"
 DAYS: Final = "tests/sql/test_days.py"
-CLOSING: Final = "tests/sql/test_closing.py"
+CLOSING: Final = "tests/sql/test_cooldown.py"
 POOLS: Final = "tests/sql/test_pools.py"
 HOT: Final = "tests/sql/test_hot.py"
 USERS: Final = "tests/sql/test_users.py"
@@ -62,14 +63,20 @@ MARKED: Final = "(t.due_at, t.id) >= (v_mark.due_at, v_mark.task_id)"
 
 def _in(function: str, *broken: tuple[str, str, str, str]) -> list[Mutation]:
     """Mutations of one SQL function: name, old, new, and the test files, parted by spaces."""
-    file = f"sql/functions/{function}.sql"
+    file = _file(function)
     return [Mutation(name, (Edit(file, old, new),), tuple(tests.split())) for name, old, new, tests in broken]
+
+
+def _file(function: str) -> str:
+    """Returns the path of a SQL function, whatever its folder."""
+    root = Path(__file__).parents[1]
+    return next((path.relative_to(root).as_posix() for path in root.glob(f"sql/*/{function}.sql")), function)
 
 
 def _together(name: str, tests: str, *edits: tuple[str, str, str]) -> Mutation:
     """A mutation that takes several edits: function, old, new."""
     return Mutation(
-        name, tuple(Edit(f"sql/functions/{f}.sql", old, new) for f, old, new in edits), tuple(tests.split())
+        name, tuple(Edit(_file(function), old, new) for function, old, new in edits), tuple(tests.split())
     )
 
 
@@ -132,7 +139,7 @@ CLAIMING: Final = chain(
         ("a closed cell is lost", "if p_budget.open_cell < p_budget.cell\n", "if false and p_budget.open_cell < p_budget.cell\n", f"{LIMITER} {WINDOWS}"),
         ("tokens are not charged", "p_hot_calls, p_tokens, p_output_tokens", "p_hot_calls, 0, p_output_tokens", f"{TOKENS} {LOG}")),
     _in("charge_of", ("output is not reserved", "else v_charge.input_charge::bigint + v_charge.output_charge end", "else v_charge.input_charge::bigint end", f"{TOKENS} {LOG}")),
-    _in("clock_stepped", ("a step forward is not answered", "perform llmqueue_internal.fill_ledger(v_model, p_now);", "null;", f"{LIMITER} {WINDOWS}")),
+    _in("clock_stepped", ("a step forward is not answered", "perform llmqueue_internal.fill_ledger(v_model);", "null;", f"{LIMITER} {WINDOWS}")),
     _in("register", ("only the last guard is remembered", "guard_before_s = v_before_s", "guard_before_s = v_limiter.guard_s", "tests/sql/test_register.py")),
     _in("room",
         ("what has ended is read", "and a.fence >= coalesce(p_from, 0::bigint)", "", PLANS),
@@ -226,15 +233,16 @@ ENDING: Final = chain(
         ("no refund of a top-up", "0, -unsent.top_up_tokens", "0, 0", f"{ENDS} {LOG}")),
     _in("retry",
         ("a refused attempt counts", "attempts = t.attempts - (not g.counts)::integer", "attempts = t.attempts", f"{SETTLE} {CLOSING}"),
-        ("refusals never count", "spared.is_so is false or refused.times >= v_refusals as counts", "spared.is_so is false as counts", SETTLE)),
-    _in("close_model",
+        ("refusals never count", "free.is_so is false or refused.times >= v_free_retries as counts", "free.is_so is false as counts", SETTLE)),
+    _in("start_cooldown",
         ("the shorter deadline wins", "greatest(v_state.cooldown_until, p_now + make_interval(secs => v_pause_s))", "p_now + make_interval(secs => v_pause_s)", f"{CLOSING} {LOG}"),
         ("calls in flight double the pause", "v_is_news := coalesce(p_granted_at > coalesce(v_state.cooldown_started_at, v_state.cooldown_ended_at), true)", "v_is_news := true", CLOSING)),
-    _in("closing",
+    _in("check_cooldown",
         ("a probe for each worker", "a.fence = v_state.probe_fence and a.ended_at is null", "false", f"{CLOSING} {LOG}"),
         ("all rush in after a pause", "probes := 1;", "probes := null;", f"{CLOSING} {LOG}")),
-    _in("probe_answered", ("an old probe opens the model", "from llmqueue.model_state s where s.probe_fence = p_fence",
-        "from llmqueue.model_state s, llmqueue.attempt a where a.fence = p_fence and s.model = a.model", f"{CLOSING} {LOG}")),
+    [_together("an old probe ends the cooldown", f"{CLOSING} {LOG}", *(
+        (function, "s.probe_fence = any (v_answered)", "s.model in (select a.model from llmqueue.attempt a where a.fence = any (v_answered))")
+        for function in ("complete", "retry", "bury")))],
     _in("sweep",
         ("who has just come sweeps", f"w.beating_since <= {LEASE_AGO}", "true", SWEEP),
         ("who has slept sweeps", "and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s / 2\n", "\n", SWEEP),

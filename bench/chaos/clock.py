@@ -1,4 +1,4 @@
-"""Limits under a clock that steps, in simulated time: the functions of the database with a clock of ours (`p_now`).
+"""Limits under a clock that steps, in simulated time: the functions of the database with a clock of ours
 
 No clock of a machine is touched. Three workers claim, settle, die and are swept through the very SQL functions, one
 call after the other, while the database's clock steps back and forward by up to an hour. A worker does about it what

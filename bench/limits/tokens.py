@@ -24,6 +24,7 @@ from statistics import fmean
 from bench.limits import ledger
 from bench.limits.discrete import AWAKE_S, BEGIN_S, Process
 from bench.limits.ledger import MODEL, Connection
+from llmqueue.forecast import simulated_clock
 from llmqueue.forecast.scheduler import T0
 from llmqueue.forecast.timeline import Timeline
 from llmqueue.types import Grant, Usage
@@ -168,7 +169,8 @@ def _answer(prompts: Sequence[Prompt], grant: Grant) -> tuple[Usage, float]:
 
 def _plan_learning(conn: Connection, timeline: Timeline, mode: Mode) -> None:
     def learn() -> None:
-        conn.execute("select llmqueue_internal.calibrate(%s)", (T0 + timedelta(seconds=timeline.now),))
+        conn.execute(simulated_clock.SET, (T0 + timedelta(seconds=timeline.now),))
+        conn.execute("select llmqueue_internal.calibrate()")
         if mode.after_learning:
             conn.execute(mode.after_learning)
         timeline.at(timeline.now + CALIBRATE_S, learn)

@@ -1,8 +1,8 @@
--- What it does: closes all models for one window after a worker saw the database's clock step forward (I7).
+-- What it does: stops all grants for one window, after a worker saw the database's clock step forward (I7).
 -- Returns: nothing.
--- Locks: the row of llmqueue.limiter, then every model's advisory lock, in the order of their names.
--- Why: a clock that jumps ahead lets grants of the last minute leave the ledger too early, and those of before a change of
---   the guard its time of grace.
+-- Locks: the row of llmqueue.limiter, then the advisory lock of every model, in the order of their names.
+-- Why: when the clock jumps ahead, grants of the last minute leave the ledger too early, and a guard that was lowered
+--   lately loses its grace period.
 create or replace function llmqueue.clock_stepped()
 returns void language plpgsql volatile
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -19,4 +19,4 @@ begin
 end
 $$;
 comment on function llmqueue.clock_stepped is
-    'Fills the ledger of every model after a forward step of the clock: one quiet minute. For workers.';
+    'Stops all grants for one window after the clock stepped forward. For workers.';

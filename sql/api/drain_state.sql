@@ -1,19 +1,23 @@
--- What it does: tells whether anything can still run that a worker of these models (null: all) should wait for.
--- Returns: is_done, and for those that cannot run a row's worth of text per reason: lane, reason, up to 5 keys, how many
+-- What it does: says whether any task can still run for which a draining worker of these models (null: all) should
+--   wait.
+-- Returns: is_done; if it is, a row per lane and reason for the tasks that cannot run: up to 5 keys, and how many
 --   (counted up to 10,000).
 -- Locks: none.
--- Why: --drain ends when nothing can run. It waits for what others are running: if their worker dies, it comes back. A
---   model that is closed, or has used up its day, can run: that ends by itself.
+-- Why: --drain ends when nothing can run. It waits for the tasks of other workers: if such a worker dies, its tasks
+--   become ready again. A model in cooldown, or one that has used up its day, can run: that ends with time.
 create or replace function llmqueue.drain_state(p_models text[], p_wait_s double precision)
 returns table (is_done boolean, lane text, reason text, tasks bigint, examples text[]) language plpgsql stable
-security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+security definer set search_path = pg_catalog, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-    v_able text[] := array(select c.model from llmqueue.model_config c
-                            where llmqueue_internal.is_enabled(c) and (p_models is null or c.model = any (p_models)));
-    v_open text[] := v_able
-        || array(select p.pool from llmqueue.pool_member p where p.model = any (v_able))
-        || array(select '' from llmqueue.model_config c where c.model = any (v_able) and c.weight > 0 limit 1);
-    v_horizon timestamptz := llmqueue_internal.clock() + make_interval(secs => p_wait_s);
+    v_enabled text[] := array(select c.model from llmqueue.model_config c
+                               where llmqueue_internal.is_enabled(c)
+                                 and (p_models is null or c.model = any (p_models)));
+    v_open text[] := v_enabled
+        || array(select p.pool from llmqueue.pool_member p where p.model = any (v_enabled))
+        || array(select '' from llmqueue.model_config c where c.model = any (v_enabled) and c.weight > 0 limit 1);
+    v_horizon constant timestamptz := llmqueue_internal.clock() + make_interval(secs => p_wait_s);
+    v_cap constant integer := 10000;
     v_lanes text[];
     v_can_run boolean;
 begin
@@ -28,7 +32,8 @@ begin
         or exists (select from unnest(v_lanes) l(lane)
                     cross join lateral (select from llmqueue.task t
                                          where t.is_ready and t.lane = l.lane and t.due_at <= v_horizon
-                                           and (select true from llmqueue.quarantine s where s.task_id = t.id) is null limit 1) t
+                                           and (select true from llmqueue.quarantine s where s.task_id = t.id) is null
+                                         limit 1) t
                     where l.lane = any (v_open))
         or exists (select from llmqueue.task t
                     where t.is_delayed and t.due_at <= v_horizon
@@ -51,12 +56,14 @@ begin
                    from unnest(v_lanes) l(lane)
                   cross join lateral (select y.lane, y.id from llmqueue.task y
                                        where y.is_ready and y.lane = l.lane
-                                         and (select true from llmqueue.quarantine s where s.task_id = y.id) is null limit 10000) t)
+                                         and (select true from llmqueue.quarantine s where s.task_id = y.id) is null
+                                       limit v_cap) t)
                 union all
                 (select t.lane, t.id, 'due later' from llmqueue.task t
-                  where t.is_delayed and (select true from llmqueue.quarantine s where s.task_id = t.id) is null limit 10000)
+                  where t.is_delayed and (select true from llmqueue.quarantine s where s.task_id = t.id) is null
+                  limit v_cap)
                 union all
-                (select '', s.task_id, 'set aside' from llmqueue.quarantine s limit 10000)) x
+                (select '', s.task_id, 'quarantined' from llmqueue.quarantine s limit v_cap)) x
          group by x.lane, x.reason order by x.lane, x.reason;
     if not found then
         return query select true, null::text, null::text, null::bigint, null::text[];
@@ -64,4 +71,4 @@ begin
 end
 $$;
 comment on function llmqueue.drain_state is
-    'Tells whether a drain is done, and which tasks cannot run. For workers.';
+    'Says whether a drain is done, and which tasks cannot run. For workers.';

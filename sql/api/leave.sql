@@ -1,7 +1,7 @@
--- What it does: takes a worker that has drained off the list.
+-- What it does: removes a worker that has drained from the list of workers.
 -- Returns: nothing.
 -- Locks: the worker's row.
--- Why: its open attempts, if any are left, are then swept at once by the others.
+-- Why: if it has left open attempts, the other workers sweep them at once.
 create or replace function llmqueue.leave(p_worker uuid)
 returns void language sql volatile
 security definer set search_path = pg_catalog, pg_temp as $$

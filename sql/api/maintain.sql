@@ -1,25 +1,29 @@
--- What it does: the chores of a worker that are due: 'heartbeat', 'promote', 'sweep', 'prune', 'calibrate', 'idle',
---   'busy', 'drain'.
+-- What it does: runs the maintenance that a worker says is due: 'heartbeat', 'promote', 'sweep', 'prune', 'calibrate',
+--   'idle', 'busy', 'drain'.
 -- Returns: nothing.
--- Locks: see each.
--- Why: they ride along with a claim, so that an idle worker needs one query a second for all it does.
+-- Locks: see the functions of each.
+-- Why: maintenance is a part of a claim, so that an idle worker needs one query a second for everything. The planner
+--   settings hold for all that it calls.
 create or replace function llmqueue.maintain(p_worker uuid, p_maintenance text[], p_running integer)
 returns void language plpgsql volatile
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp
+set jit = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     perform set_config('search_path', llmqueue_internal.owners_path(), true);   -- until this function ends
     if cardinality(p_maintenance) = 0 then
         return;
     end if;
-    set constraints all immediate;   -- an owner's deferred trigger must raise where its row can be left out, with our rights
+    -- a deferred trigger of the owner must raise inside, where its row can be quarantined, and with our rights
+    set constraints all immediate;
     if 'sweep' = any (p_maintenance) then
-        perform llmqueue_internal.check_epoch(null);   -- first: it may wait for every model's lock
+        perform llmqueue_internal.check_epoch(null);   -- first: it may wait for the lock of every model
     end if;
     if 'heartbeat' = any (p_maintenance) then
         perform llmqueue.heartbeat(p_worker, p_running);
     end if;
     if 'promote' = any (p_maintenance) then
-        perform llmqueue_internal.expire(500);   -- first: what is past its deadline need not be made ready
+        perform llmqueue_internal.expire(500);   -- first: a task past its deadline need not be made ready
         perform llmqueue_internal.promote(500);
     end if;
     if 'sweep' = any (p_maintenance) then
@@ -36,7 +40,8 @@ begin
         delete from llmqueue.idle_worker i where i.worker = p_worker;
     end if;
     if 'idle' = any (p_maintenance) then
-        insert into llmqueue.idle_worker (worker, idle_at) values (p_worker, llmqueue_internal.clock()) on conflict do nothing;
+        insert into llmqueue.idle_worker (worker, idle_at)
+        values (p_worker, llmqueue_internal.clock()) on conflict do nothing;
     elsif 'busy' = any (p_maintenance) then
         delete from llmqueue.idle_worker i where i.worker = p_worker;
     end if;

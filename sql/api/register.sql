@@ -1,20 +1,22 @@
--- What it does: makes a worker known, or known again after it was swept, and agrees on the guard.
+-- What it does: makes a worker known, or known again after it was swept, and agrees on the guard: the time after a
+--   grant within which its call may reach the backend.
 -- Returns: the guard that holds for all workers, in seconds.
 -- Locks: the row of llmqueue.limiter.
--- Why: the ledger must look back as far as any worker may send late. A smaller guard is taken only by a worker that is
---   alone; after any change the largest of the old and new values holds for a window.
+-- Why: the ledger must look back as far as any worker may send late. A smaller guard is taken only by a worker that
+--   is alone; after any change the largest of the old and new values holds for a window.
 create or replace function llmqueue.register(
     p_worker uuid, p_name text, p_version text, p_models text[], p_lease_s double precision, p_guard_s double precision)
 returns double precision language plpgsql volatile
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_now timestamptz := llmqueue_internal.clock();
+    v_now constant timestamptz := llmqueue_internal.clock();
     v_limiter llmqueue.limiter;
     v_is_alone boolean;
     v_before_s double precision;   -- the largest guard that a grant may still have
 begin
     select l.* into strict v_limiter from llmqueue.limiter l for update;
-    v_before_s := greatest(v_limiter.guard_s, case when v_now < v_limiter.guard_kept_until then v_limiter.guard_before_s end);
+    v_before_s := greatest(v_limiter.guard_s,
+                           case when v_now < v_limiter.guard_kept_until then v_limiter.guard_before_s end);
     v_is_alone := not exists (
         select from llmqueue.worker w
          where w.worker <> p_worker and w.heartbeat_at > v_now - make_interval(secs => w.lease_s));

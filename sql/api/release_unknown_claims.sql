@@ -1,8 +1,9 @@
--- What it does: releases attempts of a worker that the worker does not know.
--- Returns: how many.
--- Locks: task rows, then attempt rows.
--- Why: when the connection breaks between a claim's COMMIT and its answer, the tasks are claimed and nobody runs them,
---   while their worker lives. Called between two claims, never beside one. They were never sent, so the grant goes back.
+-- What it does: releases open attempts of a worker that the worker does not know.
+-- Returns: how many attempts were released.
+-- Locks: as settle().
+-- Why: when the connection breaks between the COMMIT of a claim and its answer, the tasks are claimed and nobody runs
+--   them while their worker lives. Called between two claims, never beside one. The calls were never sent, so the
+--   grants are refunded.
 create or replace function llmqueue.release_unknown_claims(p_worker uuid, p_known bigint[])
 returns integer language plpgsql volatile
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -23,4 +24,4 @@ begin
 end
 $$;
 comment on function llmqueue.release_unknown_claims is
-    'Releases attempts of a worker that it does not know of. For workers.';
+    'Releases attempts of a worker that the worker does not know. For workers.';

@@ -1,8 +1,8 @@
--- What it does: notes what keeps a worker from calling the backend, and since how many seconds; null: nothing does.
+-- What it does: records what keeps a worker from calling the backend, and since how many seconds; null: nothing does.
 -- Returns: nothing.
 -- Locks: the worker's row.
--- Why: only workers know whether the backend can be reached, and `why` and `status` are asked elsewhere. Seconds and not a time:
---   no clock of a worker is compared with the database's.
+-- Why: only workers know whether the backend can be reached, and `why` and `status` run elsewhere. Seconds and not a
+--   time, since no clock of a worker is compared with the database's.
 create or replace function llmqueue.report_backend(
     p_worker uuid, p_trouble text, p_for_s double precision)
 returns void language plpgsql volatile
@@ -16,4 +16,4 @@ begin
 end
 $$;
 comment on function llmqueue.report_backend is
-    'Notes what keeps a worker from calling the backend. For workers.';
+    'Records what keeps a worker from calling the backend. For workers.';

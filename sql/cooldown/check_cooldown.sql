@@ -1,9 +1,10 @@
--- What it does: says whether a model is closed after refusals, and whether the next call is a probe.
--- Returns: one row: is_in_cooldown, retry_in_s (null: only a bell or the poll can tell), and probes: 1 if only a probe may go out, else null.
--- Locks: the model's row of model_state, if the model is to be probed; never waits for it, so a settle that has it is no
---   deadlock. The caller holds the model's advisory lock.
--- Why: when the pause is over one call tries, not all that wait. A probe that has not been refused for 5 s is being answered:
---   the others need not wait for its answer, which may take minutes.
+-- What it does: says whether a model is in cooldown, and whether the next call is a probe.
+-- Returns: one row: is_in_cooldown; retry_in_s, null when only a notification or the next poll can tell; probes: 1 if
+--   only a probe may be granted, else null.
+-- Locks: the model's row of model_state, if the model is to be probed; it never waits for the row, so there is no
+--   deadlock with a settle that holds it. The caller holds the model's advisory lock.
+-- Why: after the pause one call tries, not all that wait. A probe that was not refused within 5 s is being answered:
+--   the cooldown ends without its answer, which may take minutes.
 create or replace function llmqueue_internal.check_cooldown(
     p_model text, p_now timestamptz, out is_in_cooldown boolean, out retry_in_s double precision, out probes integer)
 language plpgsql volatile as $$
@@ -12,7 +13,8 @@ declare
     v_probe_at timestamptz;
 begin
     is_in_cooldown := false;
-    select s.cooldown_until, s.probe_fence into v_state from llmqueue.model_state s where s.model = p_model and s.cooldown_until is not null;
+    select s.cooldown_until, s.probe_fence into v_state
+      from llmqueue.model_state s where s.model = p_model and s.cooldown_until is not null;
     if not found then
         return;
     end if;
@@ -22,12 +24,14 @@ begin
         return;
     end if;
     select s.cooldown_until, s.probe_fence into v_state
-      from llmqueue.model_state s where s.model = p_model and s.cooldown_until <= p_now for update skip locked;
+      from llmqueue.model_state s
+     where s.model = p_model and s.cooldown_until <= p_now for update skip locked;
     if not found then
-        retry_in_s := 0.05;   -- an end of a call is being written about it
+        retry_in_s := 0.05;   -- a settle is writing the row
         return;
     end if;
-    select a.granted_at into v_probe_at from llmqueue.attempt a where a.fence = v_state.probe_fence and a.ended_at is null;
+    select a.granted_at into v_probe_at
+      from llmqueue.attempt a where a.fence = v_state.probe_fence and a.ended_at is null;
     retry_in_s := extract(epoch from v_probe_at + interval '5 seconds' - p_now)::double precision;
     if retry_in_s > 0 then
         return;

@@ -1,7 +1,8 @@
--- What it does: remembers which attempt tries whether a closed model answers again.
+-- What it does: records which attempt is the probe of a model in cooldown.
 -- Returns: nothing.
 -- Locks: the model's row of model_state; the caller holds the model's advisory lock.
--- Why: its end opens the model or closes it again.
+-- Why: the end of that attempt, and of no earlier probe, ends the cooldown (complete, retry, bury) or starts it again
+--   (start_cooldowns).
 create or replace function llmqueue_internal.note_probe(p_model text, p_fence bigint)
 returns void language plpgsql volatile as $$
 begin

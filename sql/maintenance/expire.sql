@@ -1,13 +1,12 @@
--- What it does: ends up to p_limit waiting tasks whose deadline_at has passed, ready or delayed, whatever their model does.
--- Returns: how many were looked at.
--- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED.
--- Why: a claim finds out only when a task's turn comes, which a closed or paused model puts off for hours (OmniRoute #495).
---   Any worker does it; rows without a deadline are not in the index that this reads.
+-- What it does: ends up to p_limit waiting tasks whose deadline_at has passed, ready or delayed.
+-- Returns: how many tasks were found; fail_unsent() ends or quarantines each.
+-- Locks: the task rows, FOR NO KEY UPDATE SKIP LOCKED.
+-- Why: a claim notices a passed deadline only when the task's turn comes, which a cooldown or a pause of its model puts
+--   off for hours (OmniRoute #495). Tasks without a deadline are not in the index that this reads.
 create or replace function llmqueue_internal.expire(p_limit integer)
-returns integer language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+returns integer language plpgsql volatile set enable_bitmapscan = off set jit = off as $$
 declare
-    v_now timestamptz := llmqueue_internal.clock();
+    v_now constant timestamptz := llmqueue_internal.clock();
     v_ids llmqueue.task_id[];
 begin
     v_ids := array(select late.id

@@ -1,13 +1,13 @@
--- What it does: makes up to p_limit delayed tasks that are due ready.
--- Returns: how many are ready now.
--- Locks: their rows, FOR NO KEY UPDATE SKIP LOCKED.
--- Why: what is not due stays out of the ready index. Any worker does it, there is no leader. A row whose UPDATE raises or
---   has no effect is set aside, else 500 of them would stand before all others (I12).
+-- What it does: makes up to p_limit delayed tasks ready that are due.
+-- Returns: how many tasks are ready now.
+-- Locks: the task rows, FOR NO KEY UPDATE SKIP LOCKED.
+-- Why: tasks that are not due stay out of the ready index. Any worker promotes, there is no leader. A task whose UPDATE
+--   raises or has no effect is quarantined, else 500 of them would stand before all others (I12). The rows are written
+--   as one batch first and one by one only if that fails; why this is not shared with settle(), see there.
 create or replace function llmqueue_internal.promote(p_limit integer)
-returns integer language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+returns integer language plpgsql volatile set enable_bitmapscan = off set jit = off as $$
 declare
-    v_now timestamptz := llmqueue_internal.clock();
+    v_now constant timestamptz := llmqueue_internal.clock();
     v_ids llmqueue.task_id[];
     v_id llmqueue.task_id;
     v_is_ready boolean;
@@ -41,7 +41,8 @@ begin
             if v_is_ready then
                 v_promoted := v_promoted + 1;
             else
-                perform llmqueue_internal.quarantine(v_id, 'promote', 'the UPDATE had no effect: a trigger swallowed it');
+                perform llmqueue_internal.quarantine(
+                    v_id, 'promote', 'the UPDATE had no effect: a trigger swallowed it');
             end if;
         exception when others then
             if not llmqueue_internal.is_row_fault(sqlstate, true) then

@@ -1,19 +1,21 @@
--- What it does: makes up to p_limit tasks of workers that are gone ready again; those out of attempts become dead letters,
---   and so does every one whose model's on_crash is 'park'.
--- Returns: how many.
--- Locks: attempt rows and then their task rows, both SKIP LOCKED: it rides along with a claim and must not wait.
--- Why: only a worker whose own heartbeats have come for a whole lease sweeps, and never within a lease of the server's
---   start or of a new epoch (a promoted standby started long ago): after an outage everybody's heartbeat is old, and nobody is
---   dead (I9). Its last one must be younger than half a lease: a clock that jumps ahead makes all of them old at once. What
---   such a worker had sent counts as spent. Its late answers are still welcome: the attempt ends as 'lost', which complete() accepts.
---   A parked task is a dead letter, 'outcome_unknown': its call may have been paid, and people who pay per call want to be
---   asked before it is made again. Its late answer is welcome too.
---   A heartbeat more than a lease ahead is from before a step back of the clock: who lives has beaten since.
+-- What it does: makes up to p_limit tasks of dead workers ready again; tasks out of attempts become dead letters, and
+--   so do all tasks of a model whose on_crash is 'park'. Removes workers that are dead and have no open attempt.
+-- Returns: how many tasks were swept.
+-- Locks: attempt rows, then their task rows, both SKIP LOCKED: it runs inside a claim and must not wait.
+-- Why: after an outage every heartbeat is old, and nobody is dead (I9). So a worker sweeps only after its own
+--   heartbeats have arrived for a whole lease, and never within a lease of the server's start or of a new epoch (a
+--   promoted standby started long ago). Its own last heartbeat must be younger than half a lease: a clock that jumps
+--   ahead makes all of them old at once. A heartbeat more than a lease ahead is from before a step back of the clock:
+--   a live worker has sent one since.
+--   What a dead worker had sent counts as spent. Its late answers are accepted: the attempt ends as 'lost', which
+--   complete() accepts.
+--   A parked task is a dead letter, 'outcome_unknown': its call may have been paid, and people who pay per call want
+--   to be asked before it is made again. Its late answer is accepted too.
 create or replace function llmqueue_internal.sweep(p_worker uuid, p_limit integer)
-returns integer language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+returns integer language plpgsql volatile as $$
 declare
-    v_now timestamptz := llmqueue_internal.clock();
+    v_max_attempts constant integer := 5;   -- of a task that names none
+    v_now constant timestamptz := llmqueue_internal.clock();
     v_lost record;
     v_swept integer := 0;
 begin
@@ -21,11 +23,13 @@ begin
                     where w.worker = p_worker and w.beating_since <= v_now - make_interval(secs => w.lease_s)
                       and abs(extract(epoch from v_now - w.heartbeat_at)) < w.lease_s / 2
                       and pg_postmaster_start_time() <= v_now - make_interval(secs => w.lease_s)
-                      and not exists (select from llmqueue.epoch e where e.began_at > v_now - make_interval(secs => w.lease_s))) then
+                      and not exists (select from llmqueue.epoch e
+                                       where e.began_at > v_now - make_interval(secs => w.lease_s))) then
         return 0;
     end if;
     for v_lost in
-        select a.fence, a.task_id, a.worker, coalesce((select c.on_crash = 'park' from llmqueue.model_config c where c.model = a.model), false) as is_parked
+        select a.fence, a.task_id, coalesce((select c.on_crash = 'park' from llmqueue.model_config c
+                                              where c.model = a.model), false) as is_parked
           from llmqueue.attempt a
          where a.ended_at is null
            and not exists (select from llmqueue.worker w
@@ -34,18 +38,23 @@ begin
     loop
         perform from llmqueue.task t where t.id = v_lost.task_id for no key update of t skip locked;
         if not found and exists (select from llmqueue.task t where t.id = v_lost.task_id) then
-            continue;   -- somebody else's transaction holds it: next time
+            continue;   -- another transaction holds the row: the next sweep
         end if;
         begin
             update llmqueue.task t
                set status = llmqueue_internal.status_word(
-                       case when v_lost.is_parked or t.attempts >= coalesce(t.max_attempts, 5) then 'failed' else 'unsolved' end),
-                   finished_at = case when v_lost.is_parked or t.attempts >= coalesce(t.max_attempts, 5) then v_now end,
-                   error = case when v_lost.is_parked then 'outcome_unknown: the worker that ran it is gone, and it may have sent the call'
+                       case when v_lost.is_parked or t.attempts >= coalesce(t.max_attempts, v_max_attempts)
+                            then 'failed' else 'unsolved' end),
+                   finished_at = case when v_lost.is_parked or t.attempts >= coalesce(t.max_attempts, v_max_attempts)
+                                      then v_now end,
+                   error = case when v_lost.is_parked
+                                then 'outcome_unknown: the worker that ran it is gone, and it may have sent the call'
                                 else 'lost: the worker that ran it is gone' end,
                    run_at = v_now
              where t.id = v_lost.task_id and t.is_running and t.fence = v_lost.fence;
-            update llmqueue.attempt a set ended_at = v_now, outcome = 'lost', error_class = case when v_lost.is_parked then 'outcome_unknown' end
+            update llmqueue.attempt a
+               set ended_at = v_now, outcome = 'lost',
+                   error_class = case when v_lost.is_parked then 'outcome_unknown' end
              where a.fence = v_lost.fence;
             v_swept := v_swept + 1;
         exception when others then
@@ -58,11 +67,12 @@ begin
              where a.fence = v_lost.fence;
         end;
     end loop;
-    -- another sweep may be at these rows too: it is not waited for
+    -- another sweep may hold these rows too: not waited for
     delete from llmqueue.worker w
      where w.worker in (select gone.worker from llmqueue.worker gone
                          where abs(extract(epoch from v_now - gone.heartbeat_at)) >= gone.lease_s
-                           and not exists (select from llmqueue.attempt a where a.worker = gone.worker and a.ended_at is null)
+                           and not exists (select from llmqueue.attempt a
+                                            where a.worker = gone.worker and a.ended_at is null)
                            for update of gone skip locked);
     delete from llmqueue.idle_worker i
      where i.worker in (select idle.worker from llmqueue.idle_worker idle

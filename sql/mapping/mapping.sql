@@ -1,6 +1,6 @@
 -- The first thing `init` creates, before it touches the user's table: an interrupted init is recognised by it.
 create schema if not exists llmqueue;
--- What `drop schema llmqueue cascade` may have left: functions and types of ours, nothing else.
+-- `drop schema llmqueue cascade` may have left this one: it holds functions and types of ours, nothing else.
 drop schema if exists llmqueue_internal cascade;
 create schema llmqueue_internal;
 
@@ -28,7 +28,8 @@ create table if not exists llmqueue.mapping (
     adopted_at timestamptz not null default now(),
     is_complete boolean not null default false
 );
-comment on table llmqueue.mapping is 'How the tasks table maps to llmqueue.task. Written by `llmqueue init`; do not edit.';
+comment on table llmqueue.mapping is
+    'How the columns and words of the tasks table map to llmqueue.task. Written by `llmqueue init`; do not edit.';
 
 create table if not exists llmqueue.schema_version (
     version integer primary key,
@@ -37,8 +38,8 @@ create table if not exists llmqueue.schema_version (
 );
 comment on table llmqueue.schema_version is 'Migrations that have been applied.';
 
--- What `init` has written besides the migrations: source_hash of the text it came from, installed_hash of what the
--- catalog made of it, so that another release and an edit by hand are both noticed.
+-- The functions, views, triggers and indexes that `init` writes: source_hash is of the text, installed_hash of what the
+-- catalog made of it, so that `init` notices another release as well as an edit by hand.
 create table if not exists llmqueue.applied (
     part text primary key,
     source_hash text not null,

@@ -1,11 +1,10 @@
--- What it does: ends an attempt whose end could not be written to its task, and sets the task aside.
+-- What it does: ends an attempt whose end could not be written to its task, and quarantines the task.
 -- Returns: nothing.
 -- Locks: the attempt's row.
--- Why: its answer is paid for: it stays in the attempt log (I12).
+-- Why: the answer is paid for, so it stays in the attempt log (I12).
 create or replace function llmqueue_internal.quarantine_attempt(
     p_worker uuid, p_item jsonb, p_error_class text, p_reason text, p_now timestamptz)
-returns void language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+returns void language plpgsql volatile as $$
 begin
     perform llmqueue_internal.quarantine((p_item ->> 'task_id')::llmqueue.task_id, p_item ->> 'verb', p_reason);
     update llmqueue.attempt a

@@ -1,12 +1,10 @@
--- What it does: gives tasks back that were never sent, with their attempt and their grant.
+-- What it does: gives back tasks that were never sent, with their attempts and their grants.
 -- Returns: how many attempts were released.
--- Locks: task rows in the order given, then attempt rows.
--- Why: an unsent call costs neither an attempt nor a grant; the attempt's end says that the refund was done.
+-- Locks: attempt rows; settle() has locked the tasks before.
+-- Why: an unsent call costs neither an attempt nor a grant. The end of the attempt shows that the charge was refunded.
 create or replace function llmqueue_internal.release(p_worker uuid, p_items jsonb, p_now timestamptz)
-returns integer language plpgsql volatile
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+returns integer language plpgsql volatile as $$
 declare
-    v_now timestamptz := p_now;
     v_fences bigint[];
 begin
     with given as materialized (
@@ -17,12 +15,12 @@ begin
                                 and a.outcome is null limit 1) a
     ), applied as (
         update llmqueue.task t
-           set status = llmqueue_internal.status_word('unsolved'), attempts = t.attempts - 1, run_at = v_now
+           set status = llmqueue_internal.status_word('unsolved'), attempts = t.attempts - 1, run_at = p_now
           from given g
          where t.id = g.task_id and t.is_running and t.fence = g.fence
     ), ended as (
         update llmqueue.attempt a
-           set ended_at = v_now, outcome = 'released', error_class = g.error_class
+           set ended_at = p_now, outcome = 'released', error_class = g.error_class
           from given g
          where a.fence = g.fence and a.outcome is null
         returning a.fence

@@ -1,8 +1,9 @@
--- What it does: counts the tasks that have not been solved, by lane and status; what view llmqueue.backlog shows.
--- Returns: a row per lane ('': the default pool) and status that has any; beyond 10,000 tasks is an estimate.
+-- What it does: counts the tasks that are not solved, by lane and status, for the view llmqueue.backlog.
+-- Returns: a row per lane ('': the default pool) and status that has any; a count beyond 10,000 is an estimate.
 -- Locks: none.
 -- Why: lanes are found by a loose index scan, one probe each; every count is capped (I19). Running tasks are counted in
---   the attempt log by their model: at most as many as the workers have slots.
+--   the attempt log by their model: there are at most as many as the workers have slots. The planner settings are here
+--   and not on an API function, because a view calls this function.
 create or replace function llmqueue_internal.count_backlog()
 returns table (model text, status text, tasks bigint, is_estimate boolean, oldest_at timestamptz)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp

@@ -1,24 +1,25 @@
--- What it does: counts the tasks of a task's own lane and priority that go before it: those of its own user that were due
---   before, and the turns of the other users meanwhile.
--- Returns: one row: own, users (others that wait at this priority), turns (at most as many tasks of theirs go first), and
---   for own and turns whether that is exact: up to p_cap tasks of each kind and 500 users are seen.
+-- What it does: counts the tasks of the same lane and priority that are ahead of a task: those of its own user that
+--   were due before it, and those of the other users whose turn comes meanwhile.
+-- Returns: one row: own, users (others that wait at this priority), turns (at most so many of their tasks go first),
+--   and for own and turns whether the count is exact: at most p_cap tasks of each kind and 500 users are read.
 -- Locks: none.
--- Why: users take turns, so a task waits for as many tasks of each other user as for its own user's, and one more. Users
---   are stepped through one by one in the index (a loose scan), each at the cost of one task.
+-- Why: users take turns, so a task waits for as many tasks of each other user as for its own user's, and one more.
+--   Users are found one by one in the index (a loose scan), each at the cost of one task.
 create or replace function llmqueue_internal.count_turns(
     p_task_id llmqueue.task_id, p_cap integer, p_now timestamptz,
     out own bigint, out own_is_exact boolean, out users bigint, out turns bigint, out turns_is_exact boolean)
-language plpgsql stable set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable as $$
 declare
     v_most_users constant integer := 500;
-    v_is_any_aside boolean := exists (select from llmqueue.quarantine);
+    v_has_quarantine constant boolean := exists (select from llmqueue.quarantine);
     v_task record;
     v_seen integer;
 begin
     select t.id, t.lane, t.rank::bigint as rank, t.user_key, t.due_at into strict v_task
       from llmqueue.task t where t.id = p_task_id;
     select count(*) filter (where (x.deadline_at <= p_now) is not true
-                              and (not v_is_any_aside or (select true from llmqueue.quarantine s where s.task_id = x.id) is null)),
+                              and (not v_has_quarantine
+                                   or (select true from llmqueue.quarantine s where s.task_id = x.id) is null)),
            count(*) <= p_cap
       into own, own_is_exact
       from (select t.id, t.deadline_at from llmqueue.task t

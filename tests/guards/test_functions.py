@@ -29,7 +29,6 @@ SECURITY_DEFINERS = {
     "count_ready": "as count_backlog",
     "effective_rpm": "as count_60s, of the learned ceiling",
     "effective_concurrency": "as effective_rpm",
-    "estimate_ready": "as count_backlog, over the statistics of its index",
     **dict.fromkeys(API - {"oldest_program"}, "a role calls it, and reaches no table and no clock but through it (I7)"),
 }
 

@@ -42,7 +42,7 @@ def test_without_a_refusal_the_ceiling_is_what_is_configured(queue: Queue) -> No
 def test_a_429_lowers_the_calls_per_minute_to_four_fifths_of_the_last_one(queue: Queue) -> None:
     flow = ready(queue)
     flow.run(65)
-    used = queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now)
+    used = queue.value("select calls from llmqueue_internal.count_60s('m', %s)", queue.now)
     assert 580 <= used <= 600
 
     refuse(queue, flow)

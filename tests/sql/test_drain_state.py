@@ -84,7 +84,7 @@ def test_tasks_set_aside_do_not_hold_a_drain(queue: Queue) -> None:
     (key,) = queue.add()
     queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)
 
-    assert drain(queue) == {("", "set aside"): 1}
+    assert drain(queue) == {("", "quarantined"): 1}
 
 
 def pool(queue: Queue, name: str, *models: str) -> None:

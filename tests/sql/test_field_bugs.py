@@ -239,12 +239,12 @@ def test_litellm_39309_a_claim_that_is_refused_costs_nothing(queue: Queue, colum
     queue.model("m", 60000, **columns)
     queue.add(100, prompt="p" * 80)
     queue.claim(10)
-    before = queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now)
+    before = queue.value("select calls from llmqueue_internal.count_60s('m', %s)", queue.now)
 
     for _ in range(50):
         assert queue.claim(10).grants == []
 
-    assert queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now) == before
+    assert queue.value("select calls from llmqueue_internal.count_60s('m', %s)", queue.now) == before
 
 
 def test_litellm_lit_3408_a_default_reservation_fits_into_a_small_limit(queue: Queue) -> None:

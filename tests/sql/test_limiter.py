@@ -195,6 +195,6 @@ def test_the_views_count_what_the_limiter_counts(queue: Queue) -> None:
         total += take(queue, 2)
         queue.advance(1)
 
-    assert queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now) == total
+    assert queue.value("select calls from llmqueue_internal.count_60s('m', %s)", queue.now) == total
     queue.rows("select llmqueue.clock_stepped()")
-    assert queue.value("select llmqueue_internal.count_calls('m', %s)", queue.now) <= total
+    assert queue.value("select calls from llmqueue_internal.count_60s('m', %s)", queue.now) <= total

@@ -48,7 +48,7 @@ def test_migrations_functions_and_views_of_an_upgrade_are_one_transaction(instal
     next_sql.add_migration("add_one", "create table llmqueue.one (n integer);")
     next_sql.add_migration("drop_a_function", "drop function llmqueue.leave(uuid);")
     next_sql.edit(
-        "sql/functions/leave.sql",
+        "sql/api/leave.sql",
         "llmqueue.leave(p_worker uuid)",
         "llmqueue.leave(p_worker uuid, p_why text default '')",
     )
@@ -72,7 +72,7 @@ def test_a_migration_that_fails_is_named_and_leaves_nothing_behind(installed: st
     with pytest.raises(Failure) as failure:
         adopt(installed)
 
-    assert f"(migrations/{broken.name}): the database says: division by zero. Nothing of this step" in str(
+    assert f"(schema/{broken.name}): the database says: division by zero. Nothing of this step" in str(
         failure.value
     )
     assert (dump(installed), versions(installed)) == (before, known)

@@ -12,7 +12,7 @@ CELL = "floor(extract(epoch from timestamptz '2030-01-01 12:00:00.1Z') / 0.25)::
 
 
 def calls(conn: Conn) -> object:
-    row = conn.execute(f"select llmqueue_internal.count_calls('m', {NOW})").fetchone()  # type: ignore[call-overload]
+    row = conn.execute(f"select calls from llmqueue_internal.count_60s('m', {NOW})").fetchone()  # type: ignore[call-overload]
     return row and row[0]
 
 

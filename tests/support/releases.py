@@ -1,4 +1,4 @@
-"""Other releases of this program: an earlier commit from the git history, and a next one made from this tree."""
+"""Other releases of this program: the last one from the git history, and a next one made from this tree."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ import pytest
 from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
-# Version 2 of the schema, and programs that end when they meet a newer one.
-BEFORE_THE_PROMISE = "b85741ad7f73283a21001b1f4d5ca7410929ea94"
-# Came with programs that go on when the newer schema says that it serves them (docs/architecture.md, Upgrades).
-PROMISE = "sql/functions/oldest_program.sql"
 
 
 @dataclass(frozen=True)
@@ -64,11 +60,10 @@ def next_release(folder: Path) -> Release:
     return Release(folder)
 
 
-def earlier_release(folder: Path, commit: str | None = None) -> Release:
-    """The tree of a commit, by default of the first that made the promise; skips the test where there is no history."""
-    if commit is None:
-        commit = _git("log", "--diff-filter=A", "--format=%H", "--", PROMISE).decode().strip().splitlines()[-1]
-    with tarfile.open(fileobj=io.BytesIO(_git("archive", commit, "src", "sql"))) as tar:
+def last_release(folder: Path) -> Release:
+    """The tree of the newest tag; skips the test where there is none, as before the first release."""
+    tags = _git("tag", "--list", "v[0-9]*", "--sort=-version:refname").decode().split()
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", tags[0], "src", "sql"))) as tar:
         tar.extractall(folder, filter="data")
     return Release(folder)
 

@@ -1,4 +1,5 @@
--- The 10,000 tasks that failed last, and as many whose row could not be written (error_class 'quarantined').
+-- The 10,000 tasks that failed last, and as many in quarantine: their row could not be written (error_class
+-- 'quarantined').
 create view llmqueue.dead_letters as
 select failed.id::llmqueue.task_id as task_id,
        coalesce(nullif(failed.lane, ''), last.model) as model,
@@ -11,15 +12,16 @@ select failed.id::llmqueue.task_id as task_id,
   left join lateral (select a.model, a.error_class from llmqueue.attempt a
                       where a.task_id = failed.id order by a.fence desc limit 1) last on true
 union all
-select aside.task_id,
+select q.task_id,
        coalesce(nullif(t.lane, ''), last.model),
        t.attempts::integer,
        'quarantined',
-       aside.step || ': ' || aside.reason,
-       aside.quarantined_at
+       q.step || ': ' || q.reason,
+       q.quarantined_at
   from (select s.task_id, s.step, s.reason, s.quarantined_at
-          from llmqueue.quarantine s order by s.quarantined_at desc limit 10000) aside
-  left join llmqueue.task t on t.id = aside.task_id
+          from llmqueue.quarantine s order by s.quarantined_at desc limit 10000) q
+  left join llmqueue.task t on t.id = q.task_id
   left join lateral (select a.model from llmqueue.attempt a
-                      where a.task_id = aside.task_id order by a.fence desc limit 1) last on true;
-comment on view llmqueue.dead_letters is 'Tasks that failed, and those set aside because their row could not be written.';
+                      where a.task_id = q.task_id order by a.fence desc limit 1) last on true;
+comment on view llmqueue.dead_letters is
+    'Tasks that failed, and tasks in quarantine because their row could not be written; the newest 10,000 of each.';

@@ -1,4 +1,4 @@
--- The epoch that holds: since when, why it began, and until when nothing is granted.
+-- The current epoch: since when, why it began, and until when nothing is granted.
 create view llmqueue.epoch_status as
 select e.epoch_no,
        e.because,
@@ -9,4 +9,5 @@ select e.epoch_no,
   from llmqueue.epoch e
  order by e.epoch_no desc
  limit 1;
-comment on view llmqueue.epoch_status is 'The epoch that holds: a failover or a restore that may have lost state begins one, with a quiet minute.';
+comment on view llmqueue.epoch_status is
+    'The current epoch. A failover or a restore that may have lost grants begins a new one, with a quiet minute.';

@@ -1,21 +1,24 @@
--- How long the ready tasks take at the least, by lane (a model, a pool, or '': the default pool); null when nobody may run
--- them. A model works off its own lane at its rpm. A pool fills what its models have left: level by level, the models that
--- are free first join in, and the time is the smallest over these groups of (their tasks + the pool's) / (their rpm). Other
--- pools, limits on tokens, the day's limits, latency, cooldowns and max_concurrency can only make it longer.
+-- The least time that the ready tasks take, by lane (a model, a pool, or '': the default pool); null when no model
+-- may run them. A model works off its own lane at its rpm. A pool fills what its models have left: level by level,
+-- the models that are free first join in, and the time is the smallest over these groups of (their tasks + the
+-- pool's) / (their rpm). Other pools, limits on tokens, daily limits, latency, cooldowns and max_concurrency can
+-- only make it longer.
 create view llmqueue.eta as
 with lane as materialized (
     select b.model as lane, b.tasks from llmqueue_internal.count_backlog() b where b.status = 'unsolved'
-), able as materialized (
+), enabled as materialized (
     select c.model, c.rpm, c.weight, coalesce(lane.tasks, 0) as own
       from llmqueue.model_config c
       left join lane on lane.lane = c.model
      where llmqueue_internal.is_enabled(c)
 ), member as (
-    select lane.lane, lane.tasks, able.model, able.rpm, case when able.model = lane.lane then 0 else able.own end as own
+    select lane.lane, lane.tasks, enabled.model, enabled.rpm,
+           case when enabled.model = lane.lane then 0 else enabled.own end as own
       from lane
-      join able on able.model = lane.lane
-                or case when lane.lane = '' then able.weight > 0
-                        else exists (select from llmqueue.pool_member p where p.pool = lane.lane and p.model = able.model) end
+      join enabled on enabled.model = lane.lane
+                or case when lane.lane = '' then enabled.weight > 0
+                        else exists (select from llmqueue.pool_member p
+                                      where p.pool = lane.lane and p.model = enabled.model) end
 ), grouped as (
     select member.lane, member.tasks, sum(member.own) over freest_first as own, sum(member.rpm) over freest_first as rpm
       from member

@@ -1,5 +1,5 @@
 -- Each configured model: its limits, what it used of them in the last minute and today, and what waits for it by name.
--- cooldown_until and cooldown_reason are there while it is closed after refusals, until a probe has ended well.
+-- cooldown_until and cooldown_reason are set while it is in cooldown, until a probe has been answered.
 create view llmqueue.model_status as
 select c.model,
        c.enabled,
@@ -30,7 +30,8 @@ select c.model,
        c.burst_windows,
        c.max_output,
        c.quota_timezone,
-       llmqueue_internal.effective_concurrency(c.model, c.max_concurrency, llmqueue_internal.clock()) as effective_concurrency,
+       llmqueue_internal.effective_concurrency(c.model, c.max_concurrency, llmqueue_internal.clock())
+           as effective_concurrency,
        c.on_crash,
        c.dispatch,
        c.max_batch
@@ -39,4 +40,5 @@ select c.model,
  cross join lateral llmqueue_internal.count_60s(c.model, llmqueue_internal.clock()) used
  cross join lateral llmqueue_internal.count_today(c.model, c.quota_timezone, llmqueue_internal.clock()) today
  cross join lateral llmqueue_internal.count_ready(c.model) lane;
-comment on view llmqueue.model_status is 'Limits of each model, what it used of them, what is running and ready, and whether it is closed.';
+comment on view llmqueue.model_status is
+    'Limits of each model, what it used of them, what is running and ready, and whether it is in cooldown.';

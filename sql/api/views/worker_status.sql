@@ -1,5 +1,5 @@
--- Each worker that is registered; a dead one stays until another has swept its tasks. backend_trouble is what keeps it from
--- calling the backend.
+-- Each worker that is registered; a dead one stays until another has swept its tasks. backend_trouble is what keeps
+-- it from calling the backend.
 create view llmqueue.worker_status as
 select w.worker,
        w.name,
@@ -15,4 +15,5 @@ select w.worker,
        w.backend_troubled_at
   from llmqueue.worker w
  cross join (select llmqueue_internal.clock() as now) beat;
-comment on view llmqueue.worker_status is 'Workers: working, idle, draining or dead (silent for longer than their lease).';
+comment on view llmqueue.worker_status is
+    'Workers: working, idle, draining or dead (no heartbeat for longer than the lease).';
