@@ -79,8 +79,8 @@ begin
           from flow
          cross join lateral (select t.due_at, t.id from llmqueue.task t
                               where t.is_ready and t.lane = flow.lane and t.rank = p_rank and t.user_key = flow.user_key
-                                and (t.due_at, t.id) >= (flow.due_at, flow.task_id) and t.due_at <= p_now
-                                and t.id <> all (p_skip)
+                                and (t.due_at, t.id) >= (flow.due_at, flow.task_id)
+                                and t.due_at <= p_now and t.id <> all (p_skip)
                                 and (not (select exists (select from llmqueue.quarantine))
                                      or (select true from llmqueue.quarantine s where s.task_id = t.id) is null)
                               order by t.due_at, t.id limit flow.deep) task
@@ -102,8 +102,8 @@ begin
                                from llmqueue.task t
                               where t.is_ready and t.lane = share.lane and t.rank = p_rank
                                 and t.user_key = share.user_key
-                                and (t.due_at, t.id) >= (share.due_at, share.task_id) and t.due_at <= p_now
-                                and t.id <> all (p_skip)
+                                and (t.due_at, t.id) >= (share.due_at, share.task_id)
+                                and t.due_at <= p_now and t.id <> all (p_skip)
                                 and (not (select exists (select from llmqueue.quarantine))
                                      or (select true from llmqueue.quarantine s where s.task_id = t.id) is null)
                               order by t.due_at, t.id limit share.tasks
