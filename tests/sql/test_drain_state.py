@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tests.support.sql import Queue, retry
+from tests.support.sql import T0, Queue, retry
 
 
 def drain(queue: Queue, models: list[str] | None = None, wait_s: float = 60) -> dict[tuple[str, str] | None, Any]:
@@ -52,7 +52,7 @@ def test_it_names_what_nobody_can_take(queue: Queue) -> None:
     queue.add(2, model="nobody")
     for name in ("paused", "off", "full"):
         queue.add(model=name)
-    queue.add(model="m", run_at=datetime.now(UTC) + timedelta(hours=1))
+    queue.add(model="m", run_at=T0 + timedelta(hours=1))
 
     paused = "its model is paused or not served here"
     assert drain(queue) == {

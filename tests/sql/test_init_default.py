@@ -104,7 +104,7 @@ def test_another_table_than_the_adopted_one_is_refused_with_the_way_out(installe
     assert str(refusal.value) == (
         "llmqueue has adopted public.tasks in this database, and these options differ: --table public.jobs; "
         "--word running=in_progress (now running). A database has one tasks table. To start anew, which forgets limits "
-        "and the attempt log but leaves the tasks as they are: drop schema llmqueue cascade;"
+        "and the attempt log but leaves the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
     )
 
 
