@@ -109,6 +109,11 @@ class Room:
     def total(self) -> int:
         return self.for_any + self.for_hot
 
+    def cut(self, at_most: int) -> Room:
+        """Returns the same for no more than `at_most` tasks; the room for hot ones goes first."""
+        total, for_any = min(self.total, at_most), min(self.for_any, at_most)
+        return Room(for_any, total - for_any)
+
 
 @value
 class Refusal:
@@ -128,7 +133,7 @@ class Claim:
     """What one claim gave: tasks to send, and what it found for each model."""
 
     grants: tuple[Grant, ...]
-    verdicts: tuple[Refusal, ...]
+    refusals: tuple[Refusal, ...]
     # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
     clock_offset_s: tuple[float, float] | None
     # JSON that only the database reads, for the next claim: whose turn it is; None: as before
