@@ -140,7 +140,7 @@ async def test_a_trigger_that_fails_for_one_row_whatever_its_class_stops_nobody(
         code, said = await drain(installed, url)
 
     assert code == 1
-    assert "2 set aside" in said
+    assert "2 quarantined" in said
     assert conn.execute("select count(*) from tasks where status = 'solved'").fetchone() == (28,)
     kept = conn.execute("select answer from llmqueue.attempt where outcome = 'quarantined' order by 1").fetchall()
     assert kept == [("re: p7",), ("re: p8",)]

@@ -1,4 +1,4 @@
-"""claimer.Claimer and planner.Planner: what they ask for while only slots for hot tasks are free, and that it then does not spin."""
+"""claimer.Claimer and planner.Planner: what they ask for while only slots for hot tasks are free."""
 
 from __future__ import annotations
 

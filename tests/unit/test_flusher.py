@@ -66,7 +66,7 @@ def fences(batch: Sequence[Settlement]) -> list[int]:
 
 
 class Run:
-    """A flusher on a recorder; `settled` are the fences whose slots were freed. It stands for heartbeat and InFlight."""
+    """A flusher on a recorder; `settled` are the fences whose slots were freed. It is its own heartbeat."""
 
     def __init__(self) -> None:
         self.store = Recorder()
@@ -320,11 +320,11 @@ async def test_a_model_that_refuses_many_calls_at_once_is_one_line(run: Run) -> 
         async with run.running():
             await run.until(lambda: len(run.settled) == 51)
 
-    closed = [line for line in lines if line["event"] == Event.MODEL_CLOSED]
-    assert [(line["model"], line["pause_s"], line["because"]) for line in closed] == [
+    cooldowns = [line for line in lines if line["event"] == Event.MODEL_COOLDOWN]
+    assert [(line["model"], line["pause_s"], line["reason"]) for line in cooldowns] == [
         ("a", 3.0, "rate_limited"),
         ("b", 3.0, "rate_limited"),
     ]
-    assert {line["log_level"] for line in closed} == {"warning"}
+    assert {line["log_level"] for line in cooldowns} == {"warning"}
     assert sum(line["event"] == Event.ATTEMPT_ENDED for line in lines) == 51
     assert "my secret" not in str(lines)

@@ -49,7 +49,7 @@ def end(fence: int, answer: object = "42") -> Settlement:
 
 
 class FakeDatabase:
-    """A store and a heartbeat: `steps` are what it was asked, `failure(batch)` what it raises, `outcomes` what it says of fences."""
+    """A store and a heartbeat: `steps` are the calls, `failure(batch)` what it raises, `outcomes` the replies."""
 
     def __init__(self) -> None:
         self.outage = Outage()

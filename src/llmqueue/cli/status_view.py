@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from llmqueue.cli.model_status import LINE_END, ModelStatus, opens
+from llmqueue.cli.model_status import LINE_END, ModelStatus, cooldown_ends
 from llmqueue.cli.output import Column, age, clean, console, duration, moment, readable, table, write_json, write_line
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ MODELS = (
     Column("max_concurrency", "max.", is_right=True),
     Column("lowered_concurrency", "now", is_right=True, is_optional=True),
     Column("enabled", "enabled"),
-    Column("cooldown_until", "opens", opens, is_optional=True),
+    Column("cooldown_until", "cooldown ends", cooldown_ends, is_optional=True),
 )
 # Fields of a line for a program, in an order that stays.
 MODEL_LINE = (
@@ -167,21 +167,22 @@ def notes(
         if lane.status == "unsolved":
             yield from _stuck(lane, by_name, members.get(lane.model))
     yield from _backend(workers)
-    yield from filter(None, (model.closed for model in models))
+    yield from filter(None, (model.cooldown for model in models))
     for model in models:
         if model.model in day_ends and (used := used_up(model)):
             yield f"model {model.model} has used {' and '.join(used)}; its day ends at {moment(day_ends[model.model])}"
     if quarantine.tasks:
         yield (
             f"{quarantine.tasks:,} quarantined, since the row cannot be written "
-            f"({quarantine.example}: {quarantine.reason}). See: llmqueue dead list; once that is cured: llmqueue dead retry"
+            f"({quarantine.example}: {quarantine.reason}). "
+            "See: llmqueue dead list; once that is cured: llmqueue dead retry"
         )
     if backlog and not any(worker.state != "dead" for worker in workers):
         yield "no worker is running. Start one: llmqueue worker"
 
 
 def quiet_minute(because: str, until: datetime) -> str:
-    """Why nothing is granted after a failover or a restore; see sql/functions/end_of_epoch.sql."""
+    """Why nothing is granted after a failover or a restore; see end_of_epoch.sql."""
     what = {"timeline": "a failover or a recovery", "system": "a restore on another server"}.get(because, "a restore")
     return f"after {what} state may be lost: nothing is granted until {moment(until)}, so that no limit is overstepped"
 
@@ -194,8 +195,8 @@ def _backend(workers: Sequence[Worker]) -> Iterator[str]:
         return
     who = f"{len(troubled):,} of {len(alive):,} workers"
     yield (
-        f"the backend {troubled[-1].backend_trouble} (since {moment(since)}, {who}). It is tried again by itself, at "
-        "no attempt of a task's; LLMQUEUE_BACKEND_URL names it"
+        f"the backend {troubled[-1].backend_trouble} (since {moment(since)}, {who}). llmqueue keeps probing it; no "
+        "attempts are consumed meanwhile; LLMQUEUE_BACKEND_URL names it"
     )
 
 
@@ -213,7 +214,7 @@ def used_up(model: ModelStatus) -> list[str]:
 def _stuck(lane: Waiting, models: Mapping[str, ModelStatus], members: Sequence[str] | None) -> Iterator[str]:
     """Why nobody may take the tasks of a lane; nothing if somebody may."""
     if lane.model == "":
-        able = [model for model in models.values() if model.is_able]
+        able = [model for model in models.values() if model.is_enabled]
         if not able:
             yield f"{_tasks(lane)} waiting, and no model may take them. Run: llmqueue models set NAME --rpm N"
         elif not any(model.weight > 0 for model in able):
@@ -223,7 +224,7 @@ def _stuck(lane: Waiting, models: Mapping[str, ModelStatus], members: Sequence[s
             )
         return
     names = dict.fromkeys([lane.model, *(members or [])])
-    if any(models[name].is_able for name in names if name in models):
+    if any(models[name].is_enabled for name in names if name in models):
         return
     quoted, model = shlex.quote(lane.model), models.get(lane.model)
     if members is not None:

@@ -32,7 +32,7 @@ class AttemptLog:
         if now - self._cooldown_logged_at.get(model, -math.inf) < COOLDOWN_LOGGED_S:
             return
         self._cooldown_logged_at[model] = now
-        logger().warning(Event.MODEL_CLOSED, model=model, pause_s=decision.pause_s, because=decision.error_class)
+        logger().warning(Event.MODEL_COOLDOWN, model=model, pause_s=decision.pause_s, reason=decision.error_class)
 
 
 def log_attempt(settlement: Settlement, outcome: str) -> None:

@@ -153,7 +153,7 @@ class Executor:
                 raise asyncio.CancelledError  # begun after cancel()
             decisions = await self._decide(attempts, noted)
         except anyio.get_cancelled_exc_class():
-            # The drain is over. A task that was not sent goes back whole; a call that was may have been paid and counts.
+            # The drain is over. What was not sent goes back whole; a call that was may have been paid and counts.
             stopped = Retry("worker_stopped", "the worker stopped before the answer came", 0.0, counts=True)
             end = stopped if noted.sent_at is not None else Release("worker_stopped")
             for attempt in attempts:
