@@ -123,7 +123,7 @@ def test_terminal_shows_what_is_in_force_beside_what_is_configured(
         conn.execute("update llmqueue.model_state set rpm_ceiling = 48, rpm_cut_at = clock_timestamp()")
     full = run_cli(installed, "models", "list").out
 
-    for title in ("rpm now", "tokens in 60 s", "opens", "model m is closed until"):
+    for title in ("rpm now", "tokens in 60 s", "cooldown ends", "model m is in cooldown until"):
         assert title not in plain
         assert title in full
     for title in ("output in 60 s", "calls today", "tokens today", "max. now"):

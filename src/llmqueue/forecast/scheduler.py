@@ -69,22 +69,22 @@ class SqlScheduler:
         worker: UUID,
         models: Sequence[str] | None,
         room: Room,
-        chores: Sequence[str],
+        maintenance: Sequence[str],
         running: int,
         claim_state: str | None,
         at_s: float,
     ) -> Claim:
-        args = (worker, models, room.for_any, list(chores), running, room.for_hot, claim_state)
+        args = (worker, models, room.for_any, list(maintenance), running, room.for_hot, claim_state)
         self._set_clock(at_s)
         with self._conn.cursor(row_factory=class_row(ClaimRow)) as cursor:
             rows = cursor.execute(_CLAIM, args).fetchall()
-        verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
+        refusals = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
         claim_state = next((row.claim_state for row in rows if row.claim_state is not None), None)
-        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), verdicts, None, claim_state)
+        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), refusals, None, claim_state)
 
-    def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
+    def maintain(self, worker: UUID, maintenance: Sequence[str], running: int, at_s: float) -> None:
         self._set_clock(at_s)
-        self._conn.execute("select llmqueue.maintain(%s, %s::text[], %s)", (worker, list(chores), running))
+        self._conn.execute("select llmqueue.maintain(%s, %s::text[], %s)", (worker, list(maintenance), running))
 
     def settle(self, worker: UUID, settlements: Sequence[Settlement], at_s: float) -> Mapping[int, str]:
         items = Jsonb([_item(settlement) for settlement in settlements])
