@@ -129,7 +129,8 @@ def test_tokens_and_closings_have_columns_only_where_they_are_used(dsn: str, mon
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("update llmqueue.model_config set tpm = 77000 where model = 'm'")
         conn.execute(
-            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('m', now(), now() + '1 hour')"
+            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)"
+            " values ('m', now(), now() + '1 hour')"
         )
     full = run_cli(dsn, "status").out
 

@@ -224,7 +224,10 @@ def test_models_that_somebody_must_look_after(one: Queue) -> None:
 
 def test_a_model_in_cooldown(one: Queue) -> None:
     key = add(one)
-    query = "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values ('m', %s, %s, '429')"
+    query = """
+        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason)
+        values ('m', %s, %s, '429')
+    """
     one.rows(query, T0, T0 + timedelta(minutes=2))
 
     assert said(one, key) == ["task K waits: model m is in cooldown until 12:02:00 (in 2 min) because of 429"]

@@ -115,7 +115,8 @@ def test_a_model_without_weight_is_no_part_of_the_default_pool(queue: Queue) -> 
 def test_a_closed_model_will_open_and_a_limit_of_0_will_not_rise(queue: Queue) -> None:
     queue.model("closed")
     queue.rows(
-        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('closed', now(), now() + '1 day')"
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)"
+        " values ('closed', now(), now() + '1 day')"
     )
     queue.add(model="closed")
     assert drain(queue) == {None: "waits"}

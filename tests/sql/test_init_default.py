@@ -63,7 +63,8 @@ def test_second_init_finds_nothing_to_change_and_changes_nothing(installed: str)
     [
         "drop function llmqueue_internal.mark_done(llmqueue.task_id[])",
         "drop view llmqueue.task cascade",
-        "create or replace function llmqueue_internal.wake_up() returns trigger language plpgsql as 'begin return null; end'",
+        """create or replace function llmqueue_internal.wake_up() returns trigger language plpgsql
+           as 'begin return null; end'""",
         "drop index public.llmqueue_ready",
         "drop trigger llmqueue_wake_up on public.tasks",
         "alter table public.tasks drop column finished_at cascade",

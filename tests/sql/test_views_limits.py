@@ -132,7 +132,8 @@ def test_model_status_shows_a_closing_and_learned_ceilings_while_they_last(conn:
     fetch(
         conn,
         """
-        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason, rpm_ceiling, rpm_cut_at,
+        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason,
+                                          rpm_ceiling, rpm_cut_at,
                                           concurrency_ceiling, concurrency_cut_at)
         select 'm', now, now + interval '1 hour', '429', 50, now, 4, now from (select clock_timestamp() as now) x
         returning 1

@@ -76,7 +76,7 @@ class Run:
         answers = SpilledAnswers(Spill(Path("/nowhere"), uuid4(), Database("1/1", "db")))
         ours = InFlight(10, Planner(random.Random(1)), Batching(can_batch=False), WakeSignal())
         self.flusher = Flusher(cast(Store, self.store), cast(Heartbeat, self), ours, self.pending, answers)
-        ours.settled = self.note_settled  # type: ignore[method-assign]
+        ours.settled = self.note_settled  # type: ignore[method-assign,assignment]
         self.in_flight = ours
 
     def note_settled(self, settlement: Settlement, _now: float) -> None:
@@ -159,7 +159,7 @@ async def test_a_bug_in_what_is_told_meanwhile_ends_the_worker(run: Run) -> None
         if settlement.grant.task.fence < MAX_FLUSH:
             raise RuntimeError("no slot")
 
-    run.in_flight.settled = broken  # type: ignore[method-assign]
+    run.in_flight.settled = broken  # type: ignore[method-assign,assignment]
     with pytest.raises(RuntimeError, match="no slot"), anyio.fail_after(20):
         await run.flusher.run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ EMPTY = Refusal("m", "empty", None)
 class Run:
     """A planner that has asked once; `answer` is what the next claims find."""
 
-    def __init__(self, **options: bool) -> None:
+    def __init__(self, **options: Any) -> None:
         self.planner = Planner(random.Random(1), **options)
 
     def ask(

@@ -99,7 +99,7 @@ class Worker:
         self.pending = PendingSettlements()
         self.answers = SpilledAnswers(self.spill)
         ours = in_flight()
-        ours.settled = lambda settlement, _: self.freed.append(settlement.grant.task.fence)  # type: ignore[method-assign]
+        ours.settled = lambda settlement, _: self.freed.append(settlement.grant.task.fence)  # type: ignore[method-assign,assignment]
         store, heartbeat = cast(Store, self.database), cast(Heartbeat, self.database)
         self.flusher = Flusher(store, heartbeat, ours, self.pending, self.answers)
         self.spill_writer = SpillWriter(self.pending, self.spill, self.answers, after_s=0.0, memory_chars=memory_chars)

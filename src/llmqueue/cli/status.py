@@ -96,18 +96,12 @@ def read_snapshot(conn: psycopg.Connection[TupleRow], settings: Settings) -> Sna
 
 
 def _day_ends(conn: psycopg.Connection[TupleRow], models: list[ModelStatus]) -> dict[str, datetime]:
-    """When the day of each model that has used it up ends: 36 hours after it began it is the next day."""
-    used = [model for model in models if used_up(model)]
+    """Returns when the day ends of each model that has used it up."""
+    used = [model.model for model in models if used_up(model)]
     if not used:
         return {}
-    rows = conn.execute(
-        """
-        select u.model, llmqueue_internal.day_start(u.timezone, llmqueue_internal.day_start(u.timezone) + interval '36 hours')
-          from unnest(%s::text[], %s::text[]) u(model, timezone)
-        """,
-        [[model.model for model in used], [model.quota_timezone for model in used]],
-    ).fetchall()
-    return dict(rows)
+    query = "select s.model, s.day_ends_at from llmqueue.model_status s where s.model = any (%s)"
+    return dict(conn.execute(query, [used]).fetchall())
 
 
 def _database(conn: psycopg.Connection[TupleRow], settings: Settings) -> str:

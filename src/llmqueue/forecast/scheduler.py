@@ -35,7 +35,8 @@ BYTES_PER_TOKEN = 4
 _CLAIM: LiteralString = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts,
            null as prompt, null as params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s,
-           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio, claim_state::text as claim_state,
+           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio,
+           claim_state::text as claim_state,
            (claim_state ->> 'epoch')::integer as epoch
       from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb)"""
 
