@@ -24,7 +24,7 @@ declare
                                                 where c.enabled order by random()));
     v_state record;    -- what the worker brings along
     v_epoch integer;
-    v_shares jsonb := '{}';
+    v_shares jsonb := '{}'::jsonb;
     v_left jsonb;      -- shares that were not taken yet
     v_able text[];     -- of several models those that have a task to take; null: all are looked at
     -- of several models those that are configured: with v_is_more it saves most calls of empty_reason()
@@ -66,7 +66,8 @@ begin
     end if;
     -- of another table's indexes of the same names a claim reads nothing
     select exists (select from llmqueue.worker w where w.worker = p_worker),
-           array(select c.oid from pg_class c where c.relname in ('llmqueue_ready', 'llmqueue_oldest') and c.relkind = 'i')
+           array(select c.oid from pg_class c
+                  where c.relname in ('llmqueue_ready', 'llmqueue_oldest') and c.relkind = 'i')
       into v_is_registered, v_indexes;
     if not v_is_registered then
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
