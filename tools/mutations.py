@@ -75,9 +75,7 @@ def _file(function: str) -> str:
 
 def _together(name: str, tests: str, *edits: tuple[str, str, str]) -> Mutation:
     """A mutation that takes several edits: function, old, new."""
-    return Mutation(
-        name, tuple(Edit(_file(function), old, new) for function, old, new in edits), tuple(tests.split())
-    )
+    return Mutation(name, tuple(Edit(_file(function), old, new) for function, old, new in edits), tuple(tests.split()))
 
 
 # fmt: off

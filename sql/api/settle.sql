@@ -18,7 +18,7 @@ set jit = off set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
 declare
     v_now constant timestamptz := llmqueue_internal.clock();
-    v_triggers constant record := llmqueue_internal.update_triggers();
+    v_triggers record;
     v_group record;
     v_is_batch boolean;
     v_part jsonb;        -- items of a group: all of them, or one
@@ -41,6 +41,7 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
     set constraints all immediate;
+    v_triggers := llmqueue_internal.update_triggers();   -- under the owner's path, as in a claim: else planned anew
     select coalesce(array_agg(i.fence), '{}'), coalesce(array_agg(i.task_id), '{}'), coalesce(array_agg(i.verb), '{}')
       into v_fences, v_ids, v_verbs
       from jsonb_to_recordset(p_items) as i(fence bigint, task_id llmqueue.task_id, verb text);
