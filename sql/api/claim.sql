@@ -47,6 +47,7 @@ declare
     v_read bigint;                -- entries read before this claim
     v_many constant bigint := 2000::bigint;   -- entries read for nothing
     v_taken integer := 0;
+    v_claim_state jsonb;
 begin
     perform set_config('search_path', llmqueue_internal.owners_path(), true);   -- until this function ends
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -167,16 +168,16 @@ begin
             20 * (clock_timestamp() - v_looked_at), greatest(20 * v_took, interval '2 s'), interval '50 s')
         )::double precision;
     end if;
-    p_claim_state := jsonb_build_object(
+    v_claim_state := jsonb_build_object(
         'users', v_state.users, 'served', v_state.served, 'seen', v_state.seen, 'epoch', v_epoch);
     if v_cursors is not null then
-        p_claim_state := p_claim_state
+        v_claim_state := v_claim_state
             || jsonb_build_object('cursors', to_jsonb(v_cursors), 'look_at', v_state.look_at);
     end if;
     foreach v_row in array v_refusals loop
         continue when v_row.model is null;
-        v_row.claim_state := p_claim_state;
-        p_claim_state := null;   -- once is enough
+        v_row.claim_state := v_claim_state;
+        v_claim_state := null;   -- once is enough
         return next v_row;
     end loop;
 end
