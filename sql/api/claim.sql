@@ -43,7 +43,7 @@ declare
     v_looked_at timestamptz;
     v_took interval;
     v_is_registered boolean;
-    v_indexes oid[];              -- those that tasks are claimed from
+    v_indexes oid[];              -- those that tasks are claimed from, and others of the same names
     v_read bigint;                -- entries read before this claim
     v_many constant bigint := 2000::bigint;   -- entries read for nothing
     v_taken integer := 0;
@@ -65,7 +65,7 @@ begin
     if cardinality(p_maintenance) > 0 then
         perform llmqueue.maintain(p_worker, p_maintenance, p_running);
     end if;
-    -- of another table's indexes of the same names a claim reads nothing
+    -- indexes by name alone: of another table's indexes of the same names a claim reads nothing
     select exists (select from llmqueue.worker w where w.worker = p_worker),
            array(select c.oid from pg_class c
                   where c.relname in ('llmqueue_ready', 'llmqueue_oldest') and c.relkind = 'i')
