@@ -1,5 +1,5 @@
--- What it does: says how many entries this transaction has read of the indexes that tasks are claimed from, dead entries
---   among them.
+-- What it does: says how many entries this transaction has read of the indexes that tasks are claimed from, dead ones
+--   too.
 -- Returns: their number, with those of earlier transactions that are not reported yet: only differences mean anything.
 -- Locks: none.
 -- Why: it tells many dead entries from many live ones. 0 where track_counts is off, or while the indexes are missing.
