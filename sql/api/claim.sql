@@ -24,7 +24,7 @@ declare
                                                 where c.enabled order by random()));
     v_state record;    -- what the worker brings along
     v_epoch integer;
-    v_shares jsonb := '{}';
+    v_shares jsonb := '{}'::jsonb;
     v_left jsonb;      -- shares that were not taken yet
     v_able text[];     -- of several models those that have a task to take; null: all are looked at
     -- of several models those that are configured: with v_is_more it saves most calls of empty_reason()
@@ -42,9 +42,12 @@ declare
     v_is_back boolean := false;   -- tasks were found behind cursors
     v_looked_at timestamptz;
     v_took interval;
+    v_is_registered boolean;
+    v_indexes oid[];              -- those that tasks are claimed from, and others of the same names
     v_read bigint;                -- entries read before this claim
     v_many constant bigint := 2000::bigint;   -- entries read for nothing
     v_taken integer := 0;
+    v_claim_state jsonb;
 begin
     perform set_config('search_path', llmqueue_internal.owners_path(), true);   -- until this function ends
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -62,11 +65,16 @@ begin
     if cardinality(p_maintenance) > 0 then
         perform llmqueue.maintain(p_worker, p_maintenance, p_running);
     end if;
-    if not exists (select from llmqueue.worker w where w.worker = p_worker) then
+    -- indexes by name alone: of another table's indexes of the same names a claim reads nothing
+    select exists (select from llmqueue.worker w where w.worker = p_worker),
+           array(select c.oid from pg_class c
+                  where c.relname in ('llmqueue_ready', 'llmqueue_oldest') and c.relkind = 'i')
+      into v_is_registered, v_indexes;
+    if not v_is_registered then
         raise exception 'worker % is not registered', p_worker using errcode = 'LQ002';
     end if;
 
-    v_read := llmqueue_internal.entries_read();
+    v_read := llmqueue_internal.entries_read(v_indexes);
     if p_claim_state is null then   -- a worker that has just come
         v_cursors := array(select (l.lane, null, null, first.waiting_since, first.task_id, 0)
                                   ::llmqueue_internal.resume_cursor
@@ -74,7 +82,7 @@ begin
                                      from unnest(v_models) m(model)) l
                             cross join lateral llmqueue_internal.first_waiting(l.lane, null) first
                             where first.waiting_since is not null);
-        if llmqueue_internal.entries_read() - v_read <= v_many then
+        if llmqueue_internal.entries_read(v_indexes) - v_read <= v_many then
             v_cursors := null;
         end if;
     elsif cardinality(v_cursors) > 0
@@ -86,7 +94,7 @@ begin
         v_took := clock_timestamp() - v_looked_at;
         v_state.look_at := extract(
             epoch from clock_timestamp() + least(20 * v_took, interval '50 s'))::double precision;
-        if v_is_back or llmqueue_internal.entries_read() - v_read > v_many / 5 then
+        if v_is_back or llmqueue_internal.entries_read(v_indexes) - v_read > v_many / 5 then
             v_cursors := v_kept_cursors;
         else
             v_cursors := null;   -- what had gone has been removed
@@ -153,23 +161,23 @@ begin
                or not jsonb_path_exists(v_left, '$.*.models.*.tasks ? (@ > 0)');
     end loop;
 
-    if v_cursors is null and llmqueue_internal.entries_read() - v_read > v_many + 20 * v_taken then
+    if v_cursors is null and llmqueue_internal.entries_read(v_indexes) - v_read > v_many + 20 * v_taken then
         v_cursors := array[]::llmqueue_internal.resume_cursor[];
     elsif v_is_back then   -- and was read anew, which takes longer than the look
         v_state.look_at := extract(epoch from clock_timestamp() + least(
             20 * (clock_timestamp() - v_looked_at), greatest(20 * v_took, interval '2 s'), interval '50 s')
         )::double precision;
     end if;
-    p_claim_state := jsonb_build_object(
+    v_claim_state := jsonb_build_object(
         'users', v_state.users, 'served', v_state.served, 'seen', v_state.seen, 'epoch', v_epoch);
     if v_cursors is not null then
-        p_claim_state := p_claim_state
+        v_claim_state := v_claim_state
             || jsonb_build_object('cursors', to_jsonb(v_cursors), 'look_at', v_state.look_at);
     end if;
     foreach v_row in array v_refusals loop
         continue when v_row.model is null;
-        v_row.claim_state := p_claim_state;
-        p_claim_state := null;   -- once is enough
+        v_row.claim_state := v_claim_state;
+        v_claim_state := null;   -- once is enough
         return next v_row;
     end loop;
 end

@@ -18,7 +18,8 @@ declare
     v_first llmqueue_internal.resume_cursor[];
 begin
     select coalesce(array_agg(x.lane order by x.turn), '{}'), coalesce(array_agg(x.most order by x.turn), '{}'),
-           p_users, p_slots, p_hot_slots, '{}', 0, 0, 0, 0, 0, false, false
+           p_users, p_slots, p_hot_slots, array[]::llmqueue_internal.running_task[], 0, 0, 0, 0::bigint,
+           0::bigint, false, false
       into v_batch.lanes, v_batch.most, v_batch.users, v_batch.slots, v_batch.hot_slots, v_batch.rows, v_batch.calls,
            v_batch.hot_calls, v_batch.aged, v_batch.tokens, v_batch.output_tokens, v_batch.is_blocked, v_batch.has_more
       from (select served.lane, random() as turn,

@@ -63,5 +63,6 @@ begin
       into picked, seen, cursors
       from locked o;
     has_more := false;
+    looked := null;
 end
 $$;
