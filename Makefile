@@ -17,14 +17,17 @@ SHORT_CORE := tests/guards $(wildcard tests/sql/test_claim*.py tests/sql/test_se
 CORE := $(sort $(SHORT_CORE) $(wildcard tests/sql/test_init_*.py)) \
         tests/sql/test_sweep.py tests/sql/test_epoch.py tests/properties/test_limiter.py
 # What measures how soon something comes, or starts a process per core, runs alone, the others side by side.
-ALONE := tests/concurrency $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
+ALONE := tests/concurrency/test_fleet.py $(wildcard tests/system/test_live_limits.py tests/system/test_hot.py \
          tests/system/test_frozen.py tests/system/test_failover.py)
-NO_DATABASE := $(wildcard tests/unit tests/guards-without-db)
+NO_DATABASE := $(wildcard tests/unit)
 # On the first PostgreSQL `make check` has run these.
 CHECKED := $(filter-out tests/guards/test_plans.py,$(wildcard tests/guards/test_*.py))
 QUICK := -m "not slow and not soak"
 JOBS ?= 2
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist worksteal
+# COVERAGE=yes, as in CI: `make test` counts the lines that the first of these run, and says the total.
+COVERAGE ?=
+COVER := --cov=llmqueue --cov-report=
 
 # Pythons whose resolve goes into constraints.txt, oldest first: the newer ones keep to what the oldest chose.
 PIN_PYTHONS ?= python3.11 python3.13
@@ -36,12 +39,12 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check docs format bench bench-limits chaos fuzz prove wheel audit sbom pin clean
+.PHONY: help setup demo test coverage check docs format bench bench-limits chaos fuzz prove wheel release audit sbom pin clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS=... goes to demo, test, bench, bench-limits, chaos, fuzz and prove"
+	@echo "  ARGS=... goes to demo, test, coverage, bench, bench-limits, chaos, fuzz and prove"
 	@echo "  PGS=\"18 16\" chooses PostgreSQL versions;  PYTHON=python3.13"
 
 setup: $(READY) ## make .venv with everything pinned; done once, again when pyproject.toml or constraints.txt change
@@ -59,7 +62,8 @@ demo: setup ## the whole system on this machine: embedded Postgres, simulated ba
 	@$(BIN)/llmqueue demo $(ARGS)
 
 test: setup ## every test but the long ones and `make check`'s: without a database once, the others on each PostgreSQL in PGS
-	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(ARGS))
+	$(if $(NO_DATABASE),$(BIN)/pytest $(NO_DATABASE) $(SIDE_BY_SIDE) $(QUICK) $(if $(COVERAGE),$(COVER)) $(ARGS))
+	$(if $(COVERAGE),@echo "coverage of src by the tests without a database: $$($(BIN)/coverage report --format=total) %")
 	@set -e; for pg in $(PGS); do \
 	  echo "== PostgreSQL $$pg"; \
 	  case $$pg in \
@@ -73,10 +77,15 @@ test: setup ## every test but the long ones and `make check`'s: without a databa
 	  esac; \
 	done
 
+coverage: setup ## which lines of src the tests without a database and those of the SQL reach, in process
+	$(BIN)/pytest --pg $(firstword $(PGS)) $(NO_DATABASE) tests/sql $(SIDE_BY_SIDE) $(QUICK) $(COVER) $(ARGS)
+	$(BIN)/coverage report --sort=cover
+
 check: setup ## format, lint, types, and the guards that hold docs, schema and SQL to the code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(wildcard src tests/support tools bench)
+	$(BIN)/python -m tools.commits
+	$(BIN)/mypy $(wildcard src tests tools bench)
 	$(BIN)/pytest tests/guards --ignore=tests/guards/test_plans.py # those fill large tables: `make test` has them
 
 docs: setup ## rewrite the generated pages of docs/ and the snapshot of the schema
@@ -110,6 +119,18 @@ wheel: setup ## build sdist and wheel into dist/ and see that the SQL is in both
 	echo "SQL files: $$want here, $$wheel in the wheel, $$sdist in the sdist"; \
 	test "$$want" -gt 0 -a "$$want" -eq "$$wheel" -a "$$want" -eq "$$sdist"
 
+RELEASE := .venv-release
+
+$(RELEASE)/.ready: tools/release.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install -qq --requirement tools/release.txt
+	@touch $@
+
+release: wheel $(RELEASE)/.ready ## build, check, and install both in clean environments where a task is answered; publishes nothing
+	$(RELEASE)/bin/twine check --strict dist/*.tar.gz dist/*.whl
+	$(RELEASE)/bin/python tools/smoke.py dist/*.tar.gz dist/*.whl
+	@echo "to publish: twine upload dist/*.tar.gz dist/*.whl"
+
 AUDIT   := .venv-audit
 RUNTIME := .venv-runtime
 
@@ -128,7 +149,7 @@ sbom: $(AUDIT)/.ready ## list what an installation holds (CycloneDX) in dist/sbo
 	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file dist/sbom.json $(RUNTIME)/bin/python
 	@rm -rf $(RUNTIME)
-	@$(AUDIT)/bin/python -c 'import json; print("dist/sbom.json:", len(json.load(open("dist/sbom.json"))["components"]), "packages")'
+	@$(AUDIT)/bin/python -m tools.sbom dist/sbom.json
 
 pin: ## resolve anew and rewrite constraints.txt
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; touch "$$new/pins"; \
@@ -145,5 +166,5 @@ pin: ## resolve anew and rewrite constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) .venv-peers $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers $(RELEASE) $(AUDIT) $(RUNTIME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
@@ -18,9 +20,33 @@ from tests.support.server import Server, start_server
 
 DATABASE_NUMBER = count(1)
 
+# Seconds for tests with these marks, instead of pyproject.toml's `timeout`; 0: none.
+TIMEOUTS_S = {"soak": 0, "slow": 1800}
+
+# No deadline of hypothesis' own: how long an example takes says how busy the machine is. tests/properties has another.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pg", default="18", choices=["15", "16", "18"], help="PostgreSQL version to test on")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Real processes first, each tier in its random order: what is left for the last of several workers is short then.
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+    for item in items:
+        marks = [mark for mark in TIMEOUTS_S if item.get_closest_marker(mark)]
+        if marks and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TIMEOUTS_S[marks[0]]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Names the order: -q hides the header that does."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"this order again: --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +55,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield started
 
 
-def _install(**connection: object) -> None:
+def _install(**connection: Any) -> None:
     wanted = {name: connection[name] for name in ("host", "port", "user", "dbname")}
     install(make_conninfo(**wanted), AdoptionSpec())
 

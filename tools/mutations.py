@@ -48,7 +48,7 @@ CLOSING: Final = "tests/sql/test_cooldown.py"
 POOLS: Final = "tests/sql/test_pools.py"
 HOT: Final = "tests/sql/test_hot.py"
 USERS: Final = "tests/sql/test_users.py"
-MARKS: Final = "tests/properties/test_marks.py"
+MARKS: Final = "tests/properties/test_cursors.py"
 PICK: Final = "tests/properties/test_pick_of_user.py"
 AGING: Final = "tests/properties/test_aging.py"
 PLANS: Final = "tests/guards/test_plans.py"
@@ -58,7 +58,7 @@ LEASE_AGO: Final = "v_now - make_interval(secs => w.lease_s)"
 SKIP: Final = " skip locked"
 ASIDE: Final = "(select true from llmqueue.quarantine s where s.task_id = t.id) is null"
 TURN: Final = "p_users ->> (p_rank || ' ' || given.lane)"
-MARKED: Final = "(t.due_at, t.id) >= (v_mark.due_at, v_mark.task_id)"
+MARKED: Final = "(t.due_at, t.id) >= (v_cursor.due_at, v_cursor.task_id)"
 
 
 def _in(function: str, *broken: tuple[str, str, str, str]) -> list[Mutation]:
@@ -75,9 +75,7 @@ def _file(function: str) -> str:
 
 def _together(name: str, tests: str, *edits: tuple[str, str, str]) -> Mutation:
     """A mutation that takes several edits: function, old, new."""
-    return Mutation(
-        name, tuple(Edit(_file(function), old, new) for function, old, new in edits), tuple(tests.split())
-    )
+    return Mutation(name, tuple(Edit(_file(function), old, new) for function, old, new in edits), tuple(tests.split()))
 
 
 # fmt: off
@@ -91,8 +89,8 @@ SEVERAL: Final = (
         ("complete", "and (a.outcome is null or a.outcome = 'lost')", ""),
         ("reconcile", " or p_attempt.tokens_final is not null", "")),
     _together("the oldest has no turn", HOT,
-        ("lease", "if p_budget.turn >= 9 and", "if false and"),
-        ("lease", "greatest(0, (p_budget.turn + v_cold) / 10 - v_batch.aged)", "0")),
+        ("dequeue", "if p_budget.turn >= 9 and", "if false and"),
+        ("dequeue", "greatest(0, (p_budget.turn + v_cold) / 10 - v_batch.aged)", "0")),
 )
 CLAIMING: Final = chain(
     _in("lock_model",
@@ -105,60 +103,60 @@ CLAIMING: Final = chain(
         ("what one model cannot take the others do not take", "for v_round in 1..2 loop", "for v_round in 1..1 loop", POOLS),
         ("a model that was only asked for hot tasks is empty", "if v_cold <= 0 and p_slots > 0 and", "if false and", LOG)),
     _in("claim_model",
-        ("now() for clock_timestamp()", "coalesce(p_now, clock_timestamp())", "coalesce(p_now, now())", TWO),
+        ("now() for clock_timestamp()", "v_now := llmqueue_internal.clock();", "v_now := now();", TWO),
         ("paused models run", "elsif not llmqueue_internal.is_enabled(v_config) then", "elsif false then", f"{CLAIM} {LOG}"),
-        ("a step back keeps the ledger", "perform llmqueue_internal.fill_ledger(p_model, v_now);", "null;", f"{LIMITER} {WINDOWS}"),
-        ("closed models run", "elsif v_closing.is_closed then", "elsif false then", f"{CLOSING} {LOG}"),
+        ("a step back keeps the ledger", "perform llmqueue_internal.fill_ledger(p_model);", "null;", f"{LIMITER} {WINDOWS}"),
+        ("models in cooldown run", "if v_cooldown.is_in_cooldown then", "if false then", f"{CLOSING} {LOG}"),
         ("a grant without a task is charged", "llmqueue_internal.charge(v_budget, v_batch.calls,", "llmqueue_internal.charge(v_budget, v_budget.calls,", CLAIM)),
-    _in("verdict", ("retry_in_s from the held clock", "v_wait.retry_at - p_now", "v_wait.retry_at - p_budget.granted_at", WINDOWS)),
-    _in("allowance",
-        ("the oldest cell is off by one", "v_budget.span_s::numeric) / v_cell_s::numeric)::bigint", "v_budget.span_s::numeric) / v_cell_s::numeric)::bigint + 1", f"{LIMITER} {WINDOWS}"),
+    _in("refusal", ("retry_in_s from the held clock", "v_wait.retry_at - p_now", "v_wait.retry_at - p_budget.granted_at", WINDOWS)),
+    _in("headroom",
+        ("the oldest cell is off by one", "cell_of(v_budget.granted_at, v_budget.span_s);", "cell_of(v_budget.granted_at, v_budget.span_s) + 1;", f"{LIMITER} {WINDOWS}"),
         ("the span has no guard", "+ case when p_now", "+ 0 * case when p_now", f"{LIMITER} {WINDOWS}"),
         ("a guard that shrank is forgotten", "case when p_now < l.guard_kept_until", "case when false", f"tests/sql/test_register.py {WINDOWS}"),
         ("the open cell is not counted", "v_used.calls := v_used.calls + v_budget.open_calls;", "null;", f"{LIMITER} {WINDOWS}"),
         ("the open cell's tokens are not counted", "v_used.tokens := v_used.tokens + v_budget.open_tokens;", "null;", f"{TOKENS} {LOG}"),
-        ("a step back is not held", "v_budget.granted_at := greatest(p_now, v_last.granted_at);", "v_budget.granted_at := p_now;", f"{LIMITER} {WINDOWS}"),
-        ("the bucket is bottomless", ", floor(v_budget.level)::bigint)", ")", LIMITER),
+        ("a step back is not held", "greatest(p_now, g.granted_at)", "p_now", f"{LIMITER} {WINDOWS}"),
+        ("the bucket is bottomless", "floor(v_budget.level)::bigint)", "null)", LIMITER),
         ("tokens are not counted", "p_config.tpm - v_used.tokens", "p_config.tpm", f"{TOKENS} {LOG}"),
         ("output tokens are not counted", "p_config.output_tpm - v_used.output_tokens", "p_config.output_tpm", f"{TOKENS} {LOG}"),
         ("nothing is kept for hot tasks", "least(v_budget.rpm_free - v_budget.reserve,", "least(v_budget.rpm_free,", HOT)),
-    _in("burst_allowance",
-        ("short windows have no guard", "(seconds + p_budget.span_s - p_budget.window_s)::numeric", "seconds::numeric", LOG),
+    _in("burst_headroom",
+        ("short windows have no guard", "seconds + p_budget.span_s - p_budget.window_s)", "seconds)", LOG),
         ("short windows forget the open cell", "case when p_budget.open_cell >= v_first then p_budget.open_calls else 0 end", "0", LOG)),
-    _in("day_allowance",
+    _in("day_headroom",
         ("the day forgets its minutes", "m.minute >= v_minute", "false", DAYS),
         ("the day begins in the wrong zone", "llmqueue_internal.day_start(p_config.quota_timezone, p_now)", "llmqueue_internal.day_start('UTC', p_now)", f"{DAYS} {LOG}")),
     _in("fill_ledger", ("a step of the clock begins the day anew", "v_open.calls + v_dropped.calls,", "0,", f"{DAYS} {LOG}")),
     _in("when_free",
         ("retry_at is a moment too early", "interval '1 microsecond'", "interval '-1 millisecond'", f"{LIMITER} {WINDOWS}"),
         ("a day's end is not told", "p_budget.day_calls < 1 or", "false and", f"{DAYS} {LOG}")),
-    _in("ledger_frees_at",
-        ("what leaves a window is told a cell too early", "(v_cell + 1) * 0.25", "v_cell * 0.25", f"{WINDOWS} {LOG}"),
+    _in("frees_at",
+        ("what leaves a window is told a cell too early", "(v_cell + 1) * llmqueue", "v_cell * llmqueue", f"{WINDOWS} {LOG}"),
         ("when tokens leave is not asked", "and v_tokens >= coalesce(p_tokens, 0)", "", f"{TOKENS} {LOG}")),
     _in("charge",
         ("a closed cell is lost", "if p_budget.open_cell < p_budget.cell\n", "if false and p_budget.open_cell < p_budget.cell\n", f"{LIMITER} {WINDOWS}"),
         ("tokens are not charged", "p_hot_calls, p_tokens, p_output_tokens", "p_hot_calls, 0, p_output_tokens", f"{TOKENS} {LOG}")),
-    _in("charge_of", ("output is not reserved", "else v_charge.input_charge::bigint + v_charge.output_charge end", "else v_charge.input_charge::bigint end", f"{TOKENS} {LOG}")),
+    _in("estimate_charge", ("output is not reserved", "else v_charge.input_charge::bigint + v_charge.output_charge end", "else v_charge.input_charge::bigint end", f"{TOKENS} {LOG}")),
     _in("clock_stepped", ("a step forward is not answered", "perform llmqueue_internal.fill_ledger(v_model);", "null;", f"{LIMITER} {WINDOWS}")),
     _in("register", ("only the last guard is remembered", "guard_before_s = v_before_s", "guard_before_s = v_limiter.guard_s", "tests/sql/test_register.py")),
-    _in("room",
+    _in("free_concurrency",
         ("what has ended is read", "and a.fence >= coalesce(p_from, 0::bigint)", "", PLANS),
         ("the count of open attempts begins too late", "coalesce(min(open.fence), v_drawn)", "v_drawn", CLAIM),
         ("max_concurrency is not read", "if p_max_concurrency is null then", "if true then", CLAIM),
         ("no slot of a model is kept for hot tasks", "greatest(1, floor(p_hot_share * p_max_concurrency))::integer end", "0 end", HOT)),
     _in("calls_left", ("slots for hot tasks are not used", "p_batch.slots + p_batch.hot_slots - p_batch.calls", "p_batch.slots - p_batch.calls", f"{HOT} {CLAIM}")),
-    _in("fit",
-        ("a prompt that never fits waits for ever", "if llmqueue_internal.is_oversize(v_config, v_charge) then", "if false then", f"{TOKENS} {LOG}"),
+    _in("admit",
+        ("a prompt that never fits waits for ever", "if v_error is not null then", "if false then", f"{TOKENS} {LOG}"),
         ("the head of a lane is overtaken", "exit when is_blocked;", "continue when is_blocked;", TOKENS),
         ("the day's tokens are not looked at", "or v_tokens + v_output + v_charge.tokens + v_charge.output_tokens > p_budget.day_tokens", "", f"{DAYS} {LOG}")),
     _in("top_up",
         ("a top-up is not charged", "perform llmqueue_internal.charge(v_budget, 0, 0, v_more, 0, 0);", "null;", f"{ENDS} {LOG}"),
         ("a top-up goes over the day", "end, v_budget.day_tokens) then", "end) then", LOG),
         ("a top-up is forgotten with its release", "set input_charge = greatest(a.input_charge, p_input)", "set input_charge = a.input_charge", f"{ENDS} {LOG}")),
-    _in("pick_by_rank",
+    _in("pick_by_priority",
         ("claim waits for rows of users in turn", SKIP, "", PICK),
         ("claim locks no rows of users in turn", "for no key update of t skip locked", "", PICK),
-        ("tasks of users in turn are taken though set aside", ASIDE, "true", PICK),
+        ("tasks of users in turn are taken though in quarantine", ASIDE, "true", PICK),
         ("rows of users in turn are taken though not due", "t.due_at <= p_now and t.id", "t.id", f"{USERS} {PICK}"),
         ("who has no turns is not told from who has", "is not distinct from v_first.user_key", "is not null", USERS),
         ("turns of users begin anew with each claim", TURN, "null", USERS),
@@ -166,39 +164,38 @@ CLAIMING: Final = chain(
     _in("pick_of_user",
         ("claim waits for rows", SKIP, "", TWO),
         ("claim locks no rows", "for no key update of t skip locked", "", TWO),
-        ("tasks set aside are taken", ASIDE, "true", f"{CLAIM} {OWNERS}"),
+        ("tasks in quarantine are taken", ASIDE, "true", f"{CLAIM} {OWNERS}"),
         ("rows that are not due are taken", "t.due_at <= p_now and t.id", "t.id", f"{CLAIM} {PICK}"),
         ("rows that somebody holds are not seen", "if seen < p_wanted then", "if false then", f"{TWO} {PICK}")),
     _in("lane_width", ("all lanes have as many turns", "return greatest(1, (", "return least(1, (", POOLS)),
-    _in("lease_some", ("held rows hide the lane", "exit when v_only > cardinality(v_batch.lanes);", "exit;", TWO)),
+    _in("dequeue_some",
+        ("held rows hide the lane", "exit when v_only > cardinality(v_batch.lanes);", "exit;", TWO),
+        ("tokens that were taken are not counted", "v_batch.tokens := v_batch.tokens + v_row.tokens;", "null;", TOKENS),
+        ("hot tasks that were taken are not counted", "v_batch.hot_calls := v_batch.hot_calls + 1;", "null;", f"{CLAIM} tests/sql/test_hot.py"),
+        ("a lane gives more than its share", "v_batch.most[v_lane] - 1;", "v_batch.most[v_lane];", POOLS)),
     _in("models_with_tasks",
         ("the lanes of several models are sorted", "order by t.waiting_since, t.id limit 1) <= p_now", "order by t.due_at, t.id limit 1) <= p_now", PLANS),
         ("the lanes of several models are read from the start", "when p_cursors is not null then (", "when false then (", PLANS)),
-    _in("note_taken",
-        ("tokens that were taken are not counted", "v_batch.tokens := v_batch.tokens + v_row.tokens;", "null;", TOKENS),
-        ("hot tasks that were taken are not counted", "v_batch.hot_calls + v_row.is_hot::integer", "v_batch.hot_calls", f"{CLAIM} tests/sql/test_hot.py"),
-        ("a lane gives more than its share", "v_batch.most[v_lane] - 1;", "v_batch.most[v_lane];", POOLS)),
-    _in("lease_rows",
+    _in("mark_running",
         ("attempts are not counted", "coalesce(t.attempts, 0) + 1", "coalesce(t.attempts, 0)", SETTLE),
         ("a restart goes on counting", "case when t.finished_at is null then", "case when true then", "tests/sql/test_restart.py"),
         ("a row put back runs over and over", "where r.is_running\n    --", "where true\n    --", OWNERS),
         ("a task whose key has changed runs without an attempt", "if v_running > cardinality(v_rows) then", "if false then", OWNERS)),
-    _in("lease_each", ("a trigger sees the others changed", "or not (llmqueue_internal.update_triggers()).has_row_after", "or true", OWNERS)),
+    _in("mark_each_running", ("a trigger sees the others changed", "or not (llmqueue_internal.update_triggers()).has_row_after", "or true", OWNERS)),
     _in("next_user",
-        ("marks are not read from", MARKED, "true", PLANS),
-        ("the task at a mark is passed over", ">= (v_mark.due_at", "> (v_mark.due_at", MARKS)),
-    _in("next_rank", ("a priority is passed over", "v_most := v_marked - 1", "v_most := v_marked - 2", MARKS)),
-    _in("marks_after", ("heavy users are forgotten", "x.taken desc", "x.taken", CLAIM)),
-    _in("is_in_order",
-        ("several lanes are in order", "cardinality(p_lanes) > 1 or ", "", AGING),
-        ("several priorities are in order", " or llmqueue_internal.next_priority(p_lanes[1], p_rank - 1, null) is not null", "", AGING),
-        ("several users are in order", "v_user is not null and v_next = v_user", "true", AGING)),
-    _in("lease",
+        ("cursors are not read from", MARKED, "true", PLANS),
+        ("the task at a cursor is passed over", ">= (v_cursor.due_at", "> (v_cursor.due_at", MARKS)),
+    _in("next_priority", ("a priority is passed over", "v_most := v_at_cursor - 1", "v_most := v_at_cursor - 2", MARKS)),
+    _in("advance_cursors", ("heavy users are forgotten", "x.taken desc", "x.taken", CLAIM)),
+    _in("dequeue",
+        ("several lanes are in order", "           and cardinality(v_batch.lanes) = 1\n", "", AGING),
+        ("several priorities are in order", "           and llmqueue_internal.next_priority(v_batch.lanes[1], v_rank - 1, null) is null then", "        then", AGING),
+        ("several users are in order", "v_is_in_order := coalesce(", "v_is_in_order := true or coalesce(", AGING),
         ("what is left of higher priorities is passed over for the oldest", "v_most = v_best and v_rank", "v_rank", AGING),
         ("what is taken in order is not the oldest's", "v_batch.aged := v_batch.aged + least(v_for_oldest, (p_budget.turn + v_batch.calls) / 10 - v_batch.aged);", "null;", AGING)),
     _in("look_behind", ("what comes back is not looked for", "if not found then", "if true then", MARKS)),
     _in("share_out", ("weights are ignored", "task.no / other.weight", "task.no", POOLS)),
-    _in("turns_after", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
+    _in("note_served", ("a model that had no room catches up", "case when not n.has_room then", "case when false then", POOLS)),
 )
 ENDING: Final = chain(
     _in("settle",

@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow, class_row
 
 Connection = psycopg.Connection[TupleRow]
 
-HEAD: Final = "# Schemas llmqueue and llmqueue_internal, as `llmqueue init` makes it in an empty database. Rewritten by: make docs"
+HEAD: Final = "# The schemas that `llmqueue init` makes in an empty database. Rewritten by: make docs"
 KINDS: Final = {"r": "table", "v": "view", "c": "type", "S": "sequence"}
 
 # The user's table is ours here too: what `init` adds to it is part of what a review should see.

@@ -26,8 +26,8 @@ INTRO: Final = """# SQL API
 
 What people and programs call lies in the schema `llmqueue`: people read the views and write `model_config`, sources
 INSERT into their own table, workers call functions. The functions run with the rights of the owner. All other functions
-lie in the schema `llmqueue_internal`, in one folder of [sql](../sql) per role; no database role may call them. Errors of
-our own: `LQ001` (claim outside READ COMMITTED), `LQ002` (the worker is not registered).
+lie in the schema `llmqueue_internal`, in one folder of [sql](../sql) per role; no database role may call them.
+Errors of our own: `LQ001` (claim outside READ COMMITTED), `LQ002` (the worker is not registered).
 
 This page is generated (`make docs`) from the headers of sql/api and from the catalog; do not edit it. The whole schema,
 with constraints and indexes, is in [tests/snapshots/schema.txt](../tests/snapshots/schema.txt).

@@ -11,7 +11,6 @@ import asyncio
 import functools
 import gzip
 import json
-import random
 import time
 from random import Random
 from typing import Any
@@ -28,7 +27,7 @@ from llmqueue.backend.openai import OpenAIBackend
 from llmqueue.db.encoding import why_unstorable
 from llmqueue.db.listen import WakeSignal
 from llmqueue.types import Complete, Decision, Grant, Settlement, Task
-from llmqueue.worker.executor import Executor
+from tests.support.executor import Ends, executor_of
 
 DEADLINE_S = 3.0  # of the call: longer than the server is silent
 SILENT_S = 0.05
@@ -221,15 +220,11 @@ async def _call(case: Case, raised: list[str]) -> list[Settlement]:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     is_openai = case.about["adapter"] == "openai"
     backend: Backend = OpenAIBackend(url, None) if is_openai else ModelsBackend(url, None, Fields())
-    ends: list[Settlement] = []
-    runner = Executor(backend, BackendHealth(backend, url, WakeSignal()), ends.append, _no_top_up, random.Random(1))
+    ends = Ends()
+    runner = executor_of(backend, BackendHealth(backend, url, WakeSignal()), ends)
     now = time.monotonic()
     await runner.run(Grant("m", Task(1, 1, 1, 5, 0, "why?", None), now, now + 60, DEADLINE_S))
     await backend.aclose()
     server.close()
     await asyncio.wait([task for task in serving if task is not None] or [asyncio.ensure_future(asyncio.sleep(0))])
     return ends
-
-
-async def _no_top_up(fence: int, input_charge: int) -> bool:
-    raise AssertionError("nothing is charged by tokens here")

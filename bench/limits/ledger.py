@@ -22,9 +22,9 @@ from llmqueue.forecast.scheduler import SqlScheduler
 from llmqueue.forecast.stage import APPLICATION, start_server, temporary_database
 from llmqueue.forecast.timeline import Timeline
 from llmqueue.types import LATE, Claim, Complete, Grant, Room, Settlement, Usage
-from llmqueue.worker.claimer import MAX_CLAIM, POLL_S
-from llmqueue.worker.heartbeat import PRUNE_S
-from llmqueue.worker.planner import JITTER_S
+from llmqueue.worker.ask_times import JITTER_S
+from llmqueue.worker.maintenance import PRUNE_S
+from llmqueue.worker.planner import MAX_CLAIM, POLL_S
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -98,11 +98,11 @@ class Worker:
         for grant in claim.grants:
             self._running += 1
             process.after(SEND_S, partial(self._send, grant))
-        [verdict] = claim.verdicts
-        if verdict.reason is None:
+        [refusal] = claim.refusals
+        if refusal.reason is None:
             self.ask()
             return
-        wait_s = POLL_S if verdict.retry_in_s is None else verdict.retry_in_s + process.rng.uniform(0, JITTER_S)
+        wait_s = POLL_S if refusal.retry_in_s is None else refusal.retry_in_s + process.rng.uniform(0, JITTER_S)
         process.at(process.now + min(wait_s, POLL_S) + process.rng.uniform(*AWAKE_S), self.ask)
 
     def _send(self, grant: Grant) -> None:

@@ -28,7 +28,7 @@ from llmqueue.forecast import simulated_clock
 from llmqueue.forecast.scheduler import T0
 from llmqueue.forecast.timeline import Timeline
 from llmqueue.types import Grant, Usage
-from llmqueue.worker.heartbeat import CALIBRATE_S
+from llmqueue.worker.maintenance import CALIBRATE_S
 
 TRACE = "BENCH_AZURE_TRACE"  # the environment variable that names another place
 USUAL_PLACE = Path(__file__).parents[2].parent / "shared" / "data" / "azure_conv.csv.gz"

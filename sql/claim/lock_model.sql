@@ -1,7 +1,8 @@
 -- What it does: takes the advisory lock of a model until the end of the transaction.
--- Returns: false if it was not got: at once, or with p_may_wait after 200 ms.
+-- Returns: false if the lock is taken: at once, or with p_may_wait after 200 ms.
 -- Locks: pg_advisory_xact_lock(lock_space, hashtext(model)).
--- Why: with several models in one call nobody waits, so ten locks never hang on one fsync and the order does not matter.
+-- Why: with several models in one call no claim waits, so ten locks never hang on one fsync and the order does not
+--   matter.
 create or replace function llmqueue_internal.lock_model(p_model text, p_may_wait boolean)
 returns boolean language plpgsql volatile as $$
 declare

@@ -1,11 +1,12 @@
 -- What it does: finds the ready task of a lane that has waited longest.
 -- Returns: one row: since when, and its key; nulls if there is none.
 -- Locks: none.
--- Why: an empty lane should not cost the model's lock. With a cursor what lies before it is passed over, as in next_user().
+-- Why: the oldest task has every tenth grant (I13), and a claim wants to know whether a lane has any. With a cursor the
+--   entries before it are passed over, as in next_user().
 create or replace function llmqueue_internal.first_waiting(
-    p_lane text, p_cursors llmqueue_internal.resume_cursor[], out waiting_since timestamptz, out task_id llmqueue.task_id)
-language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+    p_lane text, p_cursors llmqueue_internal.resume_cursor[], out waiting_since timestamptz,
+    out task_id llmqueue.task_id)
+language plpgsql stable as $$
 declare
     v_cursor llmqueue_internal.resume_cursor;
 begin

@@ -1,19 +1,19 @@
--- What it does: says which triggers of the owner's run at an UPDATE of the tasks table.
+-- What it does: says which triggers of the owner run at an UPDATE of the tasks table.
 -- Returns: one row: has_any, before or after, for rows or statements; has_row_after, those that run after each row.
 -- Locks: none.
--- Why: without any, what was written is what is there, and settle() need not look again. Rows that change in one statement
---   are all changed when the first trigger after a row runs: one that looks at the other rows ("the last of a job inserts the
---   next") would then see what no row by itself has brought about (decision 21). The table is found by what the view
---   llmqueue.task reads, which follows a table that is renamed.
+-- Why: without any, a row is as it was written, and settle() need not look again. Rows that change in one statement are
+--   all changed when the first trigger after a row runs: a trigger that looks at the other rows ("the last of a job
+--   inserts the next") would then see what no row by itself has brought about (decision 21). The table is found by what
+--   the view llmqueue.task reads, which follows a table that is renamed.
 create or replace function llmqueue_internal.update_triggers(out has_any boolean, out has_row_after boolean)
-language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql stable as $$
 declare
     v_row constant integer := 1;
     v_before constant integer := 2;
     v_update constant integer := 16;
 begin
-    select count(*) > 0, coalesce(bool_or(g.tgtype::integer & (v_row | v_before) = v_row), false) into has_any, has_row_after
+    select count(*) > 0, coalesce(bool_or(g.tgtype::integer & (v_row | v_before) = v_row), false)
+        into has_any, has_row_after
       from pg_trigger g
      where not g.tgisinternal and g.tgenabled in ('O', 'A') and g.tgtype::integer & v_update = v_update
        and g.tgrelid = (select d.refobjid

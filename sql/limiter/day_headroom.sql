@@ -1,9 +1,10 @@
--- What it does: says what is left of a model's day: calls of rpd, tokens of tpd.
+-- What it does: says what is left of a model's day: calls of rpd, or tokens of tpd.
 -- Returns: limit − what was charged since midnight in quota_timezone; null without such a limit.
 -- Locks: none; the caller holds the model's advisory lock.
--- Why: whole minutes from ledger_minute (1,440 index entries at the most), the rest from the cells that are not yet in
---   there; one statement, since prune_ledger() moves them in one. Rows of a ledger that was filled stand for no call.
-create or replace function llmqueue_internal.day_headroom(p_config llmqueue.model_config, p_what text, p_now timestamptz)
+-- Why: whole minutes from ledger_minute (1,440 index entries at the most), the rest from the cells that are not there
+--   yet; one statement, since prune_ledger() moves them in one. Rows of a ledger that was filled stand for no call.
+create or replace function llmqueue_internal.day_headroom(
+    p_config llmqueue.model_config, p_what text, p_now timestamptz)
 returns bigint language plpgsql stable as $$
 declare
     v_limit bigint := case p_what when 'calls' then p_config.rpd else p_config.tpd end;
@@ -19,12 +20,14 @@ begin
               from llmqueue.ledger_minute m where m.model = p_config.model and m.minute >= v_minute
             union all
             select c.calls, c.tokens + c.output_tokens
-              from llmqueue.ledger_cell c where c.model = p_config.model and c.cell >= v_minute * 240 and c.calls < 1000000000
+              from llmqueue.ledger_cell c
+             where c.model = p_config.model and c.cell >= v_minute * 240 and c.calls < llmqueue_internal.ledger_full()
             union all
             select g.calls, g.tokens + g.output_tokens
               from llmqueue.ledger_grant g
              where g.model = p_config.model and g.cell >= v_minute * 240
-               and g.cell = (select max(last.cell) from llmqueue.ledger_grant last where last.model = p_config.model)) x;
+               and g.cell = (select max(last.cell) from llmqueue.ledger_grant last
+                             where last.model = p_config.model)) x;
     return v_limit - coalesce(v_used, 0);
 end
 $$;

@@ -5,13 +5,14 @@
 create or replace function llmqueue_internal.max_output_of(p_params text)
 returns integer language plpgsql immutable as $$
 declare
-    v_said text;
+    v_text text;
 begin
     if p_params is null or p_params !~ 'max_' then
         return null;
     end if;
-    v_said := coalesce(p_params::json ->> 'max_completion_tokens', p_params::json ->> 'max_output_tokens', p_params::json ->> 'max_tokens');
-    return case when v_said ~ '^[0-9]{1,9}([.]0+)?$' then trunc(v_said::numeric)::integer end;
+    v_text := coalesce(p_params::json ->> 'max_completion_tokens', p_params::json ->> 'max_output_tokens',
+                       p_params::json ->> 'max_tokens');
+    return case when v_text ~ '^[0-9]{1,9}([.]0+)?$' then trunc(v_text::numeric)::integer end;
 exception when others then
     return null;   -- params may be any JSON
 end

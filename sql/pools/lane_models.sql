@@ -1,8 +1,8 @@
 -- What it does: names the models that take tasks of a lane.
--- Returns: for '' the enabled models with a weight; else the model or the pool's members of that name, configured or not;
---   a name that nobody knows stands for itself. At most 1,000.
+-- Returns: for '' the enabled models with a weight; else the model or the pool's members of that name, configured or
+--   not; an unknown name stands for itself. At most 1,000.
 -- Locks: none.
--- Why: late binding: a task of a pool goes to whichever of them has room.
+-- Why: a task of a pool is bound late: it goes to whichever of these models has capacity.
 create or replace function llmqueue_internal.lane_models(p_lane text)
 returns text[] language sql stable as $$
     select coalesce(array_agg(m.model order by m.model), case when p_lane = '' then '{}' else array[p_lane] end)

@@ -1,11 +1,11 @@
--- What it does: says how many models take tasks from a lane now: neither paused nor closed.
+-- What it does: counts the models that take tasks from a lane now: neither paused nor in cooldown.
 -- Returns: 1 to 100.
 -- Locks: none.
--- Why: the tasks of a wide lane can go elsewhere too, so a model that also takes from a narrow one owes it fewer turns. Beyond a
---   hundred it makes no difference, and the model's lock is held. Whether a worker serves them is not looked at.
+-- Why: the tasks of a wide lane can go elsewhere too, so a model that also takes from a narrow one owes the wide one
+--   fewer turns. Beyond a hundred it makes no difference, and the model's lock is held. Whether a worker serves these
+--   models is not looked at.
 create or replace function llmqueue_internal.lane_width(p_lane text)
-returns bigint language plpgsql stable
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+returns bigint language plpgsql stable as $$
 begin
     return greatest(1, (
         select count(*)
@@ -16,7 +16,8 @@ begin
                              select c from llmqueue.pool_member p join llmqueue.model_config c on c.model = p.model
                               where p.pool = p_lane and p.model <> p_lane) m
                  where llmqueue_internal.is_enabled(m.configured)
-                   and not exists (select from llmqueue.model_state s where s.model = (m.configured).model and s.cooldown_until is not null)
+                   and not exists (select from llmqueue.model_state s
+                                   where s.model = (m.configured).model and s.cooldown_until is not null)
                  limit 100) able));
 end
 $$;

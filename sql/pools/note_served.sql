@@ -1,8 +1,8 @@
 -- What it does: notes what the models of each shared pool were served, for the next share_out().
 -- Returns: {lane: {model: tasks served / weight, the least of them being 0}}.
 -- Locks: none.
--- Why: a model that had no room keeps no credit for it: it is set to the least of the others, so that it does not take
---   everything when it is back (start-time fair queueing).
+-- Why: a model that had no capacity keeps no credit for it: it is set to the least of the others, so that it does not
+--   take everything when it is back (start-time fair queueing).
 create or replace function llmqueue_internal.note_served(
     p_served jsonb, p_shares jsonb, p_left jsonb, p_refusals llmqueue_internal.claim_row[])
 returns jsonb language plpgsql immutable as $$
@@ -23,10 +23,12 @@ begin
               from (select jsonb_object_keys(v_lane.models) as model
                     union select jsonb_object_keys(coalesce(v_served -> v_lane.lane, '{}'))) m
         ), lifted as (
-            select n.model, greatest(n.served, case when not n.has_room then (select min(o.served) from now_served o where o.has_room) end) as served
+            select n.model, greatest(n.served, case when not n.has_room then (
+                       select min(o.served) from now_served o where o.has_room) end) as served
               from now_served n
         )
-        select jsonb_object_agg(l.model, l.served - (select min(x.served) from lifted x)) as served into v_models from lifted l;
+        select jsonb_object_agg(l.model, l.served - (select min(x.served) from lifted x)) as served into v_models
+            from lifted l;
         v_served := v_served || jsonb_build_object(v_lane.lane, v_models.served);
     end loop;
     return v_served;

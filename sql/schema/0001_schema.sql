@@ -47,7 +47,8 @@ create table llmqueue.model_config (
     constraint dispatch_is_known check (dispatch in ('auto', 'single', 'batch')),
     constraint max_batch_is_positive check (max_batch between 1 and 1000)
 );
-comment on table llmqueue.model_config is 'Limits of each model. An UPDATE holds from the first grant after its COMMIT.';
+comment on table llmqueue.model_config is
+    'Limits of each model. An UPDATE holds from the first grant after its COMMIT.';
 comment on column llmqueue.model_config.rpm is 'calls per sliding 60 s over all workers; 0 pauses the model';
 comment on column llmqueue.model_config.tpm is
     'tokens charged per sliding 60 s; with token_mode split, of the input; null: no limit';
@@ -70,7 +71,8 @@ comment on column llmqueue.model_config.hot_share is
     'part of the calls and slots kept for tasks of priority 100 and more';
 comment on column llmqueue.model_config.timeout is 'longest time one attempt may take';
 comment on column llmqueue.model_config.on_crash is
-    'what becomes of a call that may have been sent when its worker dies: retry, or park (a dead letter, outcome_unknown)';
+    'what becomes of a call that may have been sent when its worker dies: retry, or park (a dead letter,'
+    ' outcome_unknown)';
 comment on column llmqueue.model_config.dispatch is
     'single: a call per task; batch: several in one call; auto: batches while a worker has no time for single calls';
 comment on column llmqueue.model_config.max_batch is 'the most tasks in one call, 1 to 1000';
@@ -231,7 +233,8 @@ create table llmqueue.attempt (
     output_tokens_final bigint,
     sent_at timestamptz,
     ended_at timestamptz,
-    outcome text check (outcome in ('completed', 'retried', 'refused', 'buried', 'released', 'lost', 'late', 'quarantined')),
+    outcome text check (outcome in ('completed', 'retried', 'refused', 'buried', 'released', 'lost', 'late',
+                                    'quarantined')),
     error_class text,
     error text,
     latency_s double precision,
@@ -277,7 +280,32 @@ select 1, 'installed', c.system_identifier, left(pg_walfile_name(pg_current_wal_
 -- Types that the functions of llmqueue_internal pass to each other
 -- ====================================================================================================================
 
--- A task that runs: what mark_running() gives to claim(), and claim() to the worker.
+-- A claim takes a task through three of them: pick_*() locks it (locked_task), admit() charges it (charged_task), and
+-- mark_running() starts it (running_task).
+
+-- A ready task that was locked for a claim, in its order. Sizes are read only where tokens are limited.
+create type llmqueue_internal.locked_task as (
+    task_id llmqueue.task_id,
+    lane text,
+    user_key text,
+    is_hot boolean,
+    is_expired boolean,
+    bytes integer,
+    max_output integer,
+    last_fence bigint
+);
+-- A locked task with its charge. Sizes and charges are null where tokens are not limited.
+create type llmqueue_internal.charged_task as (
+    task_id llmqueue.task_id,
+    lane text,
+    is_hot boolean,
+    bytes_estimate integer,         -- of input tokens, before calibration
+    input_charge integer,
+    output_charge integer,
+    tokens bigint,                  -- against tpm
+    output_tokens bigint            -- against output_tpm
+);
+-- A task that runs: what claim() gives to the worker.
 create type llmqueue_internal.running_task as (
     task_id llmqueue.task_id,
     fence bigint,
@@ -292,69 +320,67 @@ create type llmqueue_internal.running_task as (
     lane text,
     output_tokens bigint
 );
--- A row of claim(): with a task, or without one what the claim found for a model.
+-- A row of claim(), of one of two kinds. A grant has a task; its reason means nothing. A refusal has none, and says why
+-- the model was given no more, and when to come back.
 create type llmqueue_internal.claim_row as (
     model text,
     task llmqueue_internal.running_task,
-    reason text,
+    reason text,                         -- null: the claim took all it wanted
     retry_in_s double precision,
+    -- of both kinds, where the model's lock was got and its limits were read
     waited_s double precision,
     clock_at timestamptz,
     timeout_s double precision,
     guard_s double precision,
     char_class_ratio double precision,   -- what the worker's estimate is multiplied by; null: no limit on tokens
-    claim_state jsonb,                   -- to be given to the next claim; on the last row only
+    claim_state jsonb,                   -- to be given to the next claim; on the first refusal only
     dispatch text,
     max_batch integer
 );
--- What a model may be given at one moment: headroom() makes it, dequeue() takes from it, charge() writes what was taken.
+-- What a model may be given at one moment. One value in groups, though several functions use parts of it: parted into
+-- nested types it would be copied at each step, and a claim of one task is mostly such steps (decision 49).
 create type llmqueue_internal.budget as (
+    -- the model and the moment
     model text,
-    rpm integer,                    -- with the learned ceiling
     configured llmqueue.model_config,
-    span_s double precision,        -- window + guard
+    rpm integer,                    -- with the learned ceiling
     window_s double precision,
+    span_s double precision,        -- window + guard
+    granted_at timestamptz,
+    cell bigint,                    -- that of granted_at
+    -- headroom: what may be granted; admit() and calls_left() look at it
     calls integer,                  -- leave for this many calls of any kind
     hot_calls integer,              -- and for this many if they are hot; never fewer
     tokens bigint,                  -- tokens for tasks of any kind; null: no limit
     hot_tokens bigint,
+    output_free bigint,             -- output tokens; null: no limit
+    day_calls bigint,               -- what the day has left; null: no limit
+    day_tokens bigint,
+    -- what the headroom comes from; when_free() turns it into a time
     rpm_free bigint,                -- what the window has left, the hot reserve and the pace aside
     tpm_free bigint,
-    output_free bigint,
-    day_calls bigint,               -- what the day has left
-    day_tokens bigint,
-    level double precision,
+    reserve integer,                -- calls and tokens kept for hot tasks
+    token_reserve bigint,
+    -- token buckets; charge() writes their levels
     capacity double precision,      -- of the bucket of calls: a second's worth, at least 2
     pace double precision,          -- calls per second by which the bucket is refilled now
+    level double precision,
     token_level double precision,
-    granted_at timestamptz,
-    cell bigint,
-    turn integer,
-    hot_at timestamptz,
-    reserve integer,
-    token_reserve bigint,
+    -- ledger position: the last grant and the open cell; charge() closes it and goes on from there
+    turn integer,                   -- grants since the last one that went to the oldest task
+    hot_at timestamptz,             -- when the last hot task was granted
+    open_from bigint,               -- no open attempt has a lower fence; null: not known
     open_cell bigint,
     open_calls bigint,
     open_hot_calls bigint,
     open_tokens bigint,
     open_output_tokens bigint,
-    bytes_ratio double precision,   -- calibration of the estimate of input tokens
+    -- calibration: estimate_charge() multiplies by it; null: the model has no limit on tokens
+    bytes_ratio double precision,
     input_overhead double precision,
-    output_expected double precision,
-    open_from bigint
+    output_expected double precision
 );
--- A ready task that was locked, with what it would be charged.
-create type llmqueue_internal.charged_task as (
-    task_id llmqueue.task_id,
-    lane text,
-    is_hot boolean,
-    bytes_estimate integer,
-    input_charge integer,
-    output_charge integer,
-    tokens bigint,
-    output_tokens bigint
-);
--- Where reading of the ready tasks begins while the server cannot remove what has gone (decision 46).
+-- Where reading of the ready tasks begins while the server cannot remove dead entries (decision 46).
 create type llmqueue_internal.resume_cursor as (
     lane text,
     rank bigint,                    -- null: a cursor in the order of age
@@ -363,36 +389,28 @@ create type llmqueue_internal.resume_cursor as (
     task_id llmqueue.task_id,
     taken integer                   -- tasks locked since the cursor was first set
 );
--- What dequeue() works on: which lanes, how many of each, what was taken, and why it stopped.
+-- What dequeue() works on, and what it returns.
 create type llmqueue_internal.batch as (
+    -- where tasks may come from, and how many
     lanes text[],
     most integer[],                 -- tasks that each lane may still give
-    users jsonb,                    -- lane -> the user who was served last
+    users jsonb,                    -- 'rank lane' -> the user who was served last
+    cursors llmqueue_internal.resume_cursor[],   -- null: none are needed
     slots integer,
     hot_slots integer,
+    -- what was taken; charge() writes the sums
     rows llmqueue_internal.running_task[],
     calls integer,
     hot_calls integer,
-    aged integer,
+    aged integer,                   -- tasks taken as the oldest
     tokens bigint,
     output_tokens bigint,
+    -- why it stopped; refusal() says it to the worker
     has_more boolean,               -- stopped early, there is more to go through
     is_blocked boolean,             -- the next in order does not fit now and keeps its place
     next_tokens bigint,             -- what it needs
     next_output_tokens bigint,
-    next_is_hot boolean,
-    cursors llmqueue_internal.resume_cursor[]   -- null: none are needed
-);
--- A ready task that was locked for a claim, in its order. Sizes are read only where tokens are limited.
-create type llmqueue_internal.locked_task as (
-    task_id llmqueue.task_id,
-    lane text,
-    user_key text,
-    is_hot boolean,
-    is_expired boolean,
-    bytes integer,
-    max_output integer,
-    last_fence bigint
+    next_is_hot boolean
 );
 -- What claim_model() gives to claim().
 create type llmqueue_internal.model_claim as (

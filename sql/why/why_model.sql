@@ -50,7 +50,7 @@ begin
             (select a.input_charge from llmqueue.attempt a where a.fence = v_task.fence and a.model = p_model));
     end if;
     detail := detail || jsonb_build_object('tokens', v_charge.tokens, 'output_tokens', v_charge.output_tokens);
-    if llmqueue_internal.is_oversize(v_config, v_charge) then
+    if llmqueue_internal.oversize_error(v_config, v_charge) is not null then
         reason := 'never_fits';
         detail := detail
             || jsonb_build_object('fits_elsewhere', llmqueue_internal.fits_elsewhere(v_picked, p_model));

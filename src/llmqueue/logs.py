@@ -1,4 +1,4 @@
-"""Logging: the closed list of events, and how they are written.
+"""Logging: the list of all events, and how they are written.
 
     log = logger()
     log.info(Event.WORKER_STARTED, worker=name, concurrency=1000)
@@ -61,7 +61,7 @@ class Event(StrEnum):
     SETTLE_FAILED = "settle_failed"
     """The database refused a whole flush of ends; they are kept and sent again."""
 
-    MODEL_CLOSED = "model_closed"
+    MODEL_COOLDOWN = "model_cooldown"
     """A model refused a call (429, 503, 529, or our credentials). No worker calls it for `pause_s` seconds, or, when it
     did not say, for longer with each refusal in a row; then one call probes. At most one line per model in 10 s."""
 
@@ -72,8 +72,8 @@ class Event(StrEnum):
     BACKEND_UNREACHABLE = "backend_unreachable"
     """No connection to the Models Backend; logged once per outage. Nothing is claimed until it answers."""
     BACKEND_FAILING = "backend_failing"
-    """Half of the last 20 calls of this worker, over all models, failed with a 5xx or a lost connection: its circuit is
-    open. One call at a time tries the backend, up to 30 s apart; failures cost no attempt until it is back."""
+    """Half of the last 20 calls of this worker, over all models, failed with a 5xx or a lost connection: its circuit
+    breaker is open. One call at a time probes the backend, up to 30 s apart; failures cost no attempt meanwhile."""
     BACKEND_BACK = "backend_back"
     """The Models Backend answers again."""
     DATABASE_UNREACHABLE = "database_unreachable"
@@ -114,7 +114,7 @@ class Event(StrEnum):
     """The database is reached through a pooler such as PgBouncer: no prepared statements, no settings per session, and
     without LLMQUEUE_LISTEN_URL no wake-ups: the worker polls every second."""
     CLOCK_STEP = "clock_step"
-    """The clock of the database stepped against our own; the models are closed for a minute."""
+    """The clock of the database stepped against our own; nothing is granted for a minute."""
     WARNING = "warning"
     """A warning of Python or of a library."""
 

@@ -109,12 +109,17 @@ class Room:
     def total(self) -> int:
         return self.for_any + self.for_hot
 
+    def cut(self, at_most: int) -> Room:
+        """Returns the same for no more than `at_most` tasks; the room for hot ones goes first."""
+        total, for_any = min(self.total, at_most), min(self.for_any, at_most)
+        return Room(for_any, total - for_any)
+
 
 @value
 class Refusal:
     """What a claim found for one model.
 
-    `reason` is None when all slots were filled, else rpm, pace, burst, tpm, day, closed, concurrency, empty, paused,
+    `reason` is None when all slots were filled, else rpm, pace, burst, tpm, day, cooldown, concurrency, empty, paused,
     contended or unknown; `retry_in_s` says when more may be had, None when only a wake or the poll can tell.
     """
 
@@ -128,7 +133,7 @@ class Claim:
     """What one claim gave: tasks to send, and what it found for each model."""
 
     grants: tuple[Grant, ...]
-    verdicts: tuple[Refusal, ...]
+    refusals: tuple[Refusal, ...]
     # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
     clock_offset_s: tuple[float, float] | None
     # JSON that only the database reads, for the next claim: whose turn it is; None: as before
@@ -215,9 +220,9 @@ class Complete:
 class Retry:
     """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts.
 
-    With a `refusal` the database closes the model for `pause_s`, or for as long as it thinks fit when that is None,
-    and the task waits behind the reopening; `delay_s` is added to that. `may_be_backends`: a 5xx or a lost connection,
-    which closes a model again that it was the probe of.
+    With a `refusal` the model has a cooldown of `pause_s`, or for as long as the database thinks fit when that is None,
+    and the task waits until that ends; `delay_s` is added. `may_be_backends`: a 5xx or a lost connection, which starts
+    another cooldown if the call was the model's probe.
     """
 
     error_class: str
@@ -270,7 +275,7 @@ class Settlement:
         return self
 
     def after(self, waited_s: float) -> Settlement:
-        """The same, settled that long after it ended: the database counts pauses from when it can_listen of them."""
+        """The same, settled that long after it ended: the database counts pauses from when it learns of them."""
         if not isinstance(self.decision, Retry):
             return self
         delay_s = max(0.0, self.decision.delay_s - waited_s)

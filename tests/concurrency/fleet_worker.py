@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections import Counter
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -60,7 +61,7 @@ def main(dsn: str, seed: int, seconds: float) -> None:
             flush, running = running[:40], running[40:]
             if flush:
                 outcomes = conn.execute("select * from llmqueue.settle(%s, %s)", (worker, Jsonb(flush))).fetchall()
-                by_fence = dict(outcomes)
+                by_fence: dict[Any, Any] = dict(outcomes)
                 running += [again for again in flush if by_fence[again["fence"]] == "busy"]
                 seen.update(f"settled {outcome}" for outcome in by_fence.values())
         print(json.dumps(seen), flush=True)

@@ -114,7 +114,7 @@ def test_two_claims_of_all_models_never_deadlock(two: Sessions, queue: Queue) ->
     hold_model(two, "a")
     claimers = [two.queue() for _ in range(4)]
 
-    running = [two.start(lambda claimer=claimer: [claimer.claim(1) for _ in range(10)]) for claimer in claimers]
+    running = [two.start(lambda claimer=claimer: [claimer.claim(1) for _ in range(10)]) for claimer in claimers]  # type: ignore[misc]
 
     taken = [key for future in running for claimed in future.result(PATIENCE_S) for key in claimed.ids]
     assert len(set(taken)) == len(taken)
@@ -355,7 +355,7 @@ def test_a_claim_sees_every_grant_that_was_made_under_the_lock_before(two: Sessi
     queue.conn.autocommit = False
     assert len(queue.claim(2, ["a"]).grants) == 2
     others = [two.queue() for _ in range(3)]
-    waiting = [two.start(lambda other=other: other.claim(2, ["a"])) for other in others]
+    waiting = [two.start(lambda other=other: other.claim(2, ["a"])) for other in others]  # type: ignore[misc]
     for other in others:
         two.wait_until_waiting(other.conn)
 

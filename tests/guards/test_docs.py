@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from llmqueue import cli
-from llmqueue.backend.http import CAPACITY
+from llmqueue.backend.classify import CAPACITY
 from llmqueue.settings import PREFIX, Settings
 from tools.docs import PROGRAM_PAGES, ROOT, SCHEMA_PAGES, SNAPSHOT
 from tools.program_pages import commands, verbs

@@ -58,6 +58,9 @@ TABLES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Condition on pg_proc: functions of both schemas.
+OURS = "pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')"
+
 KEYWORDS = re.compile(
     r"\b(SELECT|INSERT|UPDATE|DELETE|CREATE|REPLACE|FUNCTION|RETURNS|LANGUAGE|BEGIN|END|DECLARE|RETURN|PERFORM|RAISE|LOOP|"
     r"FOREACH|WHERE|FROM|JOIN|LATERAL|ORDER|GROUP|LIMIT|WITH|VALUES|CASE|WHEN|THEN|ELSE|NULL|TABLE|INDEX|CONSTRAINT|VIEW)\b"
@@ -84,11 +87,11 @@ def test_sql_is_static_and_in_lower_case(path: Path) -> None:
 
 
 def test_only_functions_with_a_reason_run_with_the_owners_rights(conn: Connection) -> None:
-    query = """
+    query = f"""
         select proname, coalesce(array_to_string(proconfig, ';'), '') from pg_proc
-         where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') and prosecdef
+         where {OURS} and prosecdef
     """
-    found = dict(conn.execute(query).fetchall())
+    found: dict[Any, Any] = dict(conn.execute(query).fetchall())  # type: ignore[arg-type]
 
     assert set(found) == set(SECURITY_DEFINERS)
     loose = [name for name, config in found.items() if "search_path=pg_catalog, pg_temp" not in str(config)]
@@ -100,7 +103,7 @@ def test_schema_llmqueue_holds_what_people_and_programs_call(conn: Connection) -
     query = """
         select proname, obj_description(oid, 'pg_proc') from pg_proc where pronamespace = 'llmqueue'::regnamespace
     """
-    found = dict(conn.execute(query).fetchall())
+    found: dict[Any, Any] = dict(conn.execute(query).fetchall())  # type: ignore[arg-type]
 
     assert set(found) == API == set().union(*FUNCTIONS_OF.values())
     assert [name for name, comment in found.items() if not comment] == []
@@ -109,9 +112,9 @@ def test_schema_llmqueue_holds_what_people_and_programs_call(conn: Connection) -
 def test_only_one_function_reads_the_time(conn: Connection) -> None:
     """Whoever owns it owns the clock (I7). What only measures how long something took reads the server's own."""
     measures = {"claim", "claim_model"}
-    query = """
+    query = f"""
         select proname from pg_proc
-         where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')
+         where {OURS}
            and prosrc ~ '(clock_timestamp|statement_timestamp|transaction_timestamp|now|current_timestamp) *\\('
     """
     found = {str(name) for (name,) in conn.execute(query).fetchall()}
@@ -125,18 +128,32 @@ def test_no_function_of_the_api_takes_the_time(conn: Connection) -> None:
     assert conn.execute(query).fetchall() == []
 
 
+def test_programs_call_the_api_alone() -> None:
+    """A role that a program runs with has no right to name the internal schema."""
+    source = Path(__file__).parents[2] / "src" / "llmqueue"
+    knows = {"install", "forecast"}  # which make the schema, and replace its clock in databases of their own
+    naming = re.compile(r"[ (]llmqueue_internal\.\w+\(")
+    found = [
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if path.relative_to(source).parts[0] not in knows and naming.search(re.sub(r"#[^\n]*", "", path.read_text()))
+    ]
+
+    assert found == ["cli/model_status.py"], "that one is a docstring"
+
+
 def test_functions_are_not_everybodys(conn: Connection) -> None:
-    query = """
+    query = f"""
         select p.proname from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
-         where p.pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') and x.grantee = 0
+         where p.{OURS} and x.grantee = 0
     """
 
     assert [name for (name,) in conn.execute(query).fetchall()] == list(FOR_EVERYBODY)
 
 
 def test_no_function_has_two_signatures(conn: Connection) -> None:
-    query = """
-        select proname from pg_proc where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') group by proname having count(*) > 1
+    query = f"""
+        select proname from pg_proc where {OURS} group by proname having count(*) > 1
     """
 
     assert conn.execute(query).fetchall() == []
@@ -144,9 +161,9 @@ def test_no_function_has_two_signatures(conn: Connection) -> None:
 
 def test_a_function_that_forbids_plans_forbids_jit(conn: Connection) -> None:
     """A forbidden node costs 1e10 where there is no other way, and that is what JIT goes by before PostgreSQL 18."""
-    query = """
+    query = f"""
         select proname from pg_proc
-         where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal') and array_to_string(proconfig, ' ') like '%enable_%=off%'
+         where {OURS} and array_to_string(proconfig, ' ') like '%enable_%=off%'
            and array_to_string(proconfig, ' ') not like '%jit=off%'
     """
 
@@ -154,7 +171,11 @@ def test_a_function_that_forbids_plans_forbids_jit(conn: Connection) -> None:
 
 
 def test_nobody_else_may_use_the_schema(conn: Connection) -> None:
-    query = "select has_schema_privilege(r.oid, 'llmqueue', 'usage') or has_schema_privilege(r.oid, 'llmqueue_internal', 'usage') from pg_roles r where r.rolname = 'pg_monitor'"
+    query = """
+        select has_schema_privilege(r.oid, 'llmqueue', 'usage')
+            or has_schema_privilege(r.oid, 'llmqueue_internal', 'usage')
+          from pg_roles r where r.rolname = 'pg_monitor'
+    """
 
     assert conn.execute(query).fetchone() == (False,)
 
@@ -162,7 +183,7 @@ def test_nobody_else_may_use_the_schema(conn: Connection) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_every_function_fits_the_table(database: str, table: str) -> None:
     _adopt(database, table)
-    query = "select pg_get_functiondef(oid) from pg_proc where pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')"
+    query = f"select pg_get_functiondef(oid) from pg_proc where {OURS}"
 
     with psycopg.connect(database) as conn:
         conn.execute("set check_function_bodies = on")  # off while `init` creates them in the order of their names
@@ -197,7 +218,7 @@ def _adopt(dsn: str, table: str) -> None:
 
 def _findings(conn: Connection) -> list[str]:
     # A trigger function is checked with the table of its trigger.
-    query = """
+    query = f"""
         select format('%s: line %s: %s %s: %s %s', p.proname, c.lineno, c.level, c.sqlstate, c.message,
                       concat_ws(' ', c.detail, c.hint, c.query))
           from pg_proc p
@@ -207,7 +228,7 @@ def _findings(conn: Connection) -> list[str]:
                    p.oid, coalesce(t.tgrelid, 0), newtable => t.tgnewtable, fatal_errors => false,
                    other_warnings => true, performance_warnings => true, extra_warnings => true,
                    security_warnings => true) c
-         where p.pronamespace::regnamespace::text in ('llmqueue', 'llmqueue_internal')
+         where p.{OURS}
          order by 1
     """
     return [str(line) for (line,) in conn.execute(query)]

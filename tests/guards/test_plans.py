@@ -228,7 +228,7 @@ def test_the_inner_query_of_a_claim_walks_the_index_in_order(large: Connection) 
          where t.is_ready and t.lane = 'm' and t.rank = 0 and t.user_key = '' and t.due_at <= now()
          order by t.due_at, t.id limit 10 for no key update skip locked
     """
-    config = large.execute("select unnest(proconfig) from pg_proc where proname = 'pick_by_rank'").fetchall()
+    config = large.execute("select unnest(proconfig) from pg_proc where proname = 'claim'").fetchall()
     for (setting,) in config:
         name, _, value = str(setting).partition("=")
         large.execute("select set_config(%s, %s, false)", (name, value))

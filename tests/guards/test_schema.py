@@ -17,7 +17,8 @@ def test_the_schema_is_the_one_of_the_snapshot(conn: psycopg.Connection[tuple[ob
 
 
 def test_installing_twice_changes_nothing(database: str) -> None:
-    dumps, lines = [], []
+    dumps: list[str] = []
+    lines: list[str] = []
     for _ in range(2):
         lines.clear()
         install(database, AdoptionSpec(), report=lines.append)

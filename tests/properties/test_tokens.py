@@ -5,7 +5,7 @@ See tests/properties/token_log.py for what the log holds and by which clock it i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from hypothesis import event, example, given, settings
@@ -68,7 +68,7 @@ STEPS = {
     "guard": (1, st.sampled_from([0.5, 0.0, 1.0, 3.0, 10.0])),
     "prune": (1,),
 }
-STEP = st.sampled_from([verb for verb, (weight, *_) in STEPS.items() for _ in range(weight)]).flatmap(
+STEP = st.sampled_from([verb for verb, (weight, *_) in STEPS.items() for _ in range(cast(int, weight))]).flatmap(
     lambda verb: st.tuples(st.just(verb), *STEPS[verb][1:])
 )
 

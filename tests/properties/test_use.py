@@ -28,7 +28,8 @@ def test_a_backlog_uses_985_in_1000_of_its_quota(backlog: psycopg.Connection[Any
     """Minutes from a cold start, back exactly at retry_at. Without tasks: the hottest would need a million."""
     look = "select llmqueue_internal.headroom(c, %(now)s) as budget from llmqueue.model_config c where c.model = 'x'"
     take = f"""select least((budget).calls, %(wanted)s) as calls,
-                      llmqueue_internal.charge(budget, least((budget).calls, %(wanted)s), 0, 0, 0, 0) from ({look}) looked
+                      llmqueue_internal.charge(
+                          budget, least((budget).calls, %(wanted)s), 0, 0, 0, 0) from ({look}) looked
                 where (budget).calls > 0"""
     wait = f"""select extract(epoch from w.retry_at - %(now)s)::float8 as seconds
                  from ({look}) looked, llmqueue_internal.when_free(budget, false, %(wanted)s, 0, 0) w"""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from psycopg.types.json import Jsonb
@@ -42,7 +43,7 @@ class Limits:
     hot_share: float = 0.1
     enabled: bool = True
 
-    def columns(self) -> dict[str, object]:
+    def columns(self) -> dict[str, Any]:
         return {**vars(self), "burst_windows": self.burst_windows and Jsonb(dict(self.burst_windows))}
 
     @property
@@ -59,7 +60,7 @@ class Limits:
         whole = next((limit for limit in (self.output_tpm, self.tpm, self.tpd) if limit is not None), 0)
         allowed = self.max_output if max_output is None else max_output
         taken = min(1024, max(1, whole // 4)) if allowed is None else allowed
-        counted = {"input": given, "split": given, "max": max(given, taken)}.get(self.token_mode, given + taken)
+        counted: float = {"input": given, "split": given, "max": max(given, taken)}.get(self.token_mode, given + taken)
         if self.token_mode == "actual":  # what is only expected cannot be too much
             counted = max(given, min(counted, most(self.tpm), most(self.tpd)))
         return given, taken, int(counted), int(min(taken, most(self.output_tpm))) if self.token_mode == "split" else 0

@@ -67,7 +67,7 @@ def test_one_task_waits_the_longer_the_more_often_so_that_ten_minutes_of_a_fleet
     began, pauses = queue.now, []
     assert began is not None
 
-    while (queue.now - began).total_seconds() < 600:  # type: ignore[operator]
+    while (queue.now - began).total_seconds() < 600:
         queue.settle(spared(queue.claim(1).only))
         pauses.append(delay_s(queue, key))
         wait(queue, key)

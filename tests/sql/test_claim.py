@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -393,9 +394,10 @@ def test_a_task_that_is_set_aside_is_not_taken_wherever_it_waits(queue: Queue, p
     assert queue.claim(10).ids == [key for key in keys if key != keys[place]]
 
 
-def marks(queue: Queue, old: list[tuple[object, ...]], new: list[tuple[object, ...]]) -> list[tuple[str, int]]:
+def marks(queue: Queue, old: Sequence[tuple[object, ...]], new: Sequence[tuple[object, ...]]) -> list[tuple[str, int]]:
     """What is kept of marks of (user, taken), in the default pool at priority 0."""
-    made = "array(select ('', 0, x->>0, now(), 1, (x->>1)::integer)::llmqueue_internal.resume_cursor from jsonb_array_elements(%s) x)"
+    made = """array(select ('', 0, x->>0, now(), 1, (x->>1)::integer)::llmqueue_internal.resume_cursor
+                      from jsonb_array_elements(%s) x)"""
     query = f"select user_key, taken from unnest(llmqueue_internal.advance_cursors({made}, {made}))"
     return [(row["user_key"], row["taken"]) for row in queue.rows(query, Jsonb(old), Jsonb(new))]
 

@@ -13,7 +13,7 @@ from tests.support.cli import run_cli
 
 def stored(dsn: str, *columns: str) -> tuple[object, ...]:
     with psycopg.connect(dsn) as conn:
-        found = conn.execute(f"select {', '.join(columns)} from llmqueue.model_config")  # type: ignore[call-overload]
+        found = conn.execute(f"select {', '.join(columns)} from llmqueue.model_config")
         (row,) = found.fetchall()
     return tuple(row)
 
@@ -157,7 +157,7 @@ def test_every_check_of_the_table_is_answered_by_its_option(
     conn.execute("insert into llmqueue.model_config (model, rpm, token_mode) values ('m', 1, 'split')")
 
     with pytest.raises(psycopg.Error) as raised:
-        conn.execute(f"update llmqueue.model_config set {column} = {value}")  # type: ignore[call-overload]
+        conn.execute(f"update llmqueue.model_config set {column} = {value}")
 
     option = {"model": "NAME", "burst_windows": "--burst-window"}.get(column, f"--{column.replace('_', '-')}")
     assert str(refused(raised.value, {column: value})).startswith(f"{option} must ")

@@ -62,7 +62,7 @@ def test_set_refuses_nonsense(installed: str, options: list[str], message: str) 
 @pytest.mark.parametrize("rpm", ["-1", "'many'", "null"])
 def test_sql_refuses_the_same_nonsense(installed: str, rpm: str) -> None:
     with psycopg.connect(installed) as conn, pytest.raises(psycopg.Error):
-        conn.execute(f"insert into llmqueue.model_config (model, rpm) values ('m', {rpm})")  # type: ignore[call-overload]
+        conn.execute(f"insert into llmqueue.model_config (model, rpm) values ('m', {rpm})")
 
 
 def test_pause_and_resume(installed: str) -> None:
@@ -123,7 +123,7 @@ def test_terminal_shows_what_is_in_force_beside_what_is_configured(
         conn.execute("update llmqueue.model_state set rpm_ceiling = 48, rpm_cut_at = clock_timestamp()")
     full = run_cli(installed, "models", "list").out
 
-    for title in ("rpm now", "tokens in 60 s", "opens", "model m is closed until"):
+    for title in ("rpm now", "tokens in 60 s", "cooldown ends", "model m is in cooldown until"):
         assert title not in plain
         assert title in full
     for title in ("output in 60 s", "calls today", "tokens today", "max. now"):

@@ -92,11 +92,14 @@ def test_the_limit_that_is_0_is_named(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("until", "said"),
     [
-        ("1 hour", r"is closed until .* \(in .*\) because of 429: slow down: it reopens by itself"),
-        ("-1 s", r"was closed until .* ago\) because of 429: slow down: its next call is a probe, which opens it .*"),
+        ("1 hour", r"is in cooldown until .* \(in .*\) because of 429: slow down: it ends by itself"),
+        (
+            "-1 s",
+            r"was in cooldown until .* ago\) because of 429: slow down: its next call is a probe, which ends it .*",
+        ),
     ],
 )
-def test_a_closed_model_is_named_and_how_it_opens(dsn: str, until: str, said: str) -> None:
+def test_a_cooldown_is_named_and_how_it_ends(dsn: str, until: str, said: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(
             "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values"
@@ -104,7 +107,7 @@ def test_a_closed_model_is_named_and_how_it_opens(dsn: str, until: str, said: st
             [until],
         )
 
-    assert any(re.fullmatch(f"model m {said}; llmqueue models resume m opens it now", note) for note in notes(dsn))
+    assert any(re.fullmatch(f"model m {said}; llmqueue models resume m ends it now", note) for note in notes(dsn))
 
 
 def test_a_model_that_has_used_its_day_is_named(dsn: str) -> None:
@@ -126,11 +129,12 @@ def test_tokens_and_closings_have_columns_only_where_they_are_used(dsn: str, mon
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("update llmqueue.model_config set tpm = 77000 where model = 'm'")
         conn.execute(
-            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('m', now(), now() + '1 hour')"
+            "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)"
+            " values ('m', now(), now() + '1 hour')"
         )
     full = run_cli(dsn, "status").out
 
-    for title in ("tokens in 60 s", "opens"):
+    for title in ("tokens in 60 s", "cooldown ends"):
         assert (title in plain, title in full) == (False, True)
     assert "0 of 77,000" in full
     assert "calls today" not in full
@@ -146,14 +150,14 @@ def test_lines_keep_their_order(dsn: str) -> None:
     assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", "", "retry", "auto", "20"]
 
 
-def test_set_aside_rows_are_shown(dsn: str) -> None:
+def test_quarantined_rows_are_shown(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("insert into llmqueue.quarantine (task_id, step, reason) values (1, 'complete', 'too long')")
 
     shown = json.loads(run_cli(dsn, "status", "--json").out)
 
     assert shown["quarantined"] == {"tasks": 1, "example": "1", "reason": "too long"}
-    assert any(note.startswith("1 set aside, since the row cannot be written (1: too long).")
+    assert any(note.startswith("1 quarantined, since the row cannot be written (1: too long).")
                for note in shown["notes"])  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def test_ended_tasks(one: Queue) -> None:
     assert said(one, cancelled) == ["task K was cancelled", "to run it again: llmqueue tasks retry K"]
 
 
-def test_a_task_that_is_set_aside(one: Queue) -> None:
+def test_a_task_in_quarantine(one: Queue) -> None:
     key = add(one)
     query = (
         "insert into llmqueue.quarantine (task_id, step, reason, quarantined_at) values (%s, 'claim', 'too long', %s)"
@@ -129,7 +129,7 @@ def test_a_task_that_is_set_aside(one: Queue) -> None:
     one.rows(query, key, T0)
 
     assert said(one, key) == [
-        "task K has been set aside since 12:00:00 (0 s ago): its row could not be written (claim: too long)",
+        "task K has been quarantined since 12:00:00 (0 s ago): its row could not be written (claim: too long)",
         "once that is cured: llmqueue dead retry K",
     ]
 
@@ -222,17 +222,20 @@ def test_models_that_somebody_must_look_after(one: Queue) -> None:
     ]
 
 
-def test_a_closed_model(one: Queue) -> None:
+def test_a_model_in_cooldown(one: Queue) -> None:
     key = add(one)
-    query = "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values ('m', %s, %s, '429')"
+    query = """
+        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason)
+        values ('m', %s, %s, '429')
+    """
     one.rows(query, T0, T0 + timedelta(minutes=2))
 
-    assert said(one, key) == ["task K waits: model m is closed until 12:02:00 (in 2 min) because of 429"]
+    assert said(one, key) == ["task K waits: model m is in cooldown until 12:02:00 (in 2 min) because of 429"]
     one.rows("update llmqueue.model_state set cooldown_until = %s", T0)
     assert said(one, key) == ["task K could be claimed now: model m has room and 1 live worker"]
     one.claim()
     assert said(one, add(one)) == [
-        "task K waits: model m is closed because of 429; a probe is under way, and opens it if it ends well"
+        "task K waits: model m is in cooldown because of 429; a probe is under way, and ends it if it succeeds"
     ]
 
 
@@ -349,7 +352,7 @@ def test_tokens_pace_what_goes_first(one: Queue) -> None:
     ]
 
 
-def test_no_time_is_named_while_a_model_is_closed_or_its_day_is_used(one: Queue) -> None:
+def test_no_time_is_named_while_a_model_is_in_cooldown_or_its_day_is_used(one: Queue) -> None:
     one.model("m", rpm=60, rpd=1)
     one.add(70, model="m", run_at=EARLIER)
     key = add(one)
@@ -359,5 +362,5 @@ def test_no_time_is_named_while_a_model_is_closed_or_its_day_is_used(one: Queue)
     closed = said(one, key)
 
     assert "used up for today" in day[0]
-    assert "is closed until" in closed[0]
+    assert "is in cooldown until" in closed[0]
     assert [len(day), len(closed)] == [2, 2]

@@ -18,7 +18,8 @@ def at(queue: Queue, *moment: int) -> None:
 
 
 def left(queue: Queue) -> tuple[int | None, int | None]:
-    query = """select llmqueue_internal.day_headroom(c, 'calls', %s) as calls, llmqueue_internal.day_headroom(c, 'tokens', %s) as tokens
+    query = """select llmqueue_internal.day_headroom(c, 'calls', %s) as calls,
+                      llmqueue_internal.day_headroom(c, 'tokens', %s) as tokens
                  from llmqueue.model_config c"""
     (row,) = queue.rows(query, queue.now, queue.now)
     return row["calls"], row["tokens"]

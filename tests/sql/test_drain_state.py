@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tests.support.sql import Queue, retry
+from tests.support.sql import T0, Queue, retry
 
 
 def drain(queue: Queue, models: list[str] | None = None, wait_s: float = 60) -> dict[tuple[str, str] | None, Any]:
@@ -23,7 +23,7 @@ def test_an_empty_queue_is_done(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("columns", [{}, {"model": "m"}])
-def test_it_waits_for_what_a_served_model_can_take(queue: Queue, columns: dict[str, str]) -> None:
+def test_it_waits_for_what_a_served_model_can_take(queue: Queue, columns: dict[str, Any]) -> None:
     queue.model("m")
     queue.add(**columns)
 
@@ -52,7 +52,7 @@ def test_it_names_what_nobody_can_take(queue: Queue) -> None:
     queue.add(2, model="nobody")
     for name in ("paused", "off", "full"):
         queue.add(model=name)
-    queue.add(model="m", run_at=datetime.now(UTC) + timedelta(hours=1))
+    queue.add(model="m", run_at=T0 + timedelta(hours=1))
 
     paused = "its model is paused or not served here"
     assert drain(queue) == {
@@ -115,7 +115,8 @@ def test_a_model_without_weight_is_no_part_of_the_default_pool(queue: Queue) -> 
 def test_a_closed_model_will_open_and_a_limit_of_0_will_not_rise(queue: Queue) -> None:
     queue.model("closed")
     queue.rows(
-        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('closed', now(), now() + '1 day')"
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)"
+        " values ('closed', now(), now() + '1 day')"
     )
     queue.add(model="closed")
     assert drain(queue) == {None: "waits"}

@@ -145,7 +145,7 @@ def test_a_fence_that_makes_no_sense_proves_nothing(queue: Queue, seen: str) -> 
 def test_a_claim_says_in_which_epoch_it_was_made(queue: Queue) -> None:
     queue.model("m", 600)
     queue.add()
-    query = "select claim_state ->> 'epoch' from llmqueue.claim(%s, null, 1, '{}', 0, 0, null) where claim_state is not null"
+    query = "select claim_state ->> 'epoch' from llmqueue.claim(%s, null, 1) where claim_state is not null"
     assert queue.value(query, queue.worker) == "1"
 
     queue.rows(LOST["a promoted standby"][0])

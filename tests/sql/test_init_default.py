@@ -63,7 +63,8 @@ def test_second_init_finds_nothing_to_change_and_changes_nothing(installed: str)
     [
         "drop function llmqueue_internal.mark_done(llmqueue.task_id[])",
         "drop view llmqueue.task cascade",
-        "create or replace function llmqueue_internal.wake_up() returns trigger language plpgsql as 'begin return null; end'",
+        """create or replace function llmqueue_internal.wake_up() returns trigger language plpgsql
+           as 'begin return null; end'""",
         "drop index public.llmqueue_ready",
         "drop trigger llmqueue_wake_up on public.tasks",
         "alter table public.tasks drop column finished_at cascade",
@@ -104,7 +105,7 @@ def test_another_table_than_the_adopted_one_is_refused_with_the_way_out(installe
     assert str(refusal.value) == (
         "llmqueue has adopted public.tasks in this database, and these options differ: --table public.jobs; "
         "--word running=in_progress (now running). A database has one tasks table. To start anew, which forgets limits "
-        "and the attempt log but leaves the tasks as they are: drop schema llmqueue cascade;"
+        "and the attempt log but leaves the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
     )
 
 

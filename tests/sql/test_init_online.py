@@ -122,7 +122,7 @@ def test_a_second_init_waits_for_the_first_and_finds_all_done(database: str) -> 
     first_may_go_on, lines = threading.Event(), list[str]()
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(install, database, AdoptionSpec(), after_step=lambda _step: first_may_go_on.wait(30))
+        first = pool.submit(install, database, AdoptionSpec(), after_step=lambda _step: first_may_go_on.wait(30))  # type: ignore[arg-type]
         _until(lambda: value(database, "select to_regclass('llmqueue.mapping') is not null"))
         second = pool.submit(install, database, AdoptionSpec(), report=lines.append)
         _until(lambda: len(lines) == 1)

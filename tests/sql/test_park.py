@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -21,7 +22,7 @@ def die(queue: Queue) -> UUID:
     return sweeper
 
 
-def lost(queue: Queue, **task: object) -> Grant:
+def lost(queue: Queue, **task: Any) -> Grant:
     """An attempt whose worker died, swept."""
     queue.add(**task)
     grant = queue.claim(1).only

@@ -268,7 +268,8 @@ def test_a_lane_gets_turns_by_how_few_can_take_it(pool: Queue, slots: int) -> No
     pool.model("d", enabled=False)  # a paused one helps nobody, nor does one that is closed
     pool.model("e", PLENTY)
     pool.rows(
-        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until) values ('e', now(), '2100-01-01')"
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)"
+        " values ('e', now(), '2100-01-01')"
     )
     for lane in ("a", "two", None):
         pool.add(2000, model=lane)

@@ -62,7 +62,8 @@ def test_the_newest_attempt_stays_since_a_lost_state_is_known_by_it(queue: Queue
     grants = queue.claim(3).grants
     queue.settle(*(complete(grant) for grant in grants))
 
-    queue.value("select llmqueue.prune_attempts('1 hour', 100)" + timedelta(days=1))
+    queue.advance(86400)
+    queue.value("select llmqueue.prune_attempts('1 hour', 100)")
 
     assert queue.values("select fence from llmqueue.attempt") == [grants[-1].fence]
 

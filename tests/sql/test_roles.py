@@ -263,8 +263,7 @@ def test_an_owners_trigger_finds_the_owners_objects_whatever_path_the_worker_set
 
 CLOCK_ATTACKS = (
     "select llmqueue_internal.clock()",
-    "create or replace function llmqueue_internal.clock() returns timestamptz language sql as"
-    " $$ select clock_timestamp() + interval '1 day' $$",
+    "create or replace function llmqueue_internal.clock() returns timestamptz language sql as 'select now()'",
     "alter function llmqueue_internal.clock() rename to clock_of_theirs",
     "alter function llmqueue_internal.clock() set timezone = 'UTC'",
     "drop function llmqueue_internal.clock()",

@@ -203,7 +203,7 @@ def test_five_attempts_are_the_default(queue: Queue) -> None:
     queue.model("m", 60000)
     queue.add()
 
-    outcomes = []
+    outcomes: list[str] = []
     while grants := queue.claim(1).grants:
         outcomes.append(queue.retry(grants[0], delay_s=0))
         queue.promote()
@@ -235,7 +235,7 @@ def test_refusals_give_the_attempt_back_until_there_are_20(queue: Queue) -> None
     queue.model("m", 60000)
     (key,) = queue.add(max_attempts=2)
 
-    outcomes = []
+    outcomes: list[str] = []
     while grants := queue.claim(1).grants:
         assert len(outcomes) < 30
         outcomes.append(queue.retry(grants[0], delay_s=0, counts=False, error_class="rate_limited"))

@@ -72,9 +72,7 @@ def test_a_migration_that_fails_is_named_and_leaves_nothing_behind(installed: st
     with pytest.raises(Failure) as failure:
         adopt(installed)
 
-    assert f"(schema/{broken.name}): the database says: division by zero. Nothing of this step" in str(
-        failure.value
-    )
+    assert f"(schema/{broken.name}): the database says: division by zero. Nothing of this step" in str(failure.value)
     assert (dump(installed), versions(installed)) == (before, known)
     broken.write_text("create table llmqueue.two (n integer);")
     adopt(installed)

@@ -231,7 +231,7 @@ def test_a_claim_costs_its_batch_however_many_users_wait(conn: psycopg.Connectio
     assert max(reads) <= MOST_READ
 
 
-OWNERS = {
+OWNERS: dict[str, tuple[str, list[Any], type]] = {
     "integer": ("integer", [7, 70, 8], int),
     "bigint": ("bigint", [7, 2**40, -1], int),
     "uuid": ("uuid", [UUID(int=n) for n in (1, 2, 3)], UUID),

@@ -12,14 +12,14 @@ Conn = psycopg.Connection[tuple[object, ...]]
 
 
 def fetch(conn: Conn, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-    return conn.execute(query, values).fetchall()  # type: ignore[call-overload,no-any-return]
+    return conn.execute(query, values).fetchall()
 
 
 def add_attempt(conn: Conn, fence: int, model: str, **columns: object) -> None:
     values = {"fence": fence, "task_id": fence, "model": model, "attempt_no": 1, "cell": 1, "rpm": 60, **columns}
     names = ", ".join(values)
     marks = ", ".join(f"%({name})s" for name in values)
-    conn.execute(  # type: ignore[call-overload]
+    conn.execute(
         f"insert into llmqueue.attempt (worker, granted_at, {names}) values (gen_random_uuid(), now(), {marks})", values
     )
 

@@ -12,14 +12,14 @@ CELL = "floor(extract(epoch from timestamptz '2030-01-01 12:00:00.1Z') / 0.25)::
 
 
 def calls(conn: Conn) -> object:
-    row = conn.execute(f"select calls from llmqueue_internal.count_60s('m', {NOW})").fetchone()  # type: ignore[call-overload]
+    row = conn.execute(f"select calls from llmqueue_internal.count_60s('m', {NOW})").fetchone()
     return row and row[0]
 
 
 def ledger(conn: Conn, table: str, cells_ago: int, n: int) -> None:
     extra = ", level, granted_at" if table == "ledger_grant" else ""
     values = ", 0, now()" if extra else ""
-    conn.execute(  # type: ignore[call-overload]
+    conn.execute(
         f"insert into llmqueue.{table} (model, cell, calls{extra}) values ('m', {CELL} - {cells_ago}, {n}{values})"
     )
 

@@ -17,7 +17,7 @@ FULL = 1_000_000_000
 
 
 def fetch(conn: Conn, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-    return conn.execute(query, values).fetchall()  # type: ignore[call-overload,no-any-return]
+    return conn.execute(query, values).fetchall()
 
 
 def cell(conn: Conn, cells_ago: int, calls: int, tokens: int = 0, output: int = 0, of: str = CELL) -> None:
@@ -132,7 +132,8 @@ def test_model_status_shows_a_closing_and_learned_ceilings_while_they_last(conn:
     fetch(
         conn,
         """
-        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason, rpm_ceiling, rpm_cut_at,
+        insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason,
+                                          rpm_ceiling, rpm_cut_at,
                                           concurrency_ceiling, concurrency_cut_at)
         select 'm', now, now + interval '1 hour', '429', 50, now, 4, now from (select clock_timestamp() as now) x
         returning 1

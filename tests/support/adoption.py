@@ -88,13 +88,15 @@ def settle(dsn: str, key: object, answer: str = '"42"') -> None:
             False,
         )
         conn.execute(
-            "update llmqueue.task set status = llmqueue_internal.status_word('running'), attempts = 1, started_at = now() "
+            "update llmqueue.task set status = llmqueue_internal.status_word('running'), attempts = 1,"
+            " started_at = now() "
             "where id = %s and is_ready",
             (key,),
         )
         assert conn.execute("select is_running from llmqueue.task where id = %s", (key,)).fetchone() == (True,)
         conn.execute(
-            "update llmqueue.task set status = llmqueue_internal.status_word('solved'), answer = llmqueue_internal.answer_value(%s) "
+            "update llmqueue.task set status = llmqueue_internal.status_word('solved'),"
+            " answer = llmqueue_internal.answer_value(%s) "
             "where id = %s",
             (answer, key),
         )

@@ -66,7 +66,7 @@ def hook_statement(function: str, marker: Path) -> None:
     real_execute, real_wait = psycopg.AsyncCursor.execute, psycopg.AsyncConnection.wait
 
     async def execute(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
-        self.connection.is_calling = f"llmqueue.worker_{function}(" in str(query)
+        self.connection.is_calling = f"llmqueue.{function}(" in str(query)
         try:
             return await real_execute(self, query, *args, **kwargs)
         finally:

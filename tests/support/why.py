@@ -37,7 +37,8 @@ def add(queue: Queue, **columns: Any) -> Any:
 def close(queue: Queue, seconds: float) -> None:
     assert queue.now is not None
     queue.rows(
-        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) values ('m', %s, %s, '429')",
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason)"
+        " values ('m', %s, %s, '429')",
         queue.now,
         queue.now + timedelta(seconds=seconds),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psycopg
@@ -68,6 +69,6 @@ async def test_a_backlog_goes_out_in_batches_and_what_failed_in_one_comes_again_
         " where calls < 0), 0)"
     ).fetchone()
     assert charged == (sent,), "every task of a batch is a call"
-    attempts = dict(conn.execute("select attempts, count(*) from tasks group by 1").fetchall())
+    attempts: dict[Any, Any] = dict(conn.execute("select attempts, count(*) from tasks group by 1").fetchall())
     assert attempts == {1: 201 - len(failed), 2: len(failed)}
     assert conn.execute("select count(*), sum(input_tokens) from tasks").fetchone() == (201, 201)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -59,7 +60,7 @@ def prepare(server: Server, tasks: int = TASKS) -> None:
         conn.execute("insert into tasks (prompt) select 'prompt ' || n from generate_series(1, %s) n", (tasks,))
 
 
-def dsn_of(server: Server, **more: object) -> str:
+def dsn_of(server: Server, **more: Any) -> str:
     return make_conninfo(server.dsn("lossy"), **{"user": WORKER, **more})
 
 
@@ -116,7 +117,7 @@ def test_killed_sessions_cost_no_answer(own: Server, tmp_path: Path) -> None:
         for _ in range(5):
             conn.execute(KILL, (WORKER,))
             before = solved(own)
-            eventually(lambda before=before: solved(own) > before or solved(own) == TASKS)
+            eventually(lambda before=before: solved(own) > before or solved(own) == TASKS)  # type: ignore[misc]
 
     assert_each_solved_and_paid_once(own, tmp_path)
 
@@ -258,7 +259,7 @@ def test_connections_that_are_reset_again_and_again_cost_no_answer(own: Server, 
         for _ in range(5):
             before = solved(own)
             proxy.reset()
-            eventually(lambda before=before: solved(own) > before or solved(own) == TASKS)
+            eventually(lambda before=before: solved(own) > before or solved(own) == TASKS)  # type: ignore[misc]
         proxy.cut()
         eventually(lambda: '"database_unreachable"' in worker.output)
         proxy.restore()
@@ -289,7 +290,7 @@ def test_a_restarted_database_is_claimed_from_at_once(own: Server, tmp_path: Pat
             [(ready_at,)] = rows(own, "select clock_timestamp()")
             query = "select extract(epoch from min(granted_at) - %s) from llmqueue.attempt where granted_at > %s"
             eventually(
-                lambda query=query, at=ready_at: rows(own, query, at, at)[0][0] is not None or solved(own) == TASKS
+                lambda query=query, at=ready_at: rows(own, query, at, at)[0][0] is not None or solved(own) == TASKS  # type: ignore[misc]
             )
             print(f"\n{how}: first claim {rows(own, query, ready_at, ready_at)[0][0]} s after the server was up")
 

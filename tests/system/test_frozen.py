@@ -85,7 +85,7 @@ def test_the_fleet_goes_on_beside_frozen_workers_which_send_nothing_late(
         try:
             frozen += [start_frozen(tmp_path, number, point, env) for number, point in enumerate(points)]
             for process in frozen:
-                eventually(lambda process=process: is_stopped(process))
+                eventually(lambda process=process: is_stopped(process))  # type: ignore[misc]
             with processes.workers(tmp_path, 1, env=env) as [healthy]:
                 the_fleet_goes_on(conn, healthy, numbers)
                 assert all(is_stopped(process) for process in frozen)
@@ -117,7 +117,7 @@ def the_fleet_goes_on(conn: psycopg.Connection[Any], healthy: Process, numbers: 
     for number in numbers:
         keys = add_tasks(conn, number, 5)
         granted = "select count(distinct task_id) from llmqueue.attempt where task_id = any (%s)"
-        eventually(lambda keys=keys, granted=granted: count(conn, granted, keys) == 5)
+        eventually(lambda keys=keys, granted=granted: count(conn, granted, keys) == 5)  # type: ignore[misc]
         waited = "select extract(epoch from max(a.granted_at - t.created_at))::float8 from llmqueue.attempt a "
         waited_s.append(count(conn, waited + "join tasks t on t.id = a.task_id where t.id = any (%s)", keys))
     print(f"\ngranted on a frozen worker's model after {max(waited_s):.3f} s at most")

@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -68,7 +69,7 @@ def test_an_idle_worker_asks_once_a_second(
             before, began_at = len(_statements(server, conn)), time.monotonic()
             time.sleep(IDLE_S)
             asked, took_s = len(_statements(server, conn)) - before, time.monotonic() - began_at
-            connections = dict(
+            connections: dict[Any, Any] = dict(
                 conn.execute(
                     """select application_name, count(*) from pg_stat_activity
                         where datname = current_database() and application_name like 'llmqueue%' group by 1"""

@@ -34,7 +34,7 @@ def test_a_prompt_that_its_bytes_make_too_small_is_charged_in_full_before_it_is_
     assert len(read_calls(tmp_path / "calls.jsonl")) == 20
 
 
-def test_a_model_that_refuses_is_closed_in_one_line_and_answers_all_in_the_end(
+def test_a_model_that_refuses_has_a_cooldown_in_one_line_and_answers_all_in_the_end(
     installed: str, conn: Conn, tmp_path: Path
 ) -> None:
     conn.execute("insert into llmqueue.model_config (model, rpm) values ('a', 6000)")
@@ -47,7 +47,7 @@ def test_a_model_that_refuses_is_closed_in_one_line_and_answers_all_in_the_end(
     assert conn.execute("select count(*), sum(attempts) from tasks where status = 'solved'").fetchone() == (3, 3)
     assert conn.execute("select count(*) from llmqueue.attempt where outcome = 'refused'").fetchone() == (3,)
     lines = [json.loads(line) for line in drained.stderr.splitlines() if line.startswith("{")]
-    closed = [line for line in lines if line["event"] == "model_closed"]
-    assert closed
-    assert {(line["model"], line["because"], line["level"]) for line in closed} == {("a", "rate_limited", "warning")}
-    assert all(line["pause_s"] >= 1 for line in closed)
+    cooldowns = [line for line in lines if line["event"] == "model_cooldown"]
+    assert cooldowns
+    assert {(line["model"], line["reason"], line["level"]) for line in cooldowns} == {("a", "rate_limited", "warning")}
+    assert all(line["pause_s"] >= 1 for line in cooldowns)

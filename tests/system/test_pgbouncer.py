@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -67,7 +68,7 @@ def test_everything_but_listen_goes_through_it(server: Server, installed: str, b
             eventually(lambda: solved(backlog) == TASKS)
             idle = "select count(*) from llmqueue.idle_worker"
             eventually(lambda: backlog.execute(idle).fetchone() == (2,))
-            sessions = dict(backlog.execute(SESSIONS).fetchall())
+            sessions: dict[Any, Any] = dict(backlog.execute(SESSIONS).fetchall())  # type: ignore[arg-type]
             add(backlog, 20)
             eventually(lambda: solved(backlog) == TASKS + 20)
             assert [process.stop() for process in started] == [0, 0]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psycopg
@@ -149,7 +150,7 @@ def test_no_command_shows_a_secret_when_the_database_cannot_be_had(
 
 
 def test_no_setting_that_is_wrong_is_shown(tls: TlsServer) -> None:
-    def status(**settings: str) -> Result:
+    def status(**settings: Any) -> Result:
         return run_cli(tls.admin(), "status", **settings)
 
     done = [

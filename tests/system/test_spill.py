@@ -188,8 +188,8 @@ def test_ten_minutes_without_a_database_and_500_calls_in_flight_cost_no_answer_a
         stopped_at = time.monotonic()
         for batch in range(1, 6):
             backend.release(100)
-            eventually(lambda batch=batch: spilled(home) == 100 * batch)
-            eventually(lambda batch=batch: time.monotonic() > stopped_at + 120 * batch, timeout_s=240, every_s=1)
+            eventually(lambda batch=batch: spilled(home) == 100 * batch)  # type: ignore[misc]
+            eventually(lambda batch=batch: time.monotonic() > stopped_at + 120 * batch, timeout_s=240, every_s=1)  # type: ignore[misc]
         control(own_server, "start")
         back_at = time.monotonic()
         eventually(lambda: not not_solved(dsn))

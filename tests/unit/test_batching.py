@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, product
 
@@ -25,7 +26,7 @@ from llmqueue.types import (
     Usage,
 )
 from llmqueue.worker import batching
-from llmqueue.worker.batching import LARGEST, SLOWEST, Batching, most_together
+from llmqueue.worker.batching import LARGEST, SLOWEST, Batch, Batching, most_together
 
 FENCE = count(1)
 
@@ -38,13 +39,27 @@ def grant(
     return Grant(model, task, 0.0, 1e9, 60.0, None, dispatch, max_batch)
 
 
+BATCHES: dict[int, Batch | None] = {}  # by fence, as InFlight keeps them
+
+
+def slices(batches: Batching, grants: list[Grant]) -> list[Sequence[Grant]]:
+    made = list(batches.calls(grants))
+    BATCHES.update((one.task.fence, batch) for together, batch in made for one in together)
+    assert all((batch is not None) == (len(together) > 1) for together, batch in made)
+    return [together for together, _ in made]
+
+
+def ended(batches: Batching, settlement: Settlement) -> None:
+    batches.ended(settlement, BATCHES.pop(settlement.grant.task.fence, None))
+
+
 def sizes(batches: Batching, grants: list[Grant]) -> list[int]:
-    return [len(together) for together in batches.slices(grants)]
+    return [len(together) for together in slices(batches, grants)]
 
 
 def learn(batches: Batching, latency_s: float, calls: int = 50) -> None:
     for _ in range(calls):
-        batches.ended(Settlement(grant(), Complete("42", Usage()), 0.0, latency_s))
+        ended(batches, Settlement(grant(), Complete("42", Usage()), 0.0, latency_s))
 
 
 @pytest.fixture
@@ -66,7 +81,7 @@ def batches() -> Batching:
     )
 )
 def test_every_grant_goes_out_once_with_others_of_its_model_alone(grants: list[Grant]) -> None:
-    made = list(Batching(can_batch=True).slices(grants))
+    made = slices(Batching(can_batch=True), grants)
 
     sent = [one.task.fence for together in made for one in together]
     assert sorted(sent) == sorted(one.task.fence for one in grants)
@@ -84,7 +99,7 @@ def test_a_batch_has_at_most_max_batch_tasks_and_batches_are_of_one_size(batches
 def test_hot_tasks_and_those_that_have_failed_have_a_call_of_their_own(batches: Batching) -> None:
     grants = [grant(), grant(is_hot=True), grant(attempt_no=2), grant()]
 
-    made = [[one.task.fence for one in together] for together in batches.slices(grants)]
+    made = [[one.task.fence for one in together] for together in slices(batches, grants)]
 
     fences = [one.task.fence for one in grants]
     assert made == [[fences[1]], [fences[2]], [fences[0], fences[3]]]
@@ -94,7 +109,7 @@ def test_what_has_no_attempt_left_is_not_ended_by_its_neighbours(batches: Batchi
     last = grant()
     last = replace(last, task=replace(last.task, max_attempts=1))
 
-    assert [len(together) for together in batches.slices([grant(), last, grant()])] == [1, 2]
+    assert [len(together) for together in slices(batches, [grant(), last, grant()])] == [1, 2]
 
 
 FAILED = Retry("http_504", "Gateway Timeout", 0.0, counts=True)
@@ -102,10 +117,10 @@ REFUSED = Retry("rate_limited", "429", 0.0, counts=False, refusal="quota")
 
 
 def end_batch(batches: Batching, *decisions: Decision) -> None:
-    [*made] = batches.slices([grant() for _ in decisions])
+    made = slices(batches, [grant() for _ in decisions])
     assert list(map(len, made)) == [len(decisions)]
     for one, decision in zip(made[0], decisions, strict=True):
-        batches.ended(Settlement(one, decision, 0.0, 1.0))
+        ended(batches, Settlement(one, decision, 0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -139,17 +154,17 @@ def test_a_backend_without_such_a_call_is_asked_for_it_once(batches: Batching) -
 
 
 def test_what_was_rejected_together_is_tried_alone(batches: Batching) -> None:
-    [together] = batches.slices([grant(), grant()])
+    [together] = slices(batches, [grant(), grant()])
     for one in together:
-        batches.ended(Settlement(one, Retry("http_422", "no", 0.0, counts=False), 0.0, 1.0))
+        ended(batches, Settlement(one, Retry("http_422", "no", 0.0, counts=False), 0.0, 1.0))
     again = [replace(one, task=replace(one.task, fence=next(FENCE))) for one in together]
 
     assert sizes(batches, [*again, grant(), grant()]) == [1, 1, 2]
 
 
 def test_a_call_that_timed_out_is_a_slow_one(batches: Batching) -> None:
-    batches.ended(Settlement(grant(), Retry("timeout", "no answer", 0.0, counts=True), 0.0, 60.0))
-    batches.ended(Settlement(grant(), Retry("connection_lost", "reset", 0.0, counts=True), 0.0, 0.1))
+    ended(batches, Settlement(grant(), Retry("timeout", "no answer", 0.0, counts=True), 0.0, 60.0))
+    ended(batches, Settlement(grant(), Retry("connection_lost", "reset", 0.0, counts=True), 0.0, 0.1))
 
     assert list(batches._of("m").latencies) == [60.0]
 
@@ -182,18 +197,19 @@ def test_auto_is_single_until_the_process_is_busy_and_while_the_latencies_are_no
 
 def test_what_came_in_a_batch_teaches_nothing_about_single_calls(batches: Batching) -> None:
     together = [grant() for _ in range(50)]
-    list(batches.slices(together))
+    slices(batches, together)
+    shared = [BATCHES[one.task.fence] for one in together]
 
     for one in together:
-        batches.ended(Settlement(one, Complete("42", Usage()), 0.0, 9.0))
+        ended(batches, Settlement(one, Complete("42", Usage()), 0.0, 9.0))
 
     assert not batches._of("m").latencies
-    assert not batches._batches
+    assert all(batch is not None and batch.under_way == 0 for batch in shared)
 
 
 def test_the_load_is_what_single_calls_would_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_s, now = 100.0, time.monotonic() + 1000
-    monkeypatch.setattr(batching.time, "process_time", lambda: cpu_s)
+    monkeypatch.setattr(time, "process_time", lambda: cpu_s)
     load = batching._Load()
     load._since = load._cost_since = now
 

@@ -1,9 +1,11 @@
-"""claimer.Claimer: what it asks for while only slots for hot tasks are free, and that it then does not spin."""
+"""claimer.Claimer and planner.Planner: what they ask for while only slots for hot tasks are free."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,11 +20,16 @@ from llmqueue.backend.health import BackendHealth
 from llmqueue.db.listen import WakeSignal
 from llmqueue.db.outage import Outage
 from llmqueue.db.store import Store
+from llmqueue.spill.pending import PendingSettlements
 from llmqueue.types import LATE, Claim, Complete, Grant, Refusal, Room, Settlement, Task, Usage
-from llmqueue.worker import claimer
-from llmqueue.worker.claimer import MAX_CLAIM, Claimer
-from llmqueue.worker.grant_expiry import CLAIMS
+from llmqueue.worker import planner
+from llmqueue.worker.batching import Batching
+from llmqueue.worker.claimer import Claimer
+from llmqueue.worker.executor import Executor
+from llmqueue.worker.grant_expiry import CLAIMS, ClaimedGrants
 from llmqueue.worker.heartbeat import Heartbeat
+from llmqueue.worker.in_flight import InFlight
+from llmqueue.worker.planner import MAX_CLAIM, Planner
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +48,7 @@ def grant(model: str = "m", *, is_hot: bool = False) -> Grant:
 class Asked:
     models: Sequence[str] | None
     room: Room
-    chores: list[str]
+    maintenance: list[str]
     claim_state: str | None
 
 
@@ -67,9 +74,9 @@ class Database:
     async def maintain(self, *_: object) -> None: ...
 
     async def claim(
-        self, models: Sequence[str] | None, room: Room, chores: list[str], _running: int, claim_state: str | None
+        self, models: Sequence[str] | None, room: Room, maintenance: list[str], _running: int, claim_state: str | None
     ) -> Claim:
-        self.asked.append(Asked(models, room, chores, claim_state))
+        self.asked.append(Asked(models, room, maintenance, claim_state))
         self.at_each()
         self.order.append(f"claim of {room.for_any}, {room.for_hot}")
         await (anyio.sleep_forever() if self.is_silent else anyio.sleep(0))
@@ -98,22 +105,28 @@ class Run:
         self.wake = WakeSignal()
         self.started: list[Grant] = []
         store = cast(Store, self.database)
-        gate = BackendHealth(cast("object", None), "http://backend", self.wake)  # type: ignore[arg-type]
-        gate.is_open = True
-        leases = Heartbeat(store, "name", None, 20.0, 0.5)
-        leases.done(leases.due_chores())
-        self.claimer = Claimer(
-            store,
-            self.wake,
-            gate,
-            leases,
-            self.start if is_loud else self.started.append,
-            lambda _: None,
-            slots=slots,
-            models=None,
-        )
+        health = BackendHealth(cast("object", None), "http://backend", self.wake)  # type: ignore[arg-type]
+        health.is_reachable = True
+        self.pending = PendingSettlements()
+        decides = Planner(random.Random())
+        self.batching = Batching(can_batch=False)
+        self.in_flight = InFlight(slots, decides, self.batching, self.wake)
+        heartbeat = Heartbeat(store, self.in_flight, self.pending, name="name", models=None, lease_s=20.0, guard_s=0.5)
+        heartbeat.done(heartbeat.due())
+        self.begin = self.begin_loudly if is_loud else self.started.append
+        executor = cast(Executor, self)
+        self.claimer = Claimer(store, self.wake, health, heartbeat, decides, self.in_flight, self.pending, executor)
 
-    def start(self, _grant: Grant) -> None:
+    def start(self, grants: Sequence[Grant], claimed: ClaimedGrants) -> None:
+        """What an executor does."""
+        for [one], batch in self.batching.calls(grants):
+            self.in_flight.take(one, claimed, batch)
+            self.begin(one)
+
+    def gathers(self, model: str) -> bool:
+        return self.batching.gathers(model)
+
+    def begin_loudly(self, _grant: Grant) -> None:
         asyncio.get_running_loop().call_soon(self.order.append, "call")
 
     @asynccontextmanager
@@ -131,12 +144,12 @@ class Run:
     def end(self, ended: Grant, *, is_late: bool = False) -> None:
         decision = LATE if is_late else Complete("42", Usage())
         settlement = Settlement(ended, decision, None, None)
-        self.claimer.ended(settlement)
-        self.claimer.settled(settlement)
+        self.in_flight.ended(settlement)
+        self.in_flight.settled(settlement, time.monotonic())
 
     def call_ended(self, ended: Grant) -> None:
         """Its end is not in the database yet."""
-        self.claimer.ended(Settlement(ended, Complete("42", Usage()), None, None))
+        self.in_flight.ended(Settlement(ended, Complete("42", Usage()), None, None))
 
     async def fill_with_cold(self) -> None:
         self.database.cold = 1000
@@ -151,7 +164,7 @@ def run(anyio_backend: str) -> Run:
 @pytest.fixture
 def no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first: what happens then happens for another reason."""
-    monkeypatch.setattr(claimer, "POLL_S", 3600.0)
+    monkeypatch.setattr(planner, "POLL_S", 3600.0)
 
 
 @pytest.mark.usefixtures("no_poll")
@@ -165,7 +178,7 @@ async def test_cold_tasks_leave_the_hot_slots_free_and_the_loop_waits(run: Run) 
 
 
 @pytest.mark.usefixtures("no_poll")
-async def test_a_hot_task_is_claimed_at_its_bell_though_cold_ones_fill_the_rest(run: Run) -> None:
+async def test_a_hot_task_is_claimed_at_its_wake_up_though_cold_ones_fill_the_rest(run: Run) -> None:
     async with run.running():
         await run.fill_with_cold()
         run.database.hot = 1
@@ -223,7 +236,7 @@ async def test_an_idle_worker_asks_once_for_a_task_that_is_hot(run: Run) -> None
 
 @pytest.mark.usefixtures("no_poll")
 @pytest.mark.parametrize("reason", [None, "empty", "paused", "cooldown", "concurrency", "unknown"])
-async def test_a_bell_without_a_hot_task_is_one_look(run: Run, reason: str | None) -> None:
+async def test_a_wake_up_without_a_hot_task_is_one_look(run: Run, reason: str | None) -> None:
     async with run.running():
         await run.fill_with_cold()
         run.database.reason = reason
@@ -248,7 +261,7 @@ async def test_a_hot_task_that_is_refused_for_a_moment_is_asked_for_again_then(r
     assert run.started[-1].task.is_hot
 
 
-async def test_a_hot_task_without_a_bell_is_found_by_the_poll(run: Run) -> None:
+async def test_a_hot_task_without_a_wake_up_is_found_by_the_poll(run: Run) -> None:
     async with run.running():
         await run.fill_with_cold()
         run.database.hot = 1
@@ -293,7 +306,8 @@ async def test_a_model_that_is_full_is_asked_again_when_an_end_was_written_meanw
         await run.fill_with_cold()
         [first, *_] = run.started
         run.database.reason = "concurrency"
-        run.database.at_claim = lambda: run.claimer.settled(Settlement(first, Complete("42", Usage()), None, None))
+        end = Settlement(first, Complete("42", Usage()), None, None)
+        run.database.at_claim = lambda: run.in_flight.settled(end, time.monotonic())
         run.call_ended(first)
         await run.until(lambda: any("m" in (asked.models or []) for asked in run.database.asked[2:]))
 
@@ -307,7 +321,7 @@ async def test_the_next_claim_goes_out_before_the_calls_of_a_full_one_begin() ->
     assert run.order[:42] == ["claim of 36, 0", "claim of 40, 0", *["call"] * 40]
 
 
-async def test_a_dispatcher_that_is_always_given_all_can_be_cancelled() -> None:
+async def test_a_claimer_that_is_always_given_all_can_be_cancelled() -> None:
     run = Run(slots=1000)
     run.database.cold = 10**12
 
@@ -347,7 +361,7 @@ async def test_the_hot_slot_of_an_ended_hot_call_is_no_cold_one(run: Run) -> Non
         await anyio.sleep(SPIN_S)
 
     assert [grant.task.is_hot for grant in run.started] == [False] * 9 + [True]
-    assert len(run.claimer.running) == 9
+    assert len(run.in_flight.fences) == 9
 
 
 async def test_hot_tasks_may_take_every_slot(run: Run) -> None:
@@ -387,7 +401,7 @@ async def test_whose_turn_it_was_is_told_to_the_next_claim(run: Run) -> None:
 
 
 async def test_late_grants_halve_the_next_claim_hot_slots_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claimer, "FIRST_CLAIM", MAX_CLAIM)
+    monkeypatch.setattr(planner, "FIRST_CLAIM", MAX_CLAIM)
     run = Run(slots=1000)
     run.database.cold = MAX_CLAIM
     async with run.running():
@@ -407,7 +421,7 @@ async def test_a_worker_that_has_only_hot_slots_left_does_not_say_that_it_is_idl
         run.wake.set("hot")
         await run.until(lambda: len(run.database.asked) == 2)
 
-    assert [asked for asked in run.database.asked if "idle" in asked.chores] == []
+    assert [asked for asked in run.database.asked if "idle" in asked.maintenance] == []
 
 
 async def test_grants_that_are_all_late_slow_the_claims_down_and_it_is_said(run: Run) -> None:
@@ -431,13 +445,12 @@ async def test_grants_that_are_all_late_slow_the_claims_down_and_it_is_said(run:
 
 
 async def test_nothing_is_claimed_while_there_is_no_place_for_answers(run: Run) -> None:
-    is_full = True
-    run.claimer.is_full = lambda: is_full
+    run.pending.is_full = True
     run.database.cold = 5
     async with run.running():
         await anyio.sleep(SPIN_S)
         assert (run.started, run.database.asked) == ([], [])
-        is_full = False
+        run.pending.is_full = False
         await run.until(lambda: len(run.started) == 5)
 
 

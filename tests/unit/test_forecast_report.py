@@ -25,7 +25,7 @@ def test_a_call_is_answered_after_its_latency_with_its_usage() -> None:
     reply, after_s = endpoint(1, input_tokens=3, output_tokens=5).call(0.0, timeout_s=60.0)
 
     assert isinstance(reply, Answer)
-    assert (reply.usage.input_tokens, reply.usage.output_tokens, after_s) == (3, 5, pytest.approx(10.0))
+    assert (reply.usage.input_tokens, reply.usage.output_tokens, after_s) == (3, 5, pytest.approx(10.0))  # type: ignore[comparison-overlap]
 
 
 def test_a_call_over_the_limit_is_refused_soon_with_whole_seconds() -> None:

@@ -1,21 +1,13 @@
-"""expiry.GrantExpiry: when no grant can be sent in time it says so once a minute and slows the claims down."""
+"""grant_expiry.GrantExpiry: when no grant can be sent in time it says so once a minute and slows the claims down."""
 
 from __future__ import annotations
-
-from itertools import count
 
 import pytest
 from structlog.testing import capture_logs
 
-from llmqueue.types import LATE, Complete, Grant, Settlement, Task, Usage
-from llmqueue.worker.grant_expiry import CLAIMS, JUDGED_AFTER_S, GrantExpiry
+from llmqueue.worker.grant_expiry import CLAIMS, JUDGED_AFTER_S, ClaimedGrants, GrantExpiry
 
-FENCE = count(1)
-
-
-def grants(how_many: int = 2) -> list[Grant]:
-    fences = [next(FENCE) for _ in range(how_many)]
-    return [Grant("m", Task(fence, fence, 1, 5, 0, "why?", None), 0.0, 1.0, 60.0) for fence in fences]
+GRANTS = 2
 
 
 class Worker:
@@ -25,18 +17,16 @@ class Worker:
         self.expiry = GrantExpiry()
         self.now = 1000.0
 
-    def claim(self) -> list[Grant]:
-        claimed = grants()
+    def claim(self) -> ClaimedGrants:
         self.now += 0.3
-        self.expiry.claimed(claimed, self.now, 0.3)
-        return claimed
+        return self.expiry.claimed(GRANTS, self.now, 0.3)
 
     def claim_late(self) -> None:
         self.end(self.claim(), is_late=True)
 
-    def end(self, ended: list[Grant], *, is_late: bool = False) -> None:
-        for grant in ended:
-            self.expiry.ended(Settlement(grant, LATE if is_late else Complete("42", Usage()), None, None))
+    def end(self, claimed: ClaimedGrants, grants: int = GRANTS, *, is_late: bool = False) -> None:
+        for _ in range(grants):
+            claimed.ended(is_late=is_late)
 
     def wait(self) -> float:
         """Returns how long it had to pause."""
@@ -110,5 +100,5 @@ def test_claims_with_calls_in_flight_or_late_ones_among_them_are_no_reason() -> 
     worker = Worker()
     for number in range(30):
         claimed = worker.claim()
-        worker.end(claimed if number % 2 else claimed[:1], is_late=True)
+        worker.end(claimed, GRANTS if number % 2 else 1, is_late=True)
         assert worker.wait() == 0

@@ -1,4 +1,4 @@
-"""gate.BackendHealth: how many calls may go out, and what it takes a reply for."""
+"""health.BackendHealth: how many calls may go out, and what it takes a reply for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import anyio
 import pytest
 
 from llmqueue.backend import Backend
-from llmqueue.backend import health as gate_module
+from llmqueue.backend import health as health_module
 from llmqueue.backend.circuit_breaker import HALF, WINDOW
+from llmqueue.backend.classify import Blame
 from llmqueue.backend.health import BackendHealth, probe
 from llmqueue.db.listen import WakeSignal
 from llmqueue.types import (
@@ -30,59 +31,61 @@ ANSWER = Answer("42", Usage())
 BROKEN = TransientError("http_502", "Bad Gateway")
 
 
-def judge(gate: BackendHealth, *replies: Reply) -> list[str]:
+def judge(health: BackendHealth, *replies: Reply) -> list[Blame | None]:
     now = time.monotonic()
     grants = [Grant("m", Task(n, n, 1, 5, 0, "why?", None), now, now + 60, 600.0) for n in range(len(replies))]
-    return [gate.judge(grant, reply) for grant, reply in zip(grants, replies, strict=True)]
+    return [blame for grant, reply in zip(grants, replies, strict=True) for blame in health.judge([grant], [reply])]
 
 
 @pytest.fixture
-def gate() -> BackendHealth:
-    gate = BackendHealth(cast(Backend, None), "http://backend", WakeSignal())
-    gate.is_open = True
-    return gate
+def health() -> BackendHealth:
+    health = BackendHealth(cast(Backend, None), "http://backend", WakeSignal())
+    health.is_reachable = True
+    return health
 
 
-def test_ten_failures_close_it_and_it_says_what_is_wrong_without_a_word_of_the_backends(gate: BackendHealth) -> None:
-    assert judge(gate, *[BROKEN] * HALF) == ["attempt"] * (HALF - 1) + ["backend"]
+def test_ten_failures_close_it_and_it_says_what_is_wrong_without_a_word_of_the_backends(health: BackendHealth) -> None:
+    assert judge(health, *[BROKEN] * HALF) == ["attempt"] * (HALF - 1) + ["backend"]
 
-    assert gate.at_most(200) == 0
-    assert gate.trouble is not None
-    assert gate.trouble.what == "fails its calls: half of the last 20, the last with http_502"
+    assert health.at_most(200) == 0
+    assert health.trouble is not None
+    assert health.trouble.what == "fails its calls: half of the last 20, the last with http_502"
 
 
 @pytest.mark.parametrize(
-    "reply",
+    ("reply", "blame"),
     [
-        ANSWER,
-        PermanentError("http_400", "bad"),
-        TransientError("unreadable_reply", "200 without JSON"),
-        TransientError("reply_too_large", "large"),
+        (ANSWER, None),
+        (PermanentError("http_400", "bad"), "task"),
+        (TransientError("unreadable_reply", "200 without JSON"), "attempt"),
+        (TransientError("reply_too_large", "large"), "attempt"),
     ],
     ids=str,
 )
-def test_whatever_else_the_backend_says_shows_that_it_is_there(gate: BackendHealth, reply: Reply) -> None:
+def test_whatever_else_the_backend_says_shows_that_it_is_there(
+    health: BackendHealth, reply: Reply, blame: Blame | None
+) -> None:
     for _ in range(WINDOW):
-        assert judge(gate, reply, reply, BROKEN) == ["attempt"] * 3
+        assert judge(health, reply, reply, BROKEN) == [blame, blame, "attempt"]
 
-    assert gate.at_most(200) == 200
+    assert health.at_most(200) == 200
 
 
 @pytest.mark.parametrize(
     "reply", [Late(), Throttled("capacity", "unavailable", "503", None), TransientError("timeout", "")]
 )
-def test_what_says_nothing_about_the_backend_neither_opens_nor_hides_it(gate: BackendHealth, reply: Reply) -> None:
-    judge(gate, *[BROKEN] * (HALF - 1))
-    judge(gate, *[reply] * 100)
+def test_what_says_nothing_about_the_backend_neither_opens_nor_hides_it(health: BackendHealth, reply: Reply) -> None:
+    judge(health, *[BROKEN] * (HALF - 1))
+    judge(health, *[reply] * 100)
 
-    assert gate.at_most(200) == 200
-    assert judge(gate, BROKEN) == ["backend"]
+    assert health.at_most(200) == 200
+    assert judge(health, BROKEN) == ["backend"]
 
 
-def test_no_connection_closes_it_at_once_and_is_nobodys_failure(gate: BackendHealth) -> None:
-    assert judge(gate, Unreachable("connection refused")) == ["attempt"]
+def test_no_connection_ends_the_claims_at_once_and_is_the_backends_fault(health: BackendHealth) -> None:
+    assert judge(health, Unreachable("connection refused")) == ["backend"]
 
-    assert gate.at_most(200) == 0
+    assert health.at_most(200) == 0
 
 
 class Hanging:
@@ -95,7 +98,7 @@ class Hanging:
 
 @pytest.mark.anyio
 async def test_a_probe_that_hangs_is_a_reason_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "PROBE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(health_module, "PROBE_TIMEOUT_S", 0.01)
 
     with anyio.fail_after(20):
         reason = await probe(cast(Backend, Hanging()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 import tracemalloc
 import zlib
@@ -14,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from llmqueue.backend import Call, http, sending
+from llmqueue.backend.classify import read_error
 from llmqueue.backend.health import BackendHealth
-from llmqueue.backend.inner_error import read_error
 from llmqueue.backend.models_backend import Fields, ModelsBackend
 from llmqueue.backend.openai import OpenAIBackend
 from llmqueue.db.listen import WakeSignal
@@ -27,14 +26,13 @@ from llmqueue.types import (
     PermanentError,
     Reply,
     Retry,
-    Settlement,
     Task,
     Throttled,
     TransientError,
     Unreachable,
     Usage,
 )
-from llmqueue.worker.executor import Executor
+from tests.support.executor import Ends, executor_of
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.anyio
@@ -210,14 +208,8 @@ async def test_an_answer_with_an_error_beside_it_is_paid_for_and_kept(adapter: s
 async def test_a_call_that_hangs_ends_at_its_timeout_even_after_the_headers(fault: str) -> None:
     async with running(CONFIG) as server:
         backend = ModelsBackend(server.url, None, Fields())
-        ends: list[Settlement] = []
-
-        async def no_top_up(fence: int, input_charge: int) -> bool:
-            raise AssertionError
-
-        runner = Executor(
-            backend, BackendHealth(backend, server.url, WakeSignal()), ends.append, no_top_up, random.Random(1)
-        )
+        ends = Ends()
+        runner = executor_of(backend, BackendHealth(backend, server.url, WakeSignal()), ends)
         now = time.monotonic()
         await runner.run(Grant("m", Task(1, 1, 1, 5, 0, f"[[fault:{fault}]]", None), now, now + 60, 0.5))
         await backend.aclose()

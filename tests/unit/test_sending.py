@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 
 import httpx
@@ -14,8 +13,8 @@ from llmqueue.backend.http import header_key, why
 from llmqueue.backend.models_backend import Fields, ModelsBackend
 from llmqueue.db.listen import WakeSignal
 from llmqueue.fake_backend import SimulatorConfig, running
-from llmqueue.types import Answer, Grant, Late, Release, Settlement, Task, Unreachable
-from llmqueue.worker.executor import Executor
+from llmqueue.types import Answer, Grant, Late, Release, Task, Unreachable
+from tests.support.executor import Ends, executor_of
 
 pytestmark = pytest.mark.anyio
 
@@ -79,10 +78,8 @@ async def test_a_refused_connection_is_the_backends_fault_and_was_not_sent() -> 
 async def test_a_thawed_worker_gives_its_old_grants_back_unsent() -> None:
     async with running(CONFIG) as server:
         backend = ModelsBackend(server.url, None, Fields())
-        ends: list[Settlement] = []
-        runner = Executor(
-            backend, BackendHealth(backend, server.url, WakeSignal()), ends.append, no_top_up, random.Random(1)
-        )
+        ends = Ends()
+        runner = executor_of(backend, BackendHealth(backend, server.url, WakeSignal()), ends)
         frozen_for_s = 30.0
         granted_at = time.monotonic() - frozen_for_s
         task = Task(1, 1, 1, 5, 0, "why?", None)

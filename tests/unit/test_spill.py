@@ -158,8 +158,8 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[str] = []
         self._pwrite, self._fsync = os.pwrite, os.fsync
-        monkeypatch.setattr(spill_module.os, "pwrite", self.pwrite)
-        monkeypatch.setattr(spill_module.os, "fsync", self.fsync)
+        monkeypatch.setattr(spill_module.os, "pwrite", self.pwrite)  # type: ignore[attr-defined]
+        monkeypatch.setattr(spill_module.os, "fsync", self.fsync)  # type: ignore[attr-defined]
         self.fails_with: int | None = None
         self.fails_for_folders_with: int | None = None
         self.room = 1 << 60
@@ -373,7 +373,7 @@ def test_a_file_that_its_owner_removes_at_that_moment_is_not_inherited(
         path.unlink(missing_ok=True)
         lock(fd, how)
 
-    monkeypatch.setattr(spill_module.fcntl, "flock", removed_before_it_is_locked)
+    monkeypatch.setattr(spill_module.fcntl, "flock", removed_before_it_is_locked)  # type: ignore[attr-defined]
 
     assert inherit(path, HERE) is None
 

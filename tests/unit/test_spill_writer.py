@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,19 +16,27 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from llmqueue.db.listen import WakeSignal
 from llmqueue.db.outage import Outage
 from llmqueue.db.store import Store
 from llmqueue.errors import DatabaseUnreachable, SqlError
 from llmqueue.logs import Event
-from llmqueue.spill import recovery as heir_module
-from llmqueue.spill import writer as spiller_module
+from llmqueue.spill import answers as answers_module
+from llmqueue.spill import writer as writer_module
+from llmqueue.spill.answers import SpilledAnswers
 from llmqueue.spill.codec import encode
 from llmqueue.spill.file import Database, Spill
-from llmqueue.spill.recovery import SpillRecovery
+from llmqueue.spill.pending import PendingSettlements
 from llmqueue.spill.writer import SpillWriter
 from llmqueue.types import Bury, Complete, Grant, Retry, Settlement, Task, Usage
-from llmqueue.worker import flusher as completer_module
+from llmqueue.worker import flusher as flusher_module
+from llmqueue.worker import spill_recovery as recovery_module
+from llmqueue.worker.batching import Batching
 from llmqueue.worker.flusher import Flusher
+from llmqueue.worker.heartbeat import Heartbeat
+from llmqueue.worker.in_flight import InFlight
+from llmqueue.worker.planner import Planner
+from llmqueue.worker.spill_recovery import SpillRecovery
 
 pytestmark = pytest.mark.anyio
 HERE = Database("1/1", "here")
@@ -40,7 +49,7 @@ def end(fence: int, answer: object = "42") -> Settlement:
 
 
 class FakeDatabase:
-    """A store: `steps` are what it was asked, `failure(batch)` what it raises, `outcomes` what it says of fences."""
+    """A store and a heartbeat: `steps` are the calls, `failure(batch)` what it raises, `outcomes` the replies."""
 
     def __init__(self) -> None:
         self.outage = Outage()
@@ -49,6 +58,10 @@ class FakeDatabase:
         self.settled: dict[int, tuple[UUID, Settlement]] = {}
         self.failure: Callable[[Sequence[Settlement]], Exception | None] = lambda _: None
         self.outcomes: dict[int, str] = {}
+        self.may_sweep = False
+
+    def spills_are_sent(self) -> None:
+        self.may_sweep = True
 
     async def beat(self) -> None:
         if self.is_away:
@@ -71,6 +84,10 @@ class FakeDatabase:
         return {fence: getattr(s.decision, "answer", None) for fence, (_, s) in sorted(self.settled.items())}
 
 
+def in_flight() -> InFlight:
+    return InFlight(10, Planner(random.Random(1)), Batching(can_batch=False), WakeSignal())
+
+
 class Worker:
     """A flusher and its spill_writer in `folder`; `freed` are the fences whose slots are free again."""
 
@@ -79,26 +96,26 @@ class Worker:
         self.freed: list[int] = []
         self.id = uuid4()
         self.spill = Spill(folder, self.id, HERE, max_bytes)
-        self.flusher = Flusher(
-            cast("Store", self.database),
-            lambda settlement: self.freed.append(settlement.grant.task.fence),
-            self.spill,
-            self.database.beat,
-        )
-        self.spill_writer = SpillWriter(self.flusher, self.spill, after_s=0.0, memory_chars=memory_chars)
+        self.pending = PendingSettlements()
+        self.answers = SpilledAnswers(self.spill)
+        ours = in_flight()
+        ours.settled = lambda settlement, _: self.freed.append(settlement.grant.task.fence)  # type: ignore[method-assign,assignment]
+        store, heartbeat = cast(Store, self.database), cast(Heartbeat, self.database)
+        self.flusher = Flusher(store, heartbeat, ours, self.pending, self.answers)
+        self.spill_writer = SpillWriter(self.pending, self.spill, self.answers, after_s=0.0, memory_chars=memory_chars)
 
     @property
     def in_memory(self) -> int:
-        return len(self.flusher.in_memory())
+        return len(self.pending.in_memory())
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completer_module, "LINGER_S", 0.001)
-    monkeypatch.setattr(spiller_module, "LOOK_S", 0.001)
-    monkeypatch.setattr(spiller_module, "TRY_AGAIN_S", 0.0)
-    monkeypatch.setattr(completer_module, "RETRY_S", (0.001, 0.002))
-    monkeypatch.setattr(completer_module, "BUSY_S", 0.01)
+    monkeypatch.setattr(flusher_module, "LINGER_S", 0.001)
+    monkeypatch.setattr(writer_module, "LOOK_S", 0.001)
+    monkeypatch.setattr(writer_module, "TRY_AGAIN_S", 0.0)
+    monkeypatch.setattr(flusher_module, "RETRY_S", (0.001, 0.002))
+    monkeypatch.setattr(flusher_module, "BUSY_S", 0.01)
 
 
 @pytest.fixture
@@ -148,7 +165,7 @@ async def test_answers_leave_memory_for_the_file_and_reach_the_database_whole(wo
 
 async def test_an_answer_that_the_database_takes_at_once_is_never_written_to_disk(tmp_path: Path) -> None:
     worker = Worker(tmp_path)
-    worker.spill_writer = SpillWriter(worker.flusher, worker.spill)
+    worker.spill_writer = SpillWriter(worker.pending, worker.spill, worker.answers)
     worker.flusher.put(end(1))
 
     await worker.spill_writer.look()
@@ -159,7 +176,7 @@ async def test_an_answer_that_the_database_takes_at_once_is_never_written_to_dis
 
 async def test_from_a_stop_on_an_answer_does_not_wait_for_long_in_memory_alone(tmp_path: Path) -> None:
     worker = Worker(tmp_path)
-    worker.spill_writer = SpillWriter(worker.flusher, worker.spill)
+    worker.spill_writer = SpillWriter(worker.pending, worker.spill, worker.answers)
     worker.flusher.put(end(1))
     wait(worker, 1.0)
     await worker.spill_writer.look()
@@ -176,11 +193,11 @@ async def test_the_heartbeat_comes_before_what_waited_and_only_once(worker: Work
     worker.flusher.put(end(1))
     async with anyio.create_task_group() as loops:
         loops.start_soon(worker.flusher.run)
-        await until(lambda: worker.flusher.is_behind)
+        await until(lambda: worker.pending.is_behind)
         worker.flusher.put(end(2))
         worker.database.is_away = False
         await until(lambda: worker.freed == [1, 2])
-        assert not worker.flusher.is_behind
+        assert not worker.pending.is_behind
         worker.flusher.put(end(3))
         await until(lambda: worker.freed == [1, 2, 3])
         loops.cancel_scope.cancel()
@@ -198,17 +215,17 @@ async def test_a_full_disk_and_a_full_memory_stop_claims_and_lose_nothing(
         for _ in range(3):
             await worker.spill_writer.spill()
             await worker.spill_writer.look()
-        assert not worker.spill_writer.is_full, "memory has room"
+        assert not worker.pending.is_full, "memory has room"
         worker.flusher.put(end(2, "x" * 900))
         await worker.spill_writer.look()
-        assert worker.spill_writer.is_full
+        assert worker.pending.is_full
         worker.flusher.put(end(3, "in flight when it was full"))
         await worker.spill_writer.look()
 
         disk.is_full = False
         await worker.spill_writer.look()
 
-    assert not worker.spill_writer.is_full
+    assert not worker.pending.is_full
     assert (worker.in_memory, worker.spill.waiting) == (0, 3)
     said = [line["event"] for line in lines]
     assert [said.count(event) for event in (Event.SPILL_FAILED, Event.SPILL_FULL, Event.SPILL_WRITTEN)] == [1, 1, 1]
@@ -225,10 +242,10 @@ async def test_the_bound_of_the_file_is_the_bound_of_what_is_claimed(tmp_path: P
 
     await worker.spill_writer.look()
 
-    assert (worker.spill.waiting, worker.in_memory, worker.spill_writer.is_full) == (1, 1, True)
+    assert (worker.spill.waiting, worker.in_memory, worker.pending.is_full) == (1, 1, True)
     assert await worker.flusher.try_all() == 0
     await worker.spill_writer.look()
-    assert not worker.spill_writer.is_full
+    assert not worker.pending.is_full
     assert worker.database.answers() == {1: "x" * 2000, 2: "x" * 2000}
 
 
@@ -281,7 +298,7 @@ async def test_a_buried_answer_that_has_to_wait_in_the_file_is_not_lost_there(wo
     worker.flusher.put(end(1, "precious"))
     async with anyio.create_task_group() as loops:
         loops.start_soon(worker.flusher.run)
-        await until(lambda: worker.flusher.is_behind)
+        await until(lambda: worker.pending.is_behind)
         await worker.spill_writer.spill()
         worker.database.is_away = False
         await until(lambda: worker.freed == [1])
@@ -302,7 +319,7 @@ async def test_what_the_database_takes_in_no_form_is_tried_with_ever_less_and_ke
     await worker.spill_writer.spill()
 
     assert await worker.flusher.try_all() == 0
-    await worker.flusher.tidy()
+    await worker.answers.tidy()
 
     assert sent == ["precious", '"precious"', None]
     assert worker.freed == [1]
@@ -351,7 +368,7 @@ async def test_an_answer_that_the_disk_does_not_give_back_now_is_asked_for_again
 async def test_an_answer_that_the_disk_never_gives_back_is_a_failed_attempt_and_keeps_the_file(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completer_module, "UNREADABLE_FOR_S", 0.02)
+    monkeypatch.setattr(answers_module, "UNREADABLE_FOR_S", 0.02)
     worker.flusher.put(end(1, "precious"))
     await worker.spill_writer.spill()
     BrokenDisk(monkeypatch)
@@ -397,7 +414,7 @@ def refused(fence: int, *, delay_s: float = 0.0, pause_s: float | None = None) -
 
 def wait(worker: Worker, seconds: float) -> None:
     """Makes what `worker` has in memory that much older."""
-    for waiting in worker.flusher.in_memory():
+    for waiting in worker.pending.in_memory():
         waiting.since -= seconds
 
 
@@ -444,14 +461,13 @@ async def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path)
 
 
 class Estate:
-    """A folder with what a former worker left, and an recovery."""
+    """A folder with what a former worker left, and a recovery."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.database = FakeDatabase()
-        self.recovery = SpillRecovery(
-            cast("Store", self.database), folder, HERE, folder / "own.jsonl", self.database.beat
-        )
+        store, heartbeat = cast(Store, self.database), cast(Heartbeat, self.database)
+        self.recovery = SpillRecovery(store, heartbeat, in_flight(), folder, HERE, own=folder / "own.jsonl")
 
     def leave(self, *settlements: Settlement, database: Database = HERE) -> UUID:
         worker = uuid4()
@@ -470,20 +486,20 @@ def estate(tmp_path: Path, anyio_backend: str) -> Estate:
     return Estate(tmp_path)
 
 
-async def test_an_heir_settles_in_the_name_of_who_is_gone_and_removes_the_file(estate: Estate) -> None:
+async def test_a_recovery_settles_in_the_name_of_who_is_gone_and_removes_the_file(estate: Estate) -> None:
     first = estate.leave(end(1, "one"), end(2, "two"))
     second = estate.leave(end(3, "three"))
-    assert estate.recovery.is_behind, "nobody is swept from here before it has looked"
+    assert not estate.database.may_sweep, "nobody is swept from here before it has looked"
 
     await estate.recovery.look()
 
     assert estate.database.answers() == {1: "one", 2: "two", 3: "three"}
     assert [worker for worker, _ in (estate.database.settled[fence] for fence in (1, 2, 3))] == [first, first, second]
     assert estate.database.steps[0] == "heartbeat"
-    assert (estate.files, estate.recovery.is_behind) == ([], False)
+    assert (estate.files, estate.database.may_sweep) == ([], True)
 
 
-async def test_an_heir_counts_a_pause_from_its_refusal(estate: Estate) -> None:
+async def test_a_recovery_counts_a_pause_from_its_refusal(estate: Estate) -> None:
     worker = Worker(estate.folder)
     worker.flusher.put(refused(1, delay_s=90.0, pause_s=100.0))
     wait(worker, 60.0)
@@ -495,7 +511,7 @@ async def test_an_heir_counts_a_pause_from_its_refusal(estate: Estate) -> None:
     assert pauses(estate.database) == {1: (30, 40)}
 
 
-async def test_an_heir_whose_clock_was_set_back_makes_no_pause_longer(
+async def test_a_recovery_whose_clock_was_set_back_makes_no_pause_longer(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(estate.folder)
@@ -510,28 +526,28 @@ async def test_an_heir_whose_clock_was_set_back_makes_no_pause_longer(
     assert pauses(estate.database) == {1: (0, 100)}
 
 
-async def test_an_heir_waits_for_a_database_that_is_away_and_sweeps_nobody_meanwhile(estate: Estate) -> None:
+async def test_a_recovery_waits_for_a_database_that_is_away_and_sweeps_nobody_meanwhile(estate: Estate) -> None:
     estate.leave(end(1))
     estate.database.is_away = True
     async with anyio.create_task_group() as loops:
         loops.start_soon(estate.recovery.run)
         await until(lambda: estate.recovery._open)
-        assert estate.recovery.is_behind
+        assert not estate.database.may_sweep
         estate.database.is_away = False
-        await until(lambda: not estate.recovery.is_behind)
+        await until(lambda: estate.database.may_sweep)
         loops.cancel_scope.cancel()
 
     assert (estate.database.answers(), estate.files) == ({1: "42"}, [])
 
 
-async def test_an_heir_keeps_what_a_locked_row_holds_up_and_settles_the_rest(estate: Estate) -> None:
+async def test_a_recovery_keeps_what_a_locked_row_holds_up_and_settles_the_rest(estate: Estate) -> None:
     estate.leave(end(1), end(2))
     estate.database.outcomes = {1: "busy"}
 
     await estate.recovery.look()
 
     assert estate.database.answers() == {2: "42"}
-    assert (len(estate.files), estate.recovery.is_behind) == (1, False)
+    assert (len(estate.files), estate.database.may_sweep) == (1, True)
     estate.database.outcomes = {}
     await estate.recovery.look()
     assert (sorted(estate.database.settled), estate.files) == ([1, 2], [])
@@ -542,14 +558,14 @@ async def test_what_is_not_ours_is_said_once_and_left_alone(estate: Estate, monk
     (estate.folder / "strange.jsonl").write_bytes(b"what is this\n")
     (estate.folder / "closed.jsonl").write_bytes(b"x")
     estate.leave(end(2))
-    inherit = heir_module.inherit
+    inherit = recovery_module.inherit  # type: ignore[attr-defined]
 
     def closed(path: Path, database: Database) -> object:
         if path.name == "closed.jsonl":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return inherit(path, database)
 
-    monkeypatch.setattr(heir_module, "inherit", closed)
+    monkeypatch.setattr(recovery_module, "inherit", closed)
     with capture_logs() as lines:
         await estate.recovery.look()
         await estate.recovery.look()
@@ -576,7 +592,7 @@ async def test_a_file_that_the_database_refuses_holds_up_no_other(estate: Estate
         await estate.recovery.look()
 
     assert sorted(estate.database.settled) == [2]
-    assert not estate.recovery.is_behind
+    assert estate.database.may_sweep
     [file] = estate.files
     is_kept = sqlstate == "22P02"  # it can never be stored; a right may be granted
     assert file.endswith(".kept" if is_kept else ".jsonl")
@@ -609,6 +625,6 @@ async def test_a_settled_file_that_cannot_be_removed_is_said_once_and_settled_on
     assert [line["event"] for line in lines].count(Event.SPILL_FAILED) == 1
     assert estate.database.steps.count("settle [1]") == 1
     [file] = estate.files
-    neighbour = heir_module.inherit(estate.folder / file, HERE)
+    neighbour = recovery_module.inherit(estate.folder / file, HERE)  # type: ignore[attr-defined]
     assert neighbour is not None
     neighbour.spill.close()

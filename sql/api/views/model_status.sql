@@ -34,7 +34,11 @@ select c.model,
            as effective_concurrency,
        c.on_crash,
        c.dispatch,
-       c.max_batch
+       c.max_batch,
+       not llmqueue_internal.is_enabled(c) as is_paused,
+       -- 36 hours after the day has begun it is the next day, also where a clock is set forward or back
+       llmqueue_internal.day_start(c.quota_timezone, llmqueue_internal.day_start(
+           c.quota_timezone, llmqueue_internal.clock()) + interval '36 hours') as day_ends_at
   from llmqueue.model_config c
   left join llmqueue.model_state s on s.model = c.model
  cross join lateral llmqueue_internal.count_60s(c.model, llmqueue_internal.clock()) used

@@ -1,8 +1,8 @@
-"""Whether the backend may be called, and how much: closed while it cannot be reached, narrow while it fails.
+"""Whether the backend may be called, and how much: not at all while it cannot be reached, little while it fails.
 
-Nothing is claimed while it is closed, so an outage is one line in the log and not one per task (design I11). The first
-call that finds no connection closes it, a probe opens it. A backend that is there and fails its calls is the circuit's
-matter (circuit_breaker.py): then single calls try it.
+While it cannot be reached nothing is claimed, so an outage is one line in the log and not one per task (design I11).
+The first call that finds no connection ends the claims, a probe resumes them. A backend that can be reached and fails
+its calls is the circuit breaker's matter (circuit_breaker.py): single calls probe it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import anyio
 
-from llmqueue.backend import Backend, BatchBackend, circuit_breaker
+from llmqueue.backend import circuit_breaker
 from llmqueue.backend.circuit_breaker import CircuitBreaker, Failed
+from llmqueue.backend.classify import Blame, Classification, classify
+from llmqueue.backend.protocol import Backend, BatchBackend
 from llmqueue.db.listen import WakeSignal
 from llmqueue.logs import Event, logger
-from llmqueue.types import Grant, Late, Reply, Throttled, TransientError, Unreachable
+from llmqueue.types import Answer, Grant, PermanentError, Reply, TransientError
 
 PROBE_S = (0.25, 10.0)
-# An adapter whose probe() hangs would else keep the gate closed without a word. Our own end by themselves.
+# A third-party adapter whose probe() hangs would block silently. Built-in adapters have a timeout of their own.
 PROBE_TIMEOUT_S = 15.0
-# Open for that long without a refused connection: the next outage is a new one.
+# Reachable for that long without a refused connection: the next outage is a new one.
 STEADY_S = 10.0
 
 
@@ -36,17 +39,17 @@ class Trouble:
 
 
 class BackendHealth:
-    """at_most() says how many calls may go out; the wake rings when that becomes more."""
+    """at_most() tells how many calls may go out; the wake-up signal is set when that becomes more."""
 
     def __init__(self, backend: Backend, url: str, wake: WakeSignal) -> None:
         self._backend = backend
         self._url = url
         self._wake = wake
-        self._closed = anyio.Event()
+        self._lost = anyio.Event()
         self._unreachable: Trouble | None = None
         self._failing: Trouble | None = None
-        self.circuit = CircuitBreaker(random.Random())
-        self.is_open = False
+        self.breaker = CircuitBreaker(random.Random())
+        self.is_reachable = False
 
     @property
     def can_batch(self) -> bool:
@@ -59,37 +62,65 @@ class BackendHealth:
 
     def at_most(self, wanted: int) -> int:
         """Returns how many of `wanted` calls may be started now."""
-        if not self.is_open:
+        if not self.is_reachable:
             return 0
-        leave = self.circuit.leave(time.monotonic())
-        return wanted if leave is None else min(wanted, leave)
+        left = self.breaker.calls_left(time.monotonic())
+        return wanted if left is None else min(wanted, left)
 
     def started(self, grant: Grant) -> None:
-        self.circuit.started(grant.task.fence, time.monotonic())
+        self.breaker.started(grant.task.fence, time.monotonic())
 
     def ended(self, grant: Grant) -> None:
         """Call at the end of an attempt, after judge() if it had a reply."""
-        self.circuit.ended(grant.task.fence)
+        self.breaker.ended(grant.task.fence)
 
-    def judge(self, grant: Grant, reply: Reply, others: Sequence[Grant] = ()) -> circuit_breaker.Blame:
-        """Returns whose fault a failure is, and remembers how the call went; `others` are in the same call."""
+    def judge(self, grants: Sequence[Grant], replies: Sequence[Reply]) -> list[Blame | None]:
+        """Returns whose fault each reply of one call is, and remembers how the call went.
+
+        A call is one success or one failure of the backend's, however many tasks it carries.
+        """
+        if len(replies) == 1:
+            return [self._remember(grants[0], replies[0], classify(replies[0]))]
+        if isinstance(replies[0], PermanentError) and all(one is replies[0] for one in replies):
+            # Due to one of them, and it is not known to which. Or the backend has no such call.
+            self._remember(grants[0], replies[0], classify(replies[0]))
+            return ["call"] * len(replies)
+        found = [classify(reply) for reply in replies]
+        blames = [each.blame for each in found]
+        failed = [no for no, each in enumerate(found) if each.evidence == "fails"]
+        others = [no for no, each in enumerate(found) if each.evidence != "fails"]
+        if others:
+            best = next((no for no in others if isinstance(replies[no], Answer)), others[0])
+            self._remember(grants[best], replies[best], found[best])
+        if failed:
+            fences = [grants[no].task.fence for no in failed[1:]]
+            blame = self._remember(grants[failed[0]], replies[failed[0]], found[failed[0]], fences)
+            for no in failed:
+                blames[no] = blame
+        return blames
+
+    def _remember(self, grant: Grant, reply: Reply, found: Classification, others: Sequence[int] = ()) -> Blame | None:
+        """Returns whose fault it is, seen beside the other calls; `others` are fences of the same call."""
         now = time.monotonic()
-        match reply:
-            case Unreachable():
-                self.close()
-            case TransientError(error_class) if circuit_breaker.blames(error_class):
-                fences = tuple(other.task.fence for other in others)
-                return self._failed(Failed(grant.model, grant.task.fence, grant.granted_at, error_class, fences), now)
-            case Late() | Throttled() | TransientError("timeout"):
-                pass  # nothing was sent, it is the model's, or one slow prompt: says nothing about the backend
-            case _:
+        match found.evidence:
+            case "unreachable":
+                self.lose()
+            case "fails":
+                error_class = reply.error_class if isinstance(reply, TransientError) else ""
+                call = Failed(grant.model, grant.task.fence, grant.granted_at, error_class, tuple(others))
+                return self._failed(call, now)
+            case "silent":
+                pass
+            case "works":
                 self._succeeded(grant, now)
-        return "attempt"
+            case _:
+                assert_never(found.evidence)
+        return found.blame
 
-    def _failed(self, call: Failed, now: float) -> circuit_breaker.Blame:
-        was_closed = self.circuit.because is None
-        blame = self.circuit.failed(call, now)
-        if was_closed and self.circuit.because is not None:
+    def _failed(self, call: Failed, now: float) -> Blame:
+        was_failing = self.breaker.reason is not None
+        blame = self.breaker.failed(call, now)
+        if not was_failing and self.breaker.reason is not None:
             self._failing = Trouble(
                 f"fails its calls: half of the last {circuit_breaker.WINDOW}, the last with {call.error_class}", now
             )
@@ -97,39 +128,40 @@ class BackendHealth:
                 Event.BACKEND_FAILING,
                 url=self._url,
                 error_class=call.error_class,
-                effect="one call at a time tries it; what fails meanwhile costs no attempt",
+                effect="one call at a time probes it; failures meanwhile cost no attempt",
             )
         return blame
 
     def _succeeded(self, grant: Grant, now: float) -> None:
-        was_closed = self.circuit.is_closed
-        self.circuit.succeeded(grant.model, grant.task.fence, now)
-        if self._failing is not None and self.circuit.because is None:
+        was_closed = self.breaker.is_closed
+        self.breaker.succeeded(grant.model, grant.task.fence, now)
+        if self._failing is not None and self.breaker.reason is None:
             self._failing = None
             logger().info(Event.BACKEND_BACK, url=self._url)
         if not was_closed:
             self._wake.set("config")
 
-    def close(self) -> None:
-        if self.is_open:
-            self.is_open = False
-            self._closed.set()
+    def lose(self) -> None:
+        """A call has found no connection."""
+        if self.is_reachable:
+            self.is_reachable = False
+            self._lost.set()
 
     async def run(self) -> None:
-        """Probes while closed, sleeps while open. Never returns."""
+        """Probes while the backend cannot be reached, sleeps while it can. Never returns."""
         pause_s = PROBE_S[0]
         while True:
             reason = await probe(self._backend)
             if reason is not None:
                 await self._until_reachable(reason)
-                self.circuit.go_slowly()
-            opened_at = time.monotonic()
-            self._closed = anyio.Event()
-            self.is_open = True
+                self.breaker.begin_slowly()
+            reached_at = time.monotonic()
+            self._lost = anyio.Event()
+            self.is_reachable = True
             self._wake.set("config")
-            await self._closed.wait()
-            # A backend that takes the probe and refuses the calls: opened ever more slowly, or it would be a storm.
-            pause_s = PROBE_S[0] if time.monotonic() - opened_at > STEADY_S else min(2 * pause_s, PROBE_S[1])
+            await self._lost.wait()
+            # A backend that takes the probe and refuses the calls is called ever more rarely, or it would be a storm.
+            pause_s = PROBE_S[0] if time.monotonic() - reached_at > STEADY_S else min(2 * pause_s, PROBE_S[1])
             await anyio.sleep(random.uniform(pause_s / 2, pause_s))
 
     async def _until_reachable(self, reason: str) -> None:

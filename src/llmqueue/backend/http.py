@@ -21,7 +21,8 @@ from httpx_aiohttp import AiohttpTransport
 
 from llmqueue.backend import retry_after, sending
 from llmqueue.backend.body import TooLarge, Undecodable, read_body
-from llmqueue.types import Late, PermanentError, Reply, Throttled, TransientError, Unreachable
+from llmqueue.backend.classify import MESSAGE_CHARS, reply_of_status
+from llmqueue.types import Late, Reply, TransientError, Unreachable
 
 CONNECT_TIMEOUT_S = 5.0
 # A header takes ASCII only; keys of the usual kinds go out as they are.
@@ -30,11 +31,6 @@ KEY_SAFE = "!#$&'()*+,/:;=?@[]-_.~ "
 # Below the 5 s after which uvicorn, the usual server of such a backend, closes an idle connection: a request that
 # meets the closing would look like a reset, and might be paid twice.
 KEEPALIVE_S = 3.0
-CAPACITY = {503: "unavailable", 529: "overloaded"}
-# Our credentials are wrong, not the task: nothing is buried for them.
-CREDENTIALS = {401, 407}
-CREDENTIALS_PAUSE_S = 60.0
-MESSAGE_CHARS = 300
 # What the headers say about the body does not hold any more once it has been read and decoded.
 OF_THE_BODY = {b"content-encoding", b"content-length", b"transfer-encoding"}
 # An answer is paid for, so this is far above any; what is larger is a backend gone mad, and is not read to its end.
@@ -201,19 +197,6 @@ def reply_of(response: httpx.Response) -> Reply:
     if asked_s is None and status == httpx.codes.TOO_MANY_REQUESTS:
         asked_s = retry_after.until_reset(response.headers)
     return reply_of_status(status, message, asked_s)
-
-
-def reply_of_status(status: int, message: str, asked_s: float | None) -> Reply:
-    """Returns whose fault a status is; `asked_s` is the pause that was asked for."""
-    if status in CAPACITY:
-        return Throttled("capacity", CAPACITY[status], message, asked_s)
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        return Throttled("quota", "rate_limited", message, asked_s)
-    if status in CREDENTIALS:
-        return Throttled("credentials", "credentials_refused", message, CREDENTIALS_PAUSE_S)
-    if status == httpx.codes.REQUEST_TIMEOUT or not httpx.codes.is_client_error(status):
-        return TransientError(f"http_{status}", message)
-    return PermanentError(f"http_{status}", message)
 
 
 def _target(response: httpx.Response) -> str:

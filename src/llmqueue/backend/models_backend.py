@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import httpx
 
 from llmqueue.backend import http
-from llmqueue.backend.inner_error import read_error
+from llmqueue.backend.classify import read_error
 from llmqueue.backend.protocol import Call
 from llmqueue.types import Answer, Json, Reply, TransientError, Usage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from llmqueue.backend import http
-from llmqueue.backend.inner_error import read_error
+from llmqueue.backend.classify import read_error
 from llmqueue.backend.models_backend import read_json, read_usage
 from llmqueue.backend.protocol import Call
 from llmqueue.types import Answer, Json, PermanentError, Reply, TransientError

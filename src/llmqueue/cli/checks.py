@@ -60,7 +60,7 @@ LATE = """
      where a.granted_at > clock_timestamp() - interval '10 minutes'
 """
 WORKERS = "select name, version, state from llmqueue.worker_status order by name"
-ABLE = "select count(*), count(*) filter (where llmqueue_internal.is_enabled(c)) from llmqueue.model_config c"
+ABLE = "select count(*), count(*) filter (where not s.is_paused) from llmqueue.model_status s"
 
 
 @dataclass(frozen=True, slots=True)

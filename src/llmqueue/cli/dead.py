@@ -1,4 +1,4 @@
-"""`llmqueue dead`: dead letters, that is tasks that failed, and those set aside because their row cannot be written."""
+"""`llmqueue dead`: dead letters, that is tasks that failed, and the quarantined, whose row cannot be written."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def retry(
     with open_database("dead retry") as conn:
 
         def restart(keys: Sequence[str]) -> list[str]:
-            # One that was set aside while it was ready is not restarted: it runs since the note is gone.
+            # One that was quarantined while it was ready is not restarted: it runs since the note is gone.
             conn.execute("select from llmqueue.restart(%s::text[]::llmqueue.task_id[])", [list(keys)])
             return list(keys)
 

@@ -27,8 +27,8 @@ OF_MANY: Final[dict[str | None, tuple[str, str]]] = {
     "never_fits": ("can never take it, its charge is above their limits", ""),
     "no_worker": ("have no live worker", f". {NO_WORKER}"),
     "backend": ("wait for the backend, with which the workers have trouble", ""),
-    "cooldown": ("are closed", ""),
-    "probe": ("are closed, each with a probe under way", ""),
+    "cooldown": ("are in cooldown", ""),
+    "probe": ("are in cooldown, each with a probe under way", ""),
     "concurrency": ("have their concurrency full", ""),
     "behind": ("have room, but better tasks go first", ""),
     None: ("have room", ""),
@@ -66,7 +66,7 @@ def _of_many(rows: Sequence[Why]) -> str:
     first = min(rows, key=lambda row: row.until_at or "")
     said, remedy = OF_MANY.get(first.reason, (f"have no quota ({first.reason}), the first until {first.until}", ""))
     if first.reason == "cooldown":
-        said = f"are closed, the first until {first.until}"
+        said = f"are in cooldown, the first until {first.until}"
     elif first.reason == "paused" and first.detail["enabled"]:
         said, remedy = "are paused, since a limit of theirs is 0", ""
     return f"{len(rows):,} models {said}: {_named(rows)}{remedy}"
@@ -120,16 +120,16 @@ def _shut(row: Why) -> str:
     because = row.detail.get("cooldown_reason", "refusals")
     match row.reason:
         case "cooldown":
-            return f"is closed until {row.until} because of {because}"
+            return f"is in cooldown until {row.until} because of {because}"
         case "probe":
-            return f"is closed because of {because}; a probe is under way, and opens it if it ends well"
+            return f"is in cooldown because of {because}; a probe is under way, and ends it if it succeeds"
     found = row.detail["backend"]
     count, names = found["troubled"], found["names"] or []
     more = f" and {count - len(names):,} more" if count > len(names) else ""
     who = f"{'worker' if count == 1 else 'workers'} {', '.join(names)}{more}"
     since = row.at(found["since"])
     return (
-        f"waits for the backend, which {found['trouble']} (since {since}, {who}). It is tried again by itself; "
+        f"waits for the backend, which {found['trouble']} (since {since}, {who}). llmqueue keeps probing it; "
         "LLMQUEUE_BACKEND_URL names it"
     )
 
@@ -218,7 +218,7 @@ def _wait(rows: Sequence[Why]) -> Iterator[str]:
     if least_s > 0 and (not bounds or least_s < min(bounds)[0]):
         time = f"about {duration(least_s)}" if by_tokens else f"{duration(least_s)} at least"
         why = f": {' and '.join(by_tokens)} paces, if each is charged as it is" if by_tokens else ""
-        opens = ", unless another model opens first" if len(paces) < len(rows) else ""
+        opens = ", unless the cooldown of another model ends first" if len(paces) < len(rows) else ""
         yield f"they take {time}, at {_calls(rate)} a minute{why}{opens}"
     if bounds:
         most_s, what = min(bounds)

@@ -64,8 +64,8 @@ class ModelStatus:
     max_batch: int
 
     @property
-    def is_able(self) -> bool:
-        """As llmqueue_internal.is_enabled(): not paused. A closed model is able: it opens by itself."""
+    def is_enabled(self) -> bool:
+        """As llmqueue_internal.is_enabled(): not paused. A model in cooldown is: the cooldown ends by itself."""
         return self.enabled and not self.zeros
 
     @property
@@ -111,25 +111,25 @@ class ModelStatus:
         return _of(self.tokens_today, self.tpd)
 
     @property
-    def closed(self) -> str | None:
-        """One sentence about a closed model."""
+    def cooldown(self) -> str | None:
+        """One sentence about a model in cooldown."""
         if self.cooldown_until is None:
             return None
         because = f" because of {self.cooldown_reason}" if self.cooldown_reason else ""
         if self.cooldown_until > datetime.now(UTC):
-            said = f"is closed until {moment(self.cooldown_until)}{because}: it reopens by itself"
+            said = f"is in cooldown until {moment(self.cooldown_until)}{because}: it ends by itself"
         else:
-            probe = "its next call is a probe, which opens it if it ends well"
-            said = f"was closed until {moment(self.cooldown_until)}{because}: {probe}"
-        return f"model {self.model} {said}; llmqueue models resume {shlex.quote(self.model)} opens it now"
+            probe = "its next call is a probe, which ends it if it succeeds"
+            said = f"was in cooldown until {moment(self.cooldown_until)}{because}: {probe}"
+        return f"model {self.model} {said}; llmqueue models resume {shlex.quote(self.model)} ends it now"
 
 
 def _of(used: int, limit: int | None) -> str | None:
     return None if limit is None else f"{used:,} of {limit:,}"
 
 
-def opens(until: object) -> str:
-    """When a closed model opens: `in 40 s`, or with its next call."""
+def cooldown_ends(until: object) -> str:
+    """When a cooldown ends: `in 40 s`, or with its next call."""
     if not isinstance(until, datetime):
         return "-"
     return age(until) if until > datetime.now(UTC) else "next call"

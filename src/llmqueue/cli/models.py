@@ -8,7 +8,7 @@ import typer
 
 from llmqueue.cli.database import open_database
 from llmqueue.cli.limits import LARGEST_INTEGER, Dispatch, OnCrash, TokenMode, read_columns, refused
-from llmqueue.cli.model_status import LINE_END, doubts, opens, read_models, summary
+from llmqueue.cli.model_status import LINE_END, cooldown_ends, doubts, read_models, summary
 from llmqueue.cli.output import Column, clean, console, readable, show
 from llmqueue.cli.pools import MEMBERS, drop_pool, names_of_pools, read_members, read_pools, set_pool
 from llmqueue.errors import Failure, UsageError
@@ -60,7 +60,7 @@ COLUMNS = (
     Column("weight", "weight", lambda weight: f"{weight:g}", is_right=True),
     Column("parks", "on crash", is_optional=True),
     Column("sends", "dispatch", is_optional=True),
-    Column("cooldown_until", "opens", opens, is_optional=True),
+    Column("cooldown_until", "cooldown ends", cooldown_ends, is_optional=True),
 )
 # Fields of a line for a program, in an order that stays.
 LINE = (
@@ -77,8 +77,8 @@ def list_models(as_json: AsJson = False) -> None:
     none = "no models yet. Add one: llmqueue models set NAME --rpm N"
     show(rows, COLUMNS, as_json=as_json, none=none, line=LINE)
     if not as_json and console().is_terminal:
-        for closed in filter(None, (model.closed for model in rows)):
-            typer.echo(clean(closed))
+        for cooldown in filter(None, (model.cooldown for model in rows)):
+            typer.echo(clean(cooldown))
 
 
 @models.command("set")
@@ -202,7 +202,7 @@ def pause(name: Name) -> None:
 
 @models.command()
 def resume(name: Name) -> None:
-    """Send tasks to a paused model again; a model that is closed after refusals is opened at once."""
+    """Send tasks to a paused model again; a cooldown after refusals ends at once."""
     with open_database("models resume") as conn, conn.transaction():
         _set_enabled(conn, name, enabled=True)
         was_closed = conn.execute("select llmqueue.end_cooldown(%s)", [name]).fetchone() == (True,)

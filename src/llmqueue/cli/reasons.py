@@ -85,9 +85,9 @@ def _ended(row: Why) -> Iterator[str]:
         yield f"to run it again: llmqueue {'dead' if row.state == 'failed' else 'tasks'} retry {shlex.quote(row.key)}"
 
 
-def _set_aside(row: Why) -> Iterator[str]:
+def _quarantined(row: Why) -> Iterator[str]:
     step, error = row.detail["step"], row.detail["error"]
-    yield f"has been set aside since {row.at(row.detail['since'])}: its row could not be written ({step}: {error})"
+    yield f"has been quarantined since {row.at(row.detail['since'])}: its row could not be written ({step}: {error})"
     yield f"once that is cured: llmqueue dead retry {shlex.quote(row.key)}"
 
 
@@ -105,7 +105,7 @@ def _running(row: Why) -> Iterator[str]:
         f"{row.model}, worker {detail['worker']} (alive, heartbeat {duration(detail['heartbeat_age_s'])} ago)"
     )
     if detail["is_probe"]:
-        yield f"it is the probe: model {row.model} opens again when it ends well"
+        yield f"it is the probe: model {row.model} leaves its cooldown when it succeeds"
     if row.until_at:
         yield f"it may take until {row.at(row.until_at)} at most (timeout {duration(detail['timeout_s'])})"
 
@@ -178,7 +178,7 @@ def plural(count: int, word: str) -> str:
 # Reasons that have nothing to do with a model; such a task has one row.
 OF_TASK: Final[dict[str | None, Callable[[Why], Iterator[str]]]] = {
     "ended": _ended,
-    "quarantined": _set_aside,
+    "quarantined": _quarantined,
     "not_queued": _not_queued,
     "running": _running,
     "worker_dead": _worker_dead,

@@ -65,17 +65,17 @@ def show(
         if row is None:
             raise Failure(f"no task {key}")
         attempts = [attempt for (attempt,) in conn.execute(SHOW_ATTEMPTS, [key])]
-    found, set_aside = row
+    found, quarantine = row
     if as_json:
-        write_json({"task": found, "quarantine": set_aside, "attempts": attempts})
+        write_json({"task": found, "quarantine": quarantine, "attempts": attempts})
         return
     from llmqueue.install.columns import VIEW_COLUMNS
 
     for name in VIEW_COLUMNS:
         if found[name] is not None:
             _line(name, found[name], full=full)
-    if set_aside:
-        _line("set aside", f"{set_aside['reason']} ({set_aside['step']}, {set_aside['at']})", full=True)
+    if quarantine:
+        _line("quarantined", f"{quarantine['reason']} ({quarantine['step']}, {quarantine['at']})", full=True)
     for attempt in attempts:
         _line(f"attempt {attempt['attempt_no']}", _summary(attempt), full=True)
         if attempt["answer"] is not None:

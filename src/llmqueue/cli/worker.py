@@ -20,7 +20,8 @@ from llmqueue.db.outage import Outage
 from llmqueue.errors import DatabaseUnreachable, SchemaTooNew, UsageError
 from llmqueue.settings import load_settings
 from llmqueue.spill.file import Database, read_database
-from llmqueue.worker.daemon import Report, WorkerOptions, serve
+from llmqueue.worker.daemon import serve
+from llmqueue.worker.options import Report, WorkerOptions
 
 WAIT_S = (0.2, 5.0)
 # Objects that came and stayed; Python's own 700 are those of two dozen tasks.

@@ -1,8 +1,8 @@
 """Watches the database's clock against our own, which never steps (design I7).
 
 A step forward makes calls of the last minute look older than they are: the ledger would forget them too early. The
-claim that shows it is given back unsent, and all models are closed for one window. Steps back are the ledger's own
-business.
+claim that shows it is given back unsent, and no model is granted a call for one window. The ledger itself copes with
+steps back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ClockWatch:
             # Narrow what is known, so that a slow round trip does not hide a step, and follow a clock that drifts.
             self._latest_s = most_s if self._latest_s is None else min(most_s, max(self._latest_s, least_s))
             return False
-        logger().error(Event.CLOCK_STEP, seconds=round(step_s, 3), effect="all models are closed for one window")
+        logger().error(Event.CLOCK_STEP, seconds=round(step_s, 3), effect="no model is granted a call for one window")
         await self._store.clock_stepped()
         self._latest_s = most_s
         return True

@@ -232,10 +232,10 @@ class Store:
         async with self._connection_of(self._pool, timeout_s) as connection:
             await connection.execute(query, {"worker": self.worker, "running": running})
 
-    async def maintain(self, chores: Sequence[str], running: int) -> None:
+    async def maintain(self, maintenance: Sequence[str], running: int) -> None:
         query: LiteralString = "select llmqueue.maintain(%(worker)s, %(chores)s, %(running)s)"
         async with self._connection_of(self._claiming) as connection:
-            await connection.execute(query, {"worker": self.worker, "chores": list(chores), "running": running})
+            await connection.execute(query, {"worker": self.worker, "chores": list(maintenance), "running": running})
 
     async def clock_stepped(self) -> None:
         await self._call("select llmqueue.clock_stepped()", {})
@@ -270,10 +270,15 @@ class Store:
     # --- tasks --------------------------------------------------------------------------------------------------
 
     async def claim(
-        self, models: Sequence[str] | None, room: Room, chores: Sequence[str], running: int, claim_state: str | None
+        self,
+        models: Sequence[str] | None,
+        room: Room,
+        maintenance: Sequence[str],
+        running: int,
+        claim_state: str | None,
     ) -> Claim:
-        """Returns granted tasks and a verdict per model; None asks for all enabled models."""
-        args = {"worker": self.worker, "models": models, "chores": list(chores), "running": running}
+        """Returns granted tasks and a refusal per model; None asks for all enabled models."""
+        args = {"worker": self.worker, "models": models, "chores": list(maintenance), "running": running}
         args |= {"slots": room.for_any, "hot_slots": room.for_hot, "claim_state": claim_state}
         async with (
             self._connection_of(self._claiming) as connection,
@@ -286,12 +291,12 @@ class Store:
 
     def _read_claim(self, rows: list[ClaimRow], started_at: float, ended_at: float) -> Claim:
         grants = tuple(self._grant(row, row.task_id, started_at, ended_at) for row in rows if row.task_id is not None)
-        verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
+        refusals = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
         clocks = [row.clock_s for row in rows if row.clock_s is not None]
         offset_s = (max(clocks) - ended_at, min(clocks) - started_at) if clocks else None
         claim_state = next((row.claim_state for row in rows if row.claim_state is not None), None)
         epoch = next((row.epoch for row in rows if row.epoch is not None), None)
-        return Claim(grants, verdicts, offset_s, claim_state, epoch)
+        return Claim(grants, refusals, offset_s, claim_state, epoch)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
         # The grant is no older than our start of the statement plus what the server says it waited; a part of the guard

@@ -6,9 +6,8 @@ It ends as soon as its standard input ends, and the kernel closes that pipe with
 from __future__ import annotations
 
 import os
+import runpy
 import threading
-
-from llmqueue.cli import main
 
 _STDIN = 0
 
@@ -26,4 +25,4 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    main()
+    runpy.run_module("llmqueue", run_name="__main__")

@@ -1,7 +1,7 @@
-"""The keeper of the embedded PostgreSQL: stops the server when the last process that uses it has gone.
+"""The reaper of the embedded PostgreSQL: stops the server when the last process that uses it has gone.
 
-`python -m llmqueue.embedded.reaper HOME PSQL` puts itself into the background, in a session of its own; embedded.py starts it
-and explains the locks. It imports the standard library only, since it may run for weeks.
+`python -m llmqueue.embedded.reaper HOME PSQL` puts itself into the background, in a session of its own; server.py
+starts it and explains the locks. It imports the standard library only, since it may run for weeks.
 """
 
 from __future__ import annotations

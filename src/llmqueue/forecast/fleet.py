@@ -17,7 +17,7 @@ from llmqueue.forecast.scenario import Scenario
 from llmqueue.forecast.timeline import Timeline
 from llmqueue.types import Grant, Settlement
 
-BELL_S = (0.001, 0.003)  # from a COMMIT to a worker that listens
+WAKE_S = (0.001, 0.003)  # from a COMMIT to a worker that listens
 _ENDED = {"completed", "buried"}
 
 
@@ -31,7 +31,7 @@ class Scheduler(worker.Scheduler, Protocol):
         ...
 
     def wakes(self) -> set[str]:
-        """Returns the bells that have rung since it was last asked."""
+        """Returns the wake-up signals that came since it was last asked."""
         ...
 
 
@@ -103,7 +103,7 @@ class Fleet:
         if self._scenario.hot_per_minute:
             self._plan_hot()
         while not self._is_over() and self.timeline.step(self._scenario.for_s):
-            self._pass_bells_on()
+            self._pass_signals_on()
             on_progress()
 
     @property
@@ -131,8 +131,8 @@ class Fleet:
         self.log.hot_created_at[self._scheduler.insert_hot(now)] = now
         self._plan_hot()
 
-    def _pass_bells_on(self) -> None:
-        if rung := self._scheduler.wakes():
+    def _pass_signals_on(self) -> None:
+        if signals := self._scheduler.wakes():
             for each in self._workers:
-                heard_at = self.timeline.now + self._rng.uniform(*BELL_S)
-                self.timeline.at(heard_at, partial(each.ring, rung))
+                heard_at = self.timeline.now + self._rng.uniform(*WAKE_S)
+                self.timeline.at(heard_at, partial(each.hear, signals))

@@ -35,7 +35,8 @@ BYTES_PER_TOKEN = 4
 _CLAIM: LiteralString = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts,
            null as prompt, null as params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s,
-           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio, claim_state::text as claim_state,
+           waited_s, null as clock_s, timeout_s, guard_s, dispatch, max_batch, char_class_ratio,
+           claim_state::text as claim_state,
            (claim_state ->> 'epoch')::integer as epoch
       from llmqueue.claim(%s, %s::text[], %s, %s::text[], %s, %s, %s::jsonb)"""
 
@@ -69,22 +70,22 @@ class SqlScheduler:
         worker: UUID,
         models: Sequence[str] | None,
         room: Room,
-        chores: Sequence[str],
+        maintenance: Sequence[str],
         running: int,
         claim_state: str | None,
         at_s: float,
     ) -> Claim:
-        args = (worker, models, room.for_any, list(chores), running, room.for_hot, claim_state)
+        args = (worker, models, room.for_any, list(maintenance), running, room.for_hot, claim_state)
         self._set_clock(at_s)
         with self._conn.cursor(row_factory=class_row(ClaimRow)) as cursor:
             rows = cursor.execute(_CLAIM, args).fetchall()
-        verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
+        refusals = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
         claim_state = next((row.claim_state for row in rows if row.claim_state is not None), None)
-        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), verdicts, None, claim_state)
+        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), refusals, None, claim_state)
 
-    def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
+    def maintain(self, worker: UUID, maintenance: Sequence[str], running: int, at_s: float) -> None:
         self._set_clock(at_s)
-        self._conn.execute("select llmqueue.maintain(%s, %s::text[], %s)", (worker, list(chores), running))
+        self._conn.execute("select llmqueue.maintain(%s, %s::text[], %s)", (worker, list(maintenance), running))
 
     def settle(self, worker: UUID, settlements: Sequence[Settlement], at_s: float) -> Mapping[int, str]:
         items = Jsonb([_item(settlement) for settlement in settlements])

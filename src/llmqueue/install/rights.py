@@ -115,7 +115,8 @@ INTERNAL_FUNCTIONS: Final = {WORKER: (), PRODUCER: (), OPERATOR: _VIEW_FUNCTIONS
 
 # What PUBLIC may do with objects of the schema, and what the four roles may: hashed, so that a loss is noticed.
 _ACLS: Final = """
-    select 'n' as kind, n.nspname::text as name, n.nspacl as acl from pg_namespace n where n.nspname in ('llmqueue', 'llmqueue_internal')
+    select 'n' as kind, n.nspname::text as name, n.nspacl as acl from pg_namespace n
+     where n.nspname in ('llmqueue', 'llmqueue_internal')
     union all
     select 'f', p.proname, coalesce(p.proacl, acldefault('f', p.proowner)) from pg_proc p
      where p.pronamespace in (to_regnamespace('llmqueue'), to_regnamespace('llmqueue_internal'))

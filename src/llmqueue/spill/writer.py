@@ -1,8 +1,8 @@
 """Writes ends that have waited for the database for a while to the spill, so that they outlive this process.
 
-An end is on disk about two seconds after it could not be written to the database: neither kill -9 nor a loss of power
-takes it then. Answers that the spill has are let go of in memory. When the spill takes no more, and memory holds more
-than its bound too, the worker claims no more; calls that are in flight are still kept, in memory as the last resort.
+An end is on disk about two seconds after it could not be written to the database: from then on it survives kill -9 and
+a loss of power. Memory lets go of answers that the spill has. When the spill takes no more, and memory holds more than
+its bound too, the worker claims no more; calls that are in flight are still kept, in memory as the last resort.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import anyio
 from anyio import to_thread
 
 from llmqueue.logs import Event, logger
+from llmqueue.spill.answers import SpilledAnswers
 from llmqueue.spill.codec import encode
 from llmqueue.spill.file import Place, Spill, make_folder
-from llmqueue.worker.flusher import Flusher
-from llmqueue.worker.pending import PendingSettlement
+from llmqueue.spill.pending import PendingSettlement, PendingSettlements
 
 LOOK_S = 0.25
 # The database answers within milliseconds; a restart of it takes longer than this.
@@ -30,18 +30,24 @@ TRY_AGAIN_S = 2.0
 
 
 class SpillWriter:
-    """Watches the ends of `flusher`; `is_full` means that nothing more should be claimed."""
+    """Watches `pending`, and says there when it is full; `answers` are those that lie in `spill`."""
 
     def __init__(
-        self, flusher: Flusher, spill: Spill, *, after_s: float = AFTER_S, memory_chars: int = MEMORY_CHARS
+        self,
+        pending: PendingSettlements,
+        spill: Spill,
+        answers: SpilledAnswers,
+        *,
+        after_s: float = AFTER_S,
+        memory_chars: int = MEMORY_CHARS,
     ) -> None:
-        self._flusher = flusher
+        self._pending = pending
         self._spill = spill
+        self._answers = answers
         self._after_s = after_s
         self._memory_chars = memory_chars
         self._try_again_at = 0.0
         self._has_failed = False
-        self.is_full = False
 
     async def run(self) -> None:
         """Watches for ever."""
@@ -59,17 +65,17 @@ class SpillWriter:
 
     async def look(self) -> None:
         """Spills what has waited for too long, or is too much."""
-        ends = self._flusher.in_memory()
+        ends = self._pending.in_memory()
         now = time.monotonic()
         is_much = sum(end.chars for end in ends) > self._memory_chars
         is_old = any(now - end.since >= self._after_s for end in ends)
         if (is_much or is_old) and now >= self._try_again_at:
             await self.spill()
-        self._say_full()
+        self._look_for_room()
 
     async def spill(self) -> int:
-        """Writes all ends to the spill. Returns how many are in memory only after that."""
-        for batch in _batches(self._flusher.in_memory()):
+        """Writes all ends to the spill. Returns how many are still in memory alone after that."""
+        for batch in _batches(self._pending.in_memory()):
             try:
                 # Shielded: what is on disk must be known to be there.
                 with anyio.CancelScope(shield=True):
@@ -78,8 +84,8 @@ class SpillWriter:
                 self._failed(error)
                 break
             self._written(batch, places)
-        await self._flusher.tidy()
-        return len(self._flusher.in_memory())
+        await self._answers.tidy()
+        return len(self._pending.in_memory())
 
     def _write(self, batch: list[PendingSettlement]) -> list[Place | None]:
         records: list[bytes | None] = []
@@ -97,7 +103,7 @@ class SpillWriter:
         is_first = self._spill.waiting == sum(place is not None for place in places)
         for end, place in zip(batch, places, strict=True):
             if place is not None:
-                self._flusher.spilled(end, place)
+                self._answers.spilled(end, place)
         if is_first:
             logger().warning(Event.SPILL_WRITTEN, file=str(self._spill.path), ends=len(batch))
         self._has_room()
@@ -120,13 +126,14 @@ class SpillWriter:
             self._has_failed = False
             logger().info(Event.SPILL_HAS_ROOM, file=str(self._spill.path))
 
-    def _say_full(self) -> None:
-        chars = sum(end.chars for end in self._flusher.in_memory())
-        was_full, self.is_full = self.is_full, self._has_failed and chars > self._memory_chars
-        if self.is_full and not was_full:
+    def _look_for_room(self) -> None:
+        chars = sum(end.chars for end in self._pending.in_memory())
+        was_full, is_full = self._pending.is_full, self._has_failed and chars > self._memory_chars
+        self._pending.is_full = is_full
+        if is_full and not was_full:
             effect = "claims no more; calls in flight are still kept in memory"
             logger().error(Event.SPILL_FULL, megabytes=chars // 1_000_000, effect=effect)
-        elif was_full and not self.is_full:
+        elif was_full and not is_full:
             logger().info(Event.SPILL_HAS_ROOM, file=str(self._spill.path))
 
 

@@ -1,8 +1,8 @@
 """Which tasks of a claim go out together in one call (docs/decisions.md, 45).
 
-A call of its own is best for a task: it waits for nobody. But each call costs this process a part of a millisecond, and
-a process that is busy with calls all the time sends no more of them. Several tasks in one call cost hardly more than
-one; their answers come when the slowest is done.
+A call of its own is best for a task: it waits for no other. But each call costs this process a part of a millisecond,
+and a process that is busy with calls all the time sends no more of them. Several tasks in one call cost hardly more
+than one; their answers come when the slowest is done.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from llmqueue.backend.classify import NO_SUCH_CALL
 from llmqueue.logs import Event, logger
 from llmqueue.types import Complete, Decision, Grant, Release, Retry, Settlement, TaskId
 
@@ -40,7 +41,6 @@ SAMPLE_EVERY_S = 5.0
 # So many batches that fail as a whole, and the model's tasks go alone for a while.
 FAILURES = 2
 ALONE_S = 600.0
-NO_SUCH_CALL = {"http_404", "http_405"}
 MOST_FAILED = 10_000
 
 
@@ -51,24 +51,25 @@ class Batching:
         self._can_batch = can_batch
         self._load = _Load()
         self._models: dict[str, _Model] = {}
-        self._batches: dict[int, _Batch] = {}  # by the fences of its tasks that are under way
-        self._failed: dict[TaskId, None] = {}  # what failed in a batch at no attempt of its own; the oldest first
+        self._failed: dict[TaskId, None] = {}  # tasks whose batch failed at no attempt of theirs; the oldest first
 
     def gathers(self, model: str) -> bool:
-        """Tells whether it is worth to wait a moment, so that more tasks of the model come in one claim."""
+        """Tells whether it is worth waiting a moment, so that more tasks of the model come in one claim."""
         return self._of(model).gathers
 
-    def slices(self, grants: Sequence[Grant]) -> Iterator[Sequence[Grant]]:
-        """Parts the grants of one claim into calls.
+    def calls(self, grants: Sequence[Grant]) -> Iterator[tuple[Sequence[Grant], Batch | None]]:
+        """Divides the grants of one claim into calls; those with several tasks have a Batch, which ended() takes.
 
-        Alone go hot tasks, what has failed before, and what has no other attempt: its neighbours' failure would end it.
+        These go alone: hot tasks, tasks that have failed before, and tasks on their last attempt, which a failure of
+        another task of the batch would end.
         """
         now = time.monotonic()
         self._load.began(sum(grant.dispatch != "batch" for grant in grants), now)
         for model, of_model in groupby(grants, key=lambda grant: grant.model):
-            yield from self._slices_of(model, list(of_model), now)
+            for together in self._slices(model, list(of_model), now):
+                yield together, Batch(len(together)) if len(together) > 1 else None
 
-    def _slices_of(self, model: str, grants: list[Grant], now: float) -> Iterator[Sequence[Grant]]:
+    def _slices(self, model: str, grants: list[Grant], now: float) -> Iterator[Sequence[Grant]]:
         most = self._most(grants[0], now)
         self._of(model).gathers = most > 1
         if most == 1:
@@ -88,7 +89,6 @@ class Batching:
             together = rest[no * len(rest) // calls : (no + 1) * len(rest) // calls]
             if len(together) > 1:
                 self._load.is_batched = self._load.is_batched or is_auto
-                self._batches |= dict.fromkeys((grant.task.fence for grant in together), _Batch(len(together)))
             yield together
 
     def _most(self, grant: Grant, now: float) -> int:
@@ -97,12 +97,12 @@ class Batching:
         model = self._of(grant.model)
         if not self._can_batch:
             if grant.dispatch == "batch":
-                model.say_not_batched(grant.model, "LLMQUEUE_BACKEND has no call for several tasks")
+                model.log_not_batched(grant.model, "LLMQUEUE_BACKEND has no call for several tasks")
             return 1
         if grant.dispatch == "batch":
             if not model.has_no_batch(now):
                 return grant.max_batch
-            model.say_not_batched(
+            model.log_not_batched(
                 grant.model, "the backend rejects batches (4xx): see LLMQUEUE_BACKEND_BATCH_PATH and max_batch"
             )
             return 1
@@ -112,11 +112,10 @@ class Batching:
         task = grant.task
         return task.is_hot or task.attempt_no > 1 or task.attempt_no >= task.max_attempts or task.id in self._failed
 
-    def ended(self, settlement: Settlement) -> None:
-        """Notes how a call went. One with several tasks says only how long the slowest took, and whether all failed."""
+    def ended(self, settlement: Settlement, batch: Batch | None) -> None:
+        """Notes how a call went. A batch tells only how long its slowest task took, and whether all of it failed."""
         decision, latency_s = settlement.decision, settlement.latency_s
         model = self._of(settlement.grant.model)
-        batch = self._batches.pop(settlement.grant.task.fence, None)
         if batch is not None:
             batch.ended(decision)
             if isinstance(decision, Retry) and not decision.counts and decision.refusal is None:
@@ -137,12 +136,12 @@ def _timed_out(decision: Decision) -> bool:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """A call with several tasks, of which `under_way` have not ended."""
+class Batch:
+    """A call with several tasks, of which `under_way` are not settled."""
 
     under_way: int
     failed: int = 0
-    told: int = 0
+    known: int = 0  # tasks whose end says something about the call
     is_unknown: bool = False  # the backend has no such call
     is_rejected: bool = False  # by a 4xx to all of it
 
@@ -150,7 +149,7 @@ class _Batch:
         self.under_way -= 1
         if isinstance(decision, Release) or (isinstance(decision, Retry) and decision.refusal is not None):
             return  # was not sent, or the model is full: says nothing about batches
-        self.told += 1
+        self.known += 1
         self.failed += isinstance(decision, Retry)
         self.is_unknown = isinstance(decision, Retry) and decision.error_class in NO_SUCH_CALL
         self.is_rejected = isinstance(decision, Retry) and decision.error_class.startswith("http_4")
@@ -158,7 +157,7 @@ class _Batch:
     @property
     def has_failed(self) -> bool | None:
         """None: nothing is known."""
-        return self.failed == self.told if self.told else None
+        return self.failed == self.known if self.known else None
 
 
 class _Load:
@@ -209,12 +208,12 @@ class _Model:
         self._failures = 0
         self._alone_until = -math.inf
         self._none_until = -math.inf
-        self._said: str | None = None
+        self._logged: str | None = None
 
-    def say_not_batched(self, model: str, reason: str) -> None:
+    def log_not_batched(self, model: str, reason: str) -> None:
         """Logs, once per reason, that `dispatch = batch` is not followed."""
-        if reason != self._said:
-            self._said = reason
+        if reason != self._logged:
+            self._logged = reason
             logger().warning(Event.NOT_BATCHED, model=model, reason=reason, effect="its tasks go out one by one")
 
     def has_no_batch(self, now: float) -> bool:
@@ -236,7 +235,7 @@ class _Model:
             self._most = most_together(sorted(self.latencies))
         return self._most
 
-    def batch_ended(self, batch: _Batch, now: float) -> None:
+    def batch_ended(self, batch: Batch, now: float) -> None:
         """Batches that fail as a whole, one after the other: the backend cannot do them, or not in time."""
         if batch.is_unknown:
             self._none_until = now + ALONE_S

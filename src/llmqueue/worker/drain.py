@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import anyio
 
 from llmqueue.db.store import Store, Stranded
-from llmqueue.errors import DatabaseUnreachable, SqlError
 
 LOOK_S = 0.5
 
@@ -18,10 +17,8 @@ async def until_drained(store: Store, models: Sequence[str] | None, wait_s: floa
     Waits for what other workers are running too: if one of them dies, its tasks come back.
     """
     while True:
-        try:
+        with store.outage.tolerated():
             state = await store.drain_state(models, wait_s)
             if state[0].is_done:
                 return [row for row in state if row.reason is not None]
-        except (DatabaseUnreachable, SqlError) as error:
-            store.outage.began(error)
         await anyio.sleep(LOOK_S)

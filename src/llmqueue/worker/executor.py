@@ -1,4 +1,4 @@
-"""One call: send its tasks while their grants are good, decide what the reply means, hand the ends to the flusher."""
+"""The calls: send the tasks of each while their grants are good, decide what the reply means, pass the ends on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import anyio
 
-from llmqueue.backend import Backend, BatchBackend, Call, circuit_breaker, sending
+from llmqueue.backend import sending
 from llmqueue.backend.health import BackendHealth
+from llmqueue.backend.protocol import Backend, BatchBackend, Call
 from llmqueue.errors import LlmqueueError
 from llmqueue.estimate import estimate_input_tokens
 from llmqueue.logs import Event, logger
 from llmqueue.types import (
     LATE,
-    Answer,
     Bury,
     Decision,
     Grant,
     Late,
-    PermanentError,
     Release,
     Reply,
     Retry,
@@ -34,9 +33,11 @@ from llmqueue.types import (
     value,
 )
 from llmqueue.worker import policy
-from llmqueue.worker.batching import NO_SUCH_CALL
+from llmqueue.worker.batching import Batching
+from llmqueue.worker.flusher import Flusher
+from llmqueue.worker.grant_expiry import ClaimedGrants
+from llmqueue.worker.in_flight import InFlight
 
-Settle = Callable[[Settlement], None]
 # top_up(fence, input_charge): False when the charge cannot be raised to that now
 TopUp = Callable[[int, int], Awaitable[bool]]
 
@@ -45,6 +46,8 @@ TOP_UP_FROM = 1.25
 TOP_UP_FROM_TOKENS = 16
 # what an integer column takes
 MOST_TOKENS = 2**31 - 1
+# An adapter may swallow the cancellation of its call; repeat it.
+CANCEL_AGAIN_S = 0.05
 
 
 @value
@@ -56,19 +59,59 @@ class _Attempt:
 
 
 class Executor:
-    """Runs attempts. `settle` must not block: an attempt that has its answer ends."""
+    """Runs the calls, each in a task of the event loop, and gives their ends to `flusher`."""
 
     def __init__(
-        self, backend: Backend, gate: BackendHealth, settle: Settle, top_up: TopUp, rng: random.Random
+        self,
+        backend: Backend,
+        health: BackendHealth,
+        batching: Batching,
+        in_flight: InFlight,
+        flusher: Flusher,
+        top_up: TopUp,
+        rng: random.Random,
     ) -> None:
         self._backend = backend
-        self._health = gate
-        self._settle = settle
+        self._health = health
+        self._batching = batching
+        self._in_flight = in_flight
+        self._flusher = flusher
         self._top_up = top_up
         self._topping_up = anyio.Lock()  # one at a time: claims and flushes need connections too
+        self._group: asyncio.TaskGroup
         self._tasks: set[asyncio.Task[None] | None] = set()
         self._is_over = False
         self._rng = rng
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """start() may be called in here. At the end all calls are cancelled, and each settles its tasks."""
+        # One of asyncio's own: a group of anyio's takes five times as long to start a task, and there is one per call.
+        async with asyncio.TaskGroup() as self._group:
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    while self.cancel():  # noqa: ASYNC110 - it is repeated, not waited for
+                        await anyio.sleep(CANCEL_AGAIN_S)
+
+    def gathers(self, model: str) -> bool:
+        """Tells whether tasks of the model go out together, so that its next claim may wait for more of them."""
+        return self._batching.gathers(model)
+
+    def start(self, grants: Sequence[Grant], claimed: ClaimedGrants) -> None:
+        """Begins the calls for the grants of one claim; they go out when the event loop is free."""
+        for together, batch in self._batching.calls(grants):
+            for grant in together:
+                self._in_flight.take(grant, claimed, batch)
+                self._health.started(grant)
+            self._group.create_task(self.run(*together))
+
+    def give_back(self, grants: Sequence[Grant]) -> None:
+        """Releases grants whose time cannot be told, since the clock of the database has stepped."""
+        for grant in grants:
+            self._in_flight.take(grant)
+            self._flusher.put(Settlement(grant, Release("clock_step"), None, None))
 
     async def run(self, *grants: Grant) -> None:
         """Sends grants of one claim and one model in one call.
@@ -102,7 +145,7 @@ class Executor:
         for grant in grants:
             task = grant.task
             if task.unreadable is not None:
-                self._settle(_end(grant, noted, Bury("unreadable_task", task.unreadable)))
+                self._flusher.put(_end(grant, noted, Bury("unreadable_task", task.unreadable)))
             else:
                 attempts.append(_Attempt(grant, None if task.tokens is None else estimate_input_tokens(task.prompt)))
         try:
@@ -110,14 +153,14 @@ class Executor:
                 raise asyncio.CancelledError  # begun after cancel()
             decisions = await self._decide(attempts, noted)
         except anyio.get_cancelled_exc_class():
-            # Drain is over. What was never sent goes back whole; what was may have been paid and counts.
+            # The drain is over. What was not sent goes back whole; a call that was may have been paid and counts.
             stopped = Retry("worker_stopped", "the worker stopped before the answer came", 0.0, counts=True)
             end = stopped if noted.sent_at is not None else Release("worker_stopped")
             for attempt in attempts:
-                self._settle(_end(attempt.grant, noted, end, attempt.estimate))
+                self._flusher.put(_end(attempt.grant, noted, end, attempt.estimate))
             raise
         for attempt, decision in zip(attempts, decisions, strict=True):
-            self._settle(_end(attempt.grant, noted, decision, attempt.estimate))
+            self._flusher.put(_end(attempt.grant, noted, decision, attempt.estimate))
 
     async def _decide(self, attempts: list[_Attempt], noted: sending.Sending) -> list[Decision]:
         """Returns what becomes of each attempt. Those that cannot be charged leave the list, settled."""
@@ -125,39 +168,21 @@ class Executor:
             await self._charge(attempts, noted)
             if not attempts:
                 return []
-            return self._judge(attempts, await self._send([attempt.grant for attempt in attempts], noted))
+            grants = [attempt.grant for attempt in attempts]
+            replies = await self._send(grants, noted)
+            blames = self._health.judge(grants, replies)
+            return [
+                policy.decide(reply, blame, grant.task.attempt_no, self._rng)
+                for grant, reply, blame in zip(grants, replies, blames, strict=True)
+            ]
         except sending.LateGrant:
             return [LATE] * len(attempts)
         except Exception as error:  # noqa: BLE001 - an adapter's bug is this attempt's end, not the worker's
             broken = _broken(error, attempts[0].grant.model)
-            return [policy.decide(broken, attempt.grant.task.attempt_no, self._rng) for attempt in attempts]
-
-    def _judge(self, attempts: Sequence[_Attempt], replies: Sequence[Reply]) -> list[Decision]:
-        """A call is one success or one failure of the backend's, however many tasks it carries."""
-        grants = [attempt.grant for attempt in attempts]
-        whole = replies[0] if len(replies) > 1 and all(reply is replies[0] for reply in replies) else None
-        if isinstance(whole, PermanentError):
-            # Due to one of them, which nobody knows: each is tried alone. Or the backend has no such call.
-            self._health.judge(grants[0], whole)
-            counts = whole.error_class not in NO_SUCH_CALL
-            return [Retry(whole.error_class, whole.message, 0.0, counts=counts)] * len(attempts)
-        blame = self._blame(grants, replies)
-        return [
-            policy.decide(reply, grant.task.attempt_no, self._rng, blame if _is_blamed(reply) else "attempt")
-            for grant, reply in zip(grants, replies, strict=True)
-        ]
-
-    def _blame(self, grants: Sequence[Grant], replies: Sequence[Reply]) -> circuit_breaker.Blame:
-        """Returns whose fault those are that failed, if any did."""
-        ended = list(zip(grants, replies, strict=True))
-        failed = [(grant, reply) for grant, reply in ended if _is_blamed(reply)]
-        others = [(grant, reply) for grant, reply in ended if not _is_blamed(reply)]
-        if others:
-            self._health.judge(*next((one for one in others if isinstance(one[1], Answer)), others[0]))
-        return self._health.judge(*failed[0], others=[grant for grant, _ in failed[1:]]) if failed else "attempt"
+            return [policy.decide(broken, "attempt", attempt.grant.task.attempt_no, self._rng) for attempt in attempts]
 
     async def _charge(self, attempts: list[_Attempt], noted: sending.Sending) -> None:
-        """Gives back what its quota does not suffice for; the others go on.
+        """Gives back the tasks that the quota of tokens does not suffice for; the others go on.
 
         Of several, those that need more when half of the time is gone are given back too: all would be late.
         """
@@ -167,13 +192,13 @@ class Executor:
             if need is None or (time.monotonic() < half and await self._is_raised(attempt.grant, need)):
                 continue
             attempts.remove(attempt)
-            self._settle(_end(attempt.grant, noted, Release("tokens"), attempt.estimate))
+            self._flusher.put(_end(attempt.grant, noted, Release("tokens"), attempt.estimate))
 
     async def _is_raised(self, grant: Grant, need: int) -> bool:
         """Raises a charge that is clearly too low.
 
-        One that cannot be raised now, or of which that is not known, means that the task goes back unsent. The time of
-        the grant goes on meanwhile: the check before the first byte holds as ever.
+        If it cannot be raised now, or if that is not known, the task goes back unsent. The time of the grant goes on
+        meanwhile: the check before the first byte holds as ever.
         """
         async with self._topping_up:
             if time.monotonic() > grant.send_before:
@@ -223,12 +248,8 @@ def _lacks(attempt: _Attempt) -> int | None:
     return None if need <= TOP_UP_FROM * charged or need < charged + TOP_UP_FROM_TOKENS else need
 
 
-def _is_blamed(reply: Reply) -> bool:
-    return isinstance(reply, TransientError) and circuit_breaker.blames(reply.error_class)
-
-
-def _no_reply(said: object) -> TransientError:
-    return TransientError("adapter_raised", f"the adapter returned {type(said).__name__}, which is no reply")
+def _no_reply(returned: object) -> TransientError:
+    return TransientError("adapter_raised", f"the adapter returned {type(returned).__name__}, which is no reply")
 
 
 def _broken(error: Exception, model: str) -> TransientError:

@@ -1,83 +1,92 @@
-"""Liveness: one heartbeat row per worker, and the chores that any worker does for the fleet (design I9).
+"""Liveness: one heartbeat row per worker, renewed several times in a lease (design I9).
 
-They ride along with the claimer's claims; this loop steps in when no claim has gone out for a while, so a worker
-whose slots are all taken by slow calls stays alive too.
+Heartbeats and maintenance go out with the claimer's claims; this loop steps in when no claim has gone out for a while,
+so a worker whose slots are all taken by slow calls stays alive too.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import anyio
 
 from llmqueue import __version__
 from llmqueue.db.store import STATEMENT_TIMEOUT_S, Store
-from llmqueue.errors import DatabaseUnreachable, SqlError, UnknownWorker
+from llmqueue.errors import UnknownWorker
 from llmqueue.logs import Event, logger
+from llmqueue.spill.pending import PendingSettlements
+from llmqueue.worker.in_flight import InFlight
+from llmqueue.worker.maintenance import MaintenanceSchedule
 
-PROMOTE_S = 0.5
-PRUNE_S = 30.0
-CALIBRATE_S = 30.0
 SWEPT = "registering again; answers under way are still accepted"
 
 
 class Heartbeat:
-    """Knows what is due when, and that the worker lives."""
+    """Tells the database that the worker lives, and knows which maintenance is due.
 
-    def __init__(self, store: Store, name: str, models: Sequence[str] | None, lease_s: float, guard_s: float) -> None:
+    While answers of attempts that may look lost wait to be settled, in `pending` or in the spill of a former worker,
+    nobody's attempts are swept from here (I9).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        in_flight: InFlight,
+        pending: PendingSettlements,
+        *,
+        name: str,
+        models: Sequence[str] | None,
+        lease_s: float,
+        guard_s: float,
+    ) -> None:
         self._store = store
+        self._in_flight = in_flight
+        self._pending = pending
         self._name = name
         self._models = models
         self._lease_s = lease_s
         self._guard_s = guard_s
-        self._done_at: dict[str, float] = {}
-        self.registrations = 0  # what the database knew of a worker goes with its row: see the claimer
-        # While answers of attempts that may look lost wait to be settled, nobody's attempts are swept from here (I9).
-        self.may_sweep: Callable[[], bool] = lambda: True
-        self._every_s = {
-            "heartbeat": lease_s / 5,
-            "sweep": lease_s / 5,
-            "promote": PROMOTE_S,
-            "prune": PRUNE_S,
-            "calibrate": CALIBRATE_S,
-        }
+        self._schedule = MaintenanceSchedule(lease_s)
+        self._awaits_spills = True
+        self.registrations = 0
+        """What the database knows of a worker goes with its row: see the claimer."""
 
     async def register(self) -> None:
         await self._store.register(self._name, __version__, self._models, self._lease_s, self._guard_s)
         self.registrations += 1
         self.done(["heartbeat"])
 
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() - self._done_at.get("heartbeat", 0.0) >= self._every_s["heartbeat"]
+    def spills_are_sent(self) -> None:
+        """What former workers left in the spill folder has been sent once."""
+        self._awaits_spills = False
 
-    def due_chores(self) -> list[str]:
-        now = time.monotonic()
-        due = [chore for chore, every_s in self._every_s.items() if now - self._done_at.get(chore, 0.0) >= every_s]
-        return due if self.may_sweep() else [chore for chore in due if chore != "sweep"]
+    def due(self) -> list[str]:
+        """Returns the maintenance that is due."""
+        due = self._schedule.due(time.monotonic())
+        may_sweep = not self._awaits_spills and not self._pending.is_behind
+        return due if may_sweep else [step for step in due if step != "sweep"]
 
-    def done(self, chores: Sequence[str]) -> None:
+    def done(self, steps: Iterable[str]) -> None:
         """Call after the statement that carried them has succeeded."""
-        self._done_at |= dict.fromkeys(chores, time.monotonic())
+        self._schedule.done(steps, time.monotonic())
 
-    async def run(self, running: Callable[[], int]) -> None:
+    async def run(self) -> None:
         """Beats for ever when the claimer has not for a quarter of the lease; re-registers when swept."""
         while True:
             await anyio.sleep(random.uniform(0.8, 1.0) * self._lease_s / 20)
-            if time.monotonic() - self._done_at.get("heartbeat", 0.0) < self._lease_s / 4:
+            if self._schedule.since("heartbeat", time.monotonic()) < self._lease_s / 4:
                 continue
-            try:
-                await self.beat(running())
-            except (DatabaseUnreachable, SqlError) as error:
-                self._store.outage.began(error)
+            with self._store.outage.tolerated():
+                await self.beat()
 
-    async def beat(self, running: int) -> None:
+    async def beat(self) -> None:
         """Says that the worker lives; registers it if it was swept, or has not been yet."""
         try:
             # a half-open connection must leave time for another within the lease
-            await self._store.heartbeat(running, timeout_s=min(self._lease_s / 5, STATEMENT_TIMEOUT_S))
+            timeout_s = min(self._lease_s / 5, STATEMENT_TIMEOUT_S)
+            await self._store.heartbeat(self._in_flight.calls, timeout_s=timeout_s)
             self.done(["heartbeat"])
         except UnknownWorker:
             if self.registrations:

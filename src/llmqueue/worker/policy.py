@@ -1,11 +1,11 @@
-"""Whose fault was it, and what happens to the task: one pure function (design I11)."""
+"""What becomes of a task, by whose fault its attempt's end was: one pure function (design I11)."""
 
 from __future__ import annotations
 
 import random
 from typing import assert_never
 
-from llmqueue.backend import circuit_breaker
+from llmqueue.backend.classify import NO_SUCH_CALL, Blame, may_be_backends
 from llmqueue.db.encoding import in_ascii, why_unstorable
 from llmqueue.types import (
     LATE,
@@ -30,11 +30,10 @@ REFUSAL_JITTER = 0.1
 REFUSAL_JITTER_CAP_S = 1.0
 
 
-def decide(reply: Reply, attempt_no: int, rng: random.Random, blame: circuit_breaker.Blame = "attempt") -> Decision:
+def decide(reply: Reply, blame: Blame | None, attempt_no: int, rng: random.Random) -> Decision:
     """Returns what becomes of a task whose `attempt_no`-th attempt (from 1) got this reply.
 
-    `blame` is what other calls say about a TransientError: if the backend or the model fails them too, it costs no
-    attempt.
+    `blame` is what BackendHealth.judge() said of it, or classify() where there are no other calls to compare with.
     """
     match reply:
         case Answer(answer, usage):
@@ -49,24 +48,27 @@ def decide(reply: Reply, attempt_no: int, rng: random.Random, blame: circuit_bre
         case Throttled(kind, error_class, message, pause_s):
             jitter_s = REFUSAL_JITTER_CAP_S if pause_s is None else min(REFUSAL_JITTER * pause_s, REFUSAL_JITTER_CAP_S)
             return Retry(error_class, message, rng.uniform(0, jitter_s), counts=False, refusal=kind, pause_s=pause_s)
-        case TransientError(error_class, message):
-            return _break_down(error_class, message, backoff_s(attempt_no, rng), blame)
-        case PermanentError(error_class, message):
-            return Bury(error_class, message)
+        case TransientError(error_class, message) | PermanentError(error_class, message):
+            return _failed(error_class, message, blame or "attempt", attempt_no, rng)
         case _:
             assert_never(reply)
 
 
-def _break_down(error_class: str, message: str, delay_s: float, blame: circuit_breaker.Blame) -> Retry:
-    may_be_backends = circuit_breaker.blames(error_class)
+def _failed(error_class: str, message: str, blame: Blame, attempt_no: int, rng: random.Random) -> Decision:
+    is_suspect = may_be_backends(error_class)
     match blame:
+        case "task":
+            return Bury(error_class, message)
+        case "call":
+            # Each of its tasks is tried alone.
+            return Retry(error_class, message, 0.0, counts=error_class not in NO_SUCH_CALL)
         case "attempt":
-            return Retry(error_class, message, delay_s, counts=True, may_be_backends=may_be_backends)
+            return Retry(error_class, message, backoff_s(attempt_no, rng), counts=True, may_be_backends=is_suspect)
         case "model":
-            return Retry(error_class, message, 0.0, counts=False, refusal="failures", may_be_backends=may_be_backends)
+            return Retry(error_class, message, 0.0, counts=False, refusal="failures", may_be_backends=is_suspect)
         case "backend":
-            # how long is the database's to say: it knows how often the task has been spared
-            return Retry(error_class, message, 0.0, counts=False, may_be_backends=may_be_backends)
+            # The database says how long: it knows how many free retries the task has had.
+            return Retry(error_class, message, 0.0, counts=False, may_be_backends=is_suspect)
         case _:
             assert_never(blame)
 

@@ -1,4 +1,4 @@
-"""slots.Slots: cold calls never take the slots that are kept for hot ones, and none is lost."""
+"""in_flight.InFlight: cold calls never take the slots that are kept for hot ones, and none is lost."""
 
 from __future__ import annotations
 
@@ -7,16 +7,34 @@ import random
 
 import pytest
 
-from llmqueue.types import Grant, Task
-from llmqueue.worker.slots import MOST_ENDED, Room, Slots
+from llmqueue.types import Complete, Grant, Room, Settlement, Task, Usage
+from llmqueue.worker.batching import Batching
+from llmqueue.worker.in_flight import MOST_ENDED, InFlight
+from llmqueue.worker.planner import Planner
 
 
 def grant(fence: int, *, is_hot: bool = False) -> Grant:
     return Grant("m", Task(fence, fence, 1, 5, 0, "why?", None, is_hot=is_hot), 0.0, 1.0, 60.0)
 
 
-def filled(slots: int, cold: int, hot: int) -> Slots:
-    found = Slots(slots)
+class Deaf:
+    """A wake-up signal that nobody waits for."""
+
+    is_set = False
+
+    def set(self, what: str) -> None: ...
+
+
+def empty(slots: int) -> InFlight:
+    return InFlight(slots, Planner(random.Random(1)), Batching(can_batch=False), Deaf())
+
+
+def end(fence: int) -> Settlement:
+    return Settlement(grant(fence), Complete("42", Usage()), None, None)
+
+
+def filled(slots: int, cold: int, hot: int) -> InFlight:
+    found = empty(slots)
     for fence in range(cold + hot):
         found.take(grant(fence, is_hot=fence >= cold))
     return found
@@ -50,36 +68,36 @@ def test_a_tenth_and_at_least_one_is_kept_for_hot_tasks(slots: int, cold: int, h
     ("at_most", "room"), [(200, Room(5, 100)), (50, Room(5, 45)), (5, Room(5, 0)), (1, Room(1, 0))]
 )
 def test_a_claim_is_cut_from_the_hot_end(at_most: int, room: Room) -> None:
-    assert filled(1000, 895, 0).room(at_most) == room
+    assert filled(1000, 895, 0).room().cut(at_most) == room
 
 
 def test_a_slot_is_freed_once() -> None:
     slots = filled(10, 9, 0)
 
-    slots.free(grant(0))
-    slots.free(grant(0))
-    slots.free(grant(99))
+    slots.settled(end(0), 0.0)
+    slots.settled(end(0), 0.0)
+    slots.settled(end(99), 0.0)
 
     assert slots.room() == Room(1, 1)
-    assert len(slots.running) == 8
+    assert len(slots.fences) == 8
 
 
 def test_a_slot_is_free_while_the_end_of_its_call_is_written() -> None:
     slots = filled(10, 9, 0)
 
-    slots.ended(grant(0))
-    slots.ended(grant(0))
-    slots.ended(grant(99))
+    slots.ended(end(0))
+    slots.ended(end(0))
+    slots.ended(end(99))
 
     assert slots.room() == Room(1, 1)
-    assert len(slots.running) == 9
-    slots.free(grant(0))
+    assert len(slots.fences) == 9
+    slots.settled(end(0), 0.0)
     assert slots.room() == Room(1, 1)
 
 
 @pytest.mark.parametrize(("total", "most"), [(1, 1), (3, 3), (10, 10), (300, MOST_ENDED)])
 def test_ends_that_wait_longer_than_a_flush_hold_their_slots(total: int, most: int) -> None:
-    slots = Slots(total)
+    slots = empty(total)
     fences = itertools.count()
     ended = 0
     while room := slots.room().total:
@@ -87,18 +105,18 @@ def test_ends_that_wait_longer_than_a_flush_hold_their_slots(total: int, most: i
         for each in started:
             slots.take(each)
         for each in started:
-            slots.ended(each)
+            slots.ended(Settlement(each, Complete("42", Usage()), None, None))
         ended += room
 
-    assert ended == len(slots.running) == total + most
-    slots.free(grant(0))
+    assert ended == len(slots.fences) == total + most
+    slots.settled(end(0), 0.0)
     assert slots.room() == (Room(1, 0) if total == 1 else Room(0, 1))
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 9, 10, 11, 50])
 def test_whatever_comes_and_goes_the_slots_add_up(total: int) -> None:
     rng = random.Random(total)
-    slots, kept = Slots(total), 0 if total == 1 else max(1, total // 10)
+    slots, kept = empty(total), 0 if total == 1 else max(1, total // 10)
     running: list[Grant] = []
     for fence in range(2000):
         room = slots.room()
@@ -111,5 +129,7 @@ def test_whatever_comes_and_goes_the_slots_add_up(total: int) -> None:
             running.append(grant(fence, is_hot=is_hot))
             slots.take(running[-1])
         elif running:
-            slots.free(running.pop(rng.randrange(len(running))))
-        assert sum(not each.task.is_hot for each in slots.running) <= total - kept
+            done = running.pop(rng.randrange(len(running)))
+            slots.settled(Settlement(done, Complete("42", Usage()), None, None), 0.0)
+        assert slots.fences == {each.task.fence for each in running}
+        assert sum(not each.task.is_hot for each in running) <= total - kept

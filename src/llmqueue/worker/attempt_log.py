@@ -1,47 +1,42 @@
-"""An end of an attempt on its way to the database, in memory or with its answer in the spill, and the line about it."""
+"""The lines about ended attempts: one per attempt, and one when a model refuses calls."""
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import time
-from dataclasses import dataclass, field
 
 from llmqueue.logs import Event, logger
-from llmqueue.spill.file import Place
 from llmqueue.types import Bury, Complete, Decision, Release, Retry, Settlement
 
-
-@dataclass(slots=True, eq=False)
-class PendingSettlement:
-    """`settlement` lacks its answer while that lies at `place` in the spill."""
-
-    settlement: Settlement
-    chars: int
-    since: float = field(default_factory=time.monotonic)
-    place: Place | None = None
-    is_settled: bool = False
-    # not JSON: only the database's own error would tell, and it stays in memory
-    is_unspillable: bool = False
-    # it was turned into a word that any database can take, and that word is in memory
-    is_buried: bool = False
-    # since when the disk does not give its answer back
-    unread_since: float | None = None
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.place is None and not self.is_settled
+# All calls in flight may be refused at once, and each would be logged.
+COOLDOWN_LOGGED_S = 10.0
 
 
-def pending(settlement: Settlement) -> PendingSettlement:
-    """Returns an end that is in memory."""
-    decision = settlement.decision
-    answer = decision.answer if isinstance(decision, Complete | Bury) else None
-    return PendingSettlement(settlement, len(answer) if isinstance(answer, str) else len(json.dumps(answer)))
+class AttemptLog:
+    """Logs what the database made of each end."""
+
+    def __init__(self) -> None:
+        self._cooldown_logged_at: dict[str, float] = {}
+
+    def settled(self, settlement: Settlement, outcome: str) -> None:
+        log_attempt(settlement, outcome)
+        self._log_cooldown(settlement)
+
+    def _log_cooldown(self, settlement: Settlement) -> None:
+        """One line for all the calls that a model refuses at about the same time."""
+        decision, model = settlement.decision, settlement.grant.model
+        if not isinstance(decision, Retry) or decision.refusal is None:
+            return
+        now = time.monotonic()
+        if now - self._cooldown_logged_at.get(model, -math.inf) < COOLDOWN_LOGGED_S:
+            return
+        self._cooldown_logged_at[model] = now
+        logger().warning(Event.MODEL_COOLDOWN, model=model, pause_s=decision.pause_s, reason=decision.error_class)
 
 
 def log_attempt(settlement: Settlement, outcome: str) -> None:
-    """One INFO line per attempt, with all that is known about it but its words.
+    """One INFO line per attempt, with all that is known about it but its texts.
 
     Errors are named by class only: a backend's message may quote the prompt. `tasks show` has the text.
     """
