@@ -10,7 +10,7 @@
 --   raises, the items of that verb are tried one by one, and a task whose row cannot be written is quarantined; its
 --   answer stays in the attempt log (I12). One by one, too, where the owner's triggers may read the other rows.
 --   promote() and mark_each_running() have the same two steps in their own words: sharing them would take dynamic SQL,
---   and each answers a failed row differently.
+--   and each answers a failed row differently. The planner settings hold for all functions that this calls.
 create or replace function llmqueue.settle(p_worker uuid, p_items jsonb)
 returns table (fence bigint, outcome text) language plpgsql volatile
 security definer set search_path = pg_catalog, pg_temp

@@ -17,7 +17,6 @@ returns integer language plpgsql volatile as $$
 declare
     v_margin constant bigint := 1000000000::bigint;
     v_nonsense constant bigint := 1000000000000000000::bigint;   -- no fence is so high, and the sum would overflow
-    v_cell_s constant double precision := 0.25;
     v_epoch llmqueue.epoch;
     v_because text;
     v_quiet_s double precision;
@@ -32,7 +31,7 @@ begin
     if llmqueue_internal.end_of_epoch(v_epoch, p_seen) is null then
         return v_epoch.epoch_no;
     end if;
-    select l.window_s + greatest(l.guard_s, l.guard_before_s) + v_cell_s into strict v_quiet_s
+    select l.window_s + greatest(l.guard_s, l.guard_before_s) + llmqueue_internal.cell_s() into strict v_quiet_s
       from llmqueue.limiter l for update;
     select e.* into strict v_epoch from llmqueue.epoch e order by e.epoch_no desc limit 1;
     v_because := llmqueue_internal.end_of_epoch(v_epoch, p_seen);

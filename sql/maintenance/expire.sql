@@ -2,7 +2,8 @@
 -- Returns: how many tasks were found; fail_unsent() ends or quarantines each.
 -- Locks: the task rows, FOR NO KEY UPDATE SKIP LOCKED.
 -- Why: a claim notices a passed deadline only when the task's turn comes, which a cooldown or a pause of its model puts
---   off for hours (OmniRoute #495). Tasks without a deadline are not in the index that this reads.
+--   off for hours (OmniRoute #495). Tasks without a deadline are not in the index that this reads. A bitmap
+--   scan would read and sort all tasks that are late.
 create or replace function llmqueue_internal.expire(p_limit integer)
 returns integer language plpgsql volatile set enable_bitmapscan = off set jit = off as $$
 declare

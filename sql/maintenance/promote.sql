@@ -3,7 +3,8 @@
 -- Locks: the task rows, FOR NO KEY UPDATE SKIP LOCKED.
 -- Why: tasks that are not due stay out of the ready index. Any worker promotes, there is no leader. A task whose UPDATE
 --   raises or has no effect is quarantined, else 500 of them would stand before all others (I12). The rows are written
---   as one batch first and one by one only if that fails; why this is not shared with settle(), see there.
+--   as one batch first and one by one only if that fails; why this is not shared with settle(), see there. A bitmap
+--   scan would read and sort all tasks that are due.
 create or replace function llmqueue_internal.promote(p_limit integer)
 returns integer language plpgsql volatile set enable_bitmapscan = off set jit = off as $$
 declare

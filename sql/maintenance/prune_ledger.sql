@@ -7,10 +7,10 @@
 create or replace function llmqueue_internal.prune_ledger()
 returns integer language plpgsql volatile as $$
 declare
-    v_cell_s constant numeric := 0.25;
+    v_cell_s constant double precision := llmqueue_internal.cell_s();
     v_cells_a_minute constant bigint := 240;
-    v_full constant integer := 1000000000;
-    v_cell constant bigint := floor(extract(epoch from llmqueue_internal.clock()) / v_cell_s)::bigint;
+    v_full constant integer := llmqueue_internal.ledger_full();
+    v_cell constant bigint := llmqueue_internal.cell_of(llmqueue_internal.clock());
     v_before bigint;
     v_grants integer;
     v_cells integer;

@@ -7,13 +7,12 @@
 create or replace function llmqueue_internal.keep_lost(p_worker uuid, p_items jsonb, p_now timestamptz)
 returns integer language plpgsql volatile as $$
 declare
-    v_cell_s constant numeric := 0.25;
     v_kept integer;
 begin
     insert into llmqueue.attempt (fence, task_id, model, worker, attempt_no, granted_at, cell, rpm, ended_at, outcome,
                                   error_class, error, latency_s, input_tokens, output_tokens, answer)
     select i.fence, i.task_id, coalesce(i.model, ''), p_worker, 0, called.at,
-           floor(extract(epoch from called.at) / v_cell_s)::bigint, coalesce(c.rpm, 0), p_now, 'late', 'claim_lost',
+           llmqueue_internal.cell_of(called.at), coalesce(c.rpm, 0), p_now, 'late', 'claim_lost',
            'the claim was lost in a failover or a restore; the answer came nevertheless',
            i.latency_s, i.input_tokens, i.output_tokens, i.answer
       from jsonb_to_recordset(p_items) as i(

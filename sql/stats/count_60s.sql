@@ -10,9 +10,8 @@ create or replace function llmqueue_internal.count_60s(
     p_model text, p_now timestamptz, out calls bigint, out tokens bigint, out output_tokens bigint)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_cell_s constant numeric := 0.25;
-    v_first constant bigint := floor((extract(epoch from p_now) - 60) / v_cell_s)::bigint + 1;
-    v_full constant integer := 1000000000;
+    v_first constant bigint := llmqueue_internal.cell_of(p_now, 60) + 1;
+    v_full constant integer := llmqueue_internal.ledger_full();
     v_full_of_tokens constant bigint := 1000000000000000;
     v_open bigint;
 begin

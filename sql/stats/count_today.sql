@@ -12,7 +12,7 @@ declare
     v_cells_a_minute constant bigint := 240;
     v_minute constant bigint
         := floor(extract(epoch from llmqueue_internal.day_start(p_timezone, p_now)) / 60)::bigint;
-    v_full constant integer := 1000000000;
+    v_full constant integer := llmqueue_internal.ledger_full();
     v_full_of_tokens constant bigint := 1000000000000000;
 begin
     select greatest(0, sum(x.calls))::bigint, greatest(0, sum(x.tokens))::bigint into calls, tokens

@@ -8,10 +8,6 @@ create or replace function llmqueue_internal.why_model(
     out reason text, out until_at timestamptz, out detail jsonb)
 language plpgsql stable as $$
 declare
-    v_hot constant integer := 100;
-    v_cells_a_second constant integer := 4;
-    v_cells_a_window constant integer := 244;   -- and a second more
-    v_full constant integer := 1000000000;
     v_config llmqueue.model_config;
     v_task record;
     v_state record;
@@ -83,7 +79,7 @@ begin
         return;
     end if;
 
-    v_is_hot := v_task.rank >= v_hot;
+    v_is_hot := v_task.rank >= llmqueue_internal.hot_priority();
     v_most := llmqueue_internal.effective_concurrency(p_model, v_config.max_concurrency, p_now);
     select r.cold, r.hot into strict v_free
       from llmqueue_internal.free_concurrency(p_model, v_most, v_config.hot_share) r;
@@ -101,9 +97,8 @@ begin
     end if;
     detail := detail || jsonb_build_object('calls_60s', (llmqueue_internal.count_60s(p_model, p_now)).calls);
     if reason = 'rpm' and (select true from llmqueue.ledger_cell c
-                            where c.model = p_model and c.calls >= v_full
-                              and c.cell > floor(extract(epoch from p_now) * v_cells_a_second)::bigint
-                                           - v_cells_a_window
+                            where c.model = p_model and c.calls >= llmqueue_internal.ledger_full()
+                              and c.cell > llmqueue_internal.cell_of(p_now, 61)   -- a window and a second more
                             limit 1) then
         reason := 'clock';
     end if;
