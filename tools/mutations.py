@@ -253,11 +253,15 @@ WAKING: Final = [
         ("the wake-up rings always", "if v_is_idle then", "if true then"))
 ]
 IN_TURN: Final = [
-    Mutation(name, (Edit(f"src/llmqueue/{module}.py", old, new),), (f"tests/unit/test_{module}.py",)) for module, name, old, new in (
+    Mutation(name, (Edit(f"src/llmqueue/worker/{module}.py", old, new),), (f"tests/unit/test_{module}.py",)) for module, name, old, new in (
         ("claimer", "calls begin before the next claim goes out", "if wait_s > 0 or not gave_all:", "if True:"),
         ("claimer", "a hot call waits for the next claim to go out", "if wait_s > 0 or not gave_all:", "if wait_s > 0:"),
-        ("flusher", "slots are freed before the next flush goes out", "        if self._waiting:\n            asyncio", "        if False:\n            asyncio"),
-        ("flusher", "a slot is never freed", "settled[TOLD_AT_ONCE:])", "settled[TOLD_AT_ONCE + 1 :])"))
+        ("flusher", "slots are freed before the next flush goes out", "        if self._pending.waiting:\n            asyncio", "        if False:\n            asyncio"),
+        ("flusher", "a slot is never freed", "settled[TOLD_AT_ONCE:])", "settled[TOLD_AT_ONCE + 1 :])"),
+        ("in_flight", "an end that waits for the database holds its slot", "self._ended += 1\n", "pass\n"),
+        ("in_flight", "the slots kept for hot tasks are lent", "self._for_cold - self._cold_calls - waiting", "free"),
+        ("planner", "a flood of hot tasks keeps the cold ones out", "and not self._was_for_hot and", "and"),
+        ("planner", "what comes while a worker says that it waits is not looked for", "self._is_announced = self._must_look_again = True", "self._is_announced = True"))
 ]
 # fmt: on
 MUTATIONS: Final = (*SEVERAL, *CLAIMING, *ENDING, *WAKING, *IN_TURN)

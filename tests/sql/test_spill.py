@@ -14,7 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from llmqueue.db.store import Store
 from llmqueue.spill.codec import encode
-from llmqueue.spill.file import Database, Spill, inherit, read_database
+from llmqueue.spill.file import Database, Spill, read_database
+from llmqueue.spill.inheritance import inherit
 from llmqueue.types import Complete, Grant, Room, Settlement, Usage
 from tests.support.sql import clock_at
 

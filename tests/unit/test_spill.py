@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from llmqueue.spill import file as spill_module
 from llmqueue.spill.codec import Damaged, decode, encode, frame, unframe
-from llmqueue.spill.file import Database, Inheritance, NotOurs, Place, Spill, SpillFull, inherit
+from llmqueue.spill.file import Database, Place, Spill, SpillFull
+from llmqueue.spill.inheritance import Inheritance, NotOurs, inherit
 from llmqueue.types import Bury, Complete, Decision, Grant, Release, Retry, Settlement, Task, Usage
 
 HERE = Database("7312/16384", "production")

@@ -1,4 +1,4 @@
-"""The wake: LISTEN on a connection of its own. The poll is the truth, a wake only ends a wait early (design I16)."""
+"""Wake-ups: LISTEN on a connection of its own. A wake-up only ends a wait early; the poll needs none (design I16)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECONNECT_S = (0.2, 10.0)
 
 
 class WakeSignal:
-    """Collects what has rung since it was last cleared: `task`, `hot`, `config`, or anything that ends a wait early.
+    """Collects signals until they are consumed: `task`, `hot`, `config`, or any other that only ends a wait early.
 
     `can_listen`: a NOTIFY can come; not through a pooler.
     """
@@ -35,11 +35,11 @@ class WakeSignal:
 
     @property
     def is_set(self) -> bool:
-        """Tells whether it has rung since it was last cleared."""
+        """Tells whether a signal has come since they were last consumed."""
         return bool(self._reasons)
 
     def consume(self) -> frozenset[str]:
-        """Returns what has rung, and forgets it. Call before looking, never after: else a ring between is lost."""
+        """Returns the signals and forgets them. Call before looking, never after: a signal in between would be lost."""
         reasons = frozenset(self._reasons)
         self._reasons.clear()
         self._event = anyio.Event()
@@ -54,20 +54,20 @@ class WakeSignal:
 
 
 class Listener:
-    """Listens to the fleet's channel and to the worker's own, on which each heartbeat rings.
+    """Listens to the fleet's channel and to the worker's own, on which each heartbeat sends a NOTIFY.
 
     A heartbeat that is not heard proves that the connection is dead, even a half-open one that never raises.
     """
 
-    def __init__(self, dsn: str, worker: UUID, wake: WakeSignal, deaf_after_s: float) -> None:
+    def __init__(self, dsn: str, worker: UUID, wake: WakeSignal, silent_after_s: float) -> None:
         self._dsn = dsn
         self._own_channel = f"llmqueue_{worker.hex}"
         self._wake = wake
-        self._deaf_after_s = deaf_after_s
+        self._silent_after_s = silent_after_s
         self._is_lost = False
 
     async def run(self) -> None:
-        """Never returns and never raises for the database's sake; while it is deaf the poll goes on alone."""
+        """Never returns and never raises for an outage; while no NOTIFY can come the poll goes on alone."""
         pause_s = RECONNECT_S[0]
         while True:
             started_at = time.monotonic()
@@ -95,15 +95,15 @@ class Listener:
             heard = 0
             while True:
                 before = heard
-                async for notify in connection.notifies(timeout=self._deaf_after_s, stop_after=1):
+                async for notify in connection.notifies(timeout=self._silent_after_s, stop_after=1):
                     heard += 1
                     if heard > 1:
-                        self._found()  # a transaction pooler takes LISTEN and is deaf, but for one that comes by chance
+                        self._found()  # a transaction pooler accepts LISTEN and passes one NOTIFY on at most
                     if notify.channel == CHANNEL:
                         self._wake.set(notify.payload or "task")
                 if heard == before:
                     raise TimeoutError(
-                        f"no heartbeat heard for {self._deaf_after_s:.0f} s: half-open, or through a pooler"
+                        f"no heartbeat heard for {self._silent_after_s:.0f} s: half-open, or through a pooler"
                     )
 
     def _lost(self, error: Exception) -> None:

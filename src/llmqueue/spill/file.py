@@ -1,9 +1,9 @@
 """The spill: a worker's file of finished ends that wait for the database, LLMQUEUE_HOME/spill/<worker>.jsonl.
 
-The first line says whose ends they are and which database they belong to, each other one is an end (record.py). The
-owner holds a lock on the file as long as it lives, also through kill -9: a file whose lock is free has no owner any
-more, and a worker that starts here inherits it (recovery.py). A file goes when the database has said something of every
-end in it; sent twice, an end is settled once, so nothing is marked in between.
+The first line says whose ends they are and which database they belong to, each other line is an end (codec.py). The
+owner holds a lock on the file as long as it lives, and kill -9 frees it: a file whose lock is free has no owner any
+more, and a worker that starts here inherits it (inheritance.py). A file is removed when the database has given an
+outcome for every end in it; sent twice, an end is settled once, so nothing is marked in between.
 
 Answers are the user's: folder 0700, file 0600. What append() has returned survives a loss of power.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from llmqueue.spill.codec import Damaged, decode, frame, unframe
+from llmqueue.spill.codec import Damaged, decode, frame
 from llmqueue.types import Settlement
 
 FOLDER = "spill"
@@ -32,8 +31,6 @@ SUFFIX = ".jsonl"
 KEPT = ".kept"
 FORMAT = 1
 MAX_BYTES = 1 << 30
-# An owner that has just made its file has not locked it yet.
-EMPTY_FOR_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +56,6 @@ class Left:
     place: Place
     settlement: Settlement
     ended_at: float | None
-
-
-class NotOurs(Exception):
-    """A spill that is left alone; `reason` and `remedy` are for a person."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.remedy = remedy
 
 
 class SpillFull(OSError):
@@ -189,91 +177,13 @@ class Spill:
         self._end = len(header)
         return fd
 
-    def _inherit(self, fd: int, end: int, waiting: int, *, keeps: bool) -> None:
+    def take_over(self, path: Path, fd: int, end: int, waiting: int, *, keeps: bool) -> None:
+        """Makes it the locked file of a former owner, with `waiting` ends before the offset `end`."""
+        self.path = path
         self._fd = fd
         self._end = end
         self._waiting = waiting
         self._keeps = keeps
-
-
-@dataclass(frozen=True, slots=True)
-class Inheritance:
-    """A spill whose owner is gone, now locked by us; `damaged` lines could not be read, `is_torn`: but for the last."""
-
-    spill: Spill
-    left: Sequence[Left]
-    damaged: int
-    is_torn: bool
-
-
-def inherit(path: Path, database: Database) -> Inheritance | None:
-    """Takes over a file whose lock is free. Returns None when it is not, or when there is nothing in it.
-
-    Raises NotOurs for a file that must be left alone, OSError for one that cannot be read.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    inheritance = None
-    try:
-        if _is_free(fd, path):
-            inheritance = _take_over(fd, path, database)
-    finally:
-        if inheritance is None:
-            os.close(fd)
-    return inheritance
-
-
-def _is_free(fd: int, path: Path) -> bool:
-    """Locks the file; no, if somebody has it, or had it until now and has removed it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        there = path.stat()
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    mine = os.fstat(fd)
-    if mine.st_size == 0:
-        if time.time() - mine.st_mtime > EMPTY_FOR_S:
-            path.unlink(missing_ok=True)
-        return False
-    return os.path.samestat(there, mine)
-
-
-def _take_over(fd: int, path: Path, database: Database) -> Inheritance:
-    left: list[Left] = []
-    damaged = []
-    with os.fdopen(os.dup(fd), "rb") as file:
-        first = file.readline()
-        worker, owner = _read_header(first)
-        if owner.id != database.id:
-            raise NotOurs(
-                f"it belongs to another database ({owner.name})",
-                "start a worker of that database with this LLMQUEUE_HOME, or delete the file and its answers",
-            )
-        end = len(first)
-        for line in file:
-            place = Place(end, len(line))
-            end += len(line)
-            try:
-                record = decode(line)
-                left.append(Left(place, record.settlement.without_answer(), record.ended_at))
-            except Damaged:
-                damaged.append(end)
-    # A last line that is cut off was never relied on. Damage before it is no crash: a person should look.
-    is_torn = damaged == [end]
-    spill = Spill(path.parent, worker, owner)
-    spill.path = path
-    spill._inherit(fd, end, len(left), keeps=bool(damaged) and not is_torn)
-    return Inheritance(spill, left, len(damaged), is_torn)
-
-
-def _read_header(line: bytes) -> tuple[UUID, Database]:
-    delete = "delete it if you do not need it"
-    try:
-        value = unframe(line)
-        if value["llmqueue_spill"] != FORMAT:
-            raise NotOurs("it was written by another release of llmqueue", "start that release here once")
-        return UUID(value["worker"]), Database(value["database"]["id"], value["database"]["name"])
-    except (KeyError, TypeError, ValueError):
-        raise NotOurs("its first line is not that of a spill file", delete) from None
 
 
 def read_database(conn: psycopg.Connection[TupleRow]) -> Database:

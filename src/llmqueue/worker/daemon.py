@@ -67,7 +67,7 @@ class Daemon:
             is_pooled=options.is_pooled,
         )
         self._wake = WakeSignal(can_listen=options.can_listen)
-        self._listener = Listener(options.listen_dsn or options.dsn, worker, self._wake, deaf_after_s=options.lease_s)
+        self._listener = Listener(options.listen_dsn or options.dsn, worker, self._wake, silent_after_s=options.lease_s)
         self._health = BackendHealth(backend, options.backend_url, self._wake)
         self._spill = Spill(options.home / FOLDER, worker, options.database)
         self._pending = PendingSettlements()

@@ -14,7 +14,8 @@ from anyio import to_thread
 from llmqueue.db.store import Store
 from llmqueue.logs import Event, logger
 from llmqueue.spill.answers import SpilledAnswers
-from llmqueue.spill.file import SUFFIX, Database, Inheritance, NotOurs, inherit
+from llmqueue.spill.file import SUFFIX, Database
+from llmqueue.spill.inheritance import Inheritance, NotOurs, inherit
 from llmqueue.spill.pending import PendingSettlements
 from llmqueue.worker.flusher import Flusher
 from llmqueue.worker.heartbeat import Heartbeat
