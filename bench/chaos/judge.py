@@ -38,7 +38,7 @@ class Calls:
 
 
 @dataclass(slots=True)
-class Refusal:
+class Verdict:
     violations: list[str]
     models: Mapping[str, Calls]
     ends: Counter[str]  # of tasks, by status
@@ -49,7 +49,7 @@ class Refusal:
     matched: Mapping[int, LoggedCall] = field(default_factory=dict)  # by fence
 
 
-def judge(evidence: Evidence) -> Refusal:
+def judge(evidence: Evidence) -> Verdict:
     by_task: dict[int, list[Attempt]] = defaultdict(list)
     for attempt in evidence.attempts:
         by_task[attempt.task].append(attempt)
@@ -73,7 +73,7 @@ def judge(evidence: Evidence) -> Refusal:
         *over,
         *_strangers(evidence, calls),
     ]
-    return Refusal(
+    return Verdict(
         violations,
         models,
         Counter(task.status for task in evidence.tasks),

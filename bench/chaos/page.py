@@ -113,7 +113,7 @@ def as_json(result: Result | None, found: Steps | None, measured: Sequence[Measu
 def write(command: str, result: Result, found: Steps, measured: Sequence[Measured]) -> None:
     said = violations(result, found, measured)
     verdict = "\n".join(f"- {line}" for line in said) if said else "No violation."
-    texts = [_head(command), "## Refusal", verdict, prose(ends(result)), "## Faults", table(*faults(result))]
+    texts = [_head(command), "## Verdict", verdict, prose(ends(result)), "## Faults", table(*faults(result))]
     texts += ["## Limits", table(*models(result)), "## Recovery", table(*recovery(measured))]
     PAGE.write_text("\n\n".join([*texts, "## Clock", prose(steps(found))]) + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ import psycopg
 
 from bench.chaos import scene
 from bench.chaos.evidence import Evidence, Prober, collect
-from bench.chaos.judge import Refusal, judge
+from bench.chaos.judge import Verdict, judge
 from bench.chaos.mishaps import Chaos
 from bench.chaos.plan import WORKERS, Fault, schedule
 from bench.chaos.recovery import Felt, felt
@@ -37,7 +37,7 @@ class Result:
     lease_s: float
     faults: Sequence[Fault]
     evidence: Evidence
-    verdict: Refusal
+    verdict: Verdict
     felt: Sequence[Felt]
     drained_s: float
 

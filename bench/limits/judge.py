@@ -12,7 +12,7 @@ PHASES = tuple(range(60))
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Verdict:
     """What came of one model's arrivals.
 
     `use` is the mean over all full windows; `worst` the most calls in one; `over` how many windows were above the
@@ -27,20 +27,20 @@ class Refusal:
     refused: Mapping[str, int]
 
 
-def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[int] = PHASES) -> Refusal:
+def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[int] = PHASES) -> Verdict:
     """Takes all arrivals (seconds) up to `end_s`, when there was still backlog.
 
     The clock minute is judged at each of the phases, and the worst one counts: nobody knows a provider's clock.
     """
     ordered = sorted(at_s for at_s in arrivals if at_s <= end_s)
     if not ordered:
-        return Refusal(rpm, 0, 0.0, 0, 0, dict.fromkeys(KINDS, 0))
+        return Verdict(rpm, 0, 0.0, 0, 0, dict.fromkeys(KINDS, 0))
     periods = [Period(float("-inf"), rpm)]
     found = windows(ordered, periods)
     worst = fullest(found)
     refused = {kind: rejections(kind, ordered, rpm) for kind in KINDS if kind != "minute"}
     refused["minute"] = max(rejections("minute", ordered, rpm, phase_s=float(phase)) for phase in phases)
-    return Refusal(
+    return Verdict(
         rpm=rpm,
         calls=len(ordered),
         use=share_used(ordered, periods, ordered[0] + WINDOW_S, end_s) or 0.0,

@@ -98,7 +98,7 @@ class Worker:
         for grant in claim.grants:
             self._running += 1
             process.after(SEND_S, partial(self._send, grant))
-        [verdict] = claim.verdicts
+        [verdict] = claim.refusals
         if verdict.reason is None:
             self.ask()
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.limits import discrete, fleet, ledger, tables, tokens
 from bench.limits.algorithms import OTHERS
 from bench.limits.fleet import Freeze, Model, Plan, Run
-from bench.limits.judge import Refusal, judge
+from bench.limits.judge import Verdict, judge
 from bench.limits.page import PICTURE, Section, Target, prose
 from bench.limits.picture import Curve
 
@@ -114,14 +114,14 @@ def tuned(size: Size) -> Section:
     return Section(text, tables.minute_targets("ten models, guard 0.25 s", found, 0.99))
 
 
-def _judged(run: Run, models: list[Model]) -> dict[str, Refusal]:
+def _judged(run: Run, models: list[Model]) -> dict[str, Verdict]:
     return {model.name: judge(run.arrivals[model.name], model.rpm, run.end_s) for model in models}
 
 
 def others(size: Size) -> Section:
     """Other algorithms and llmqueue's SQL functions in simulated time."""
     seconds = 150.0 if size.is_quick else size.seconds
-    rows: dict[int, list[tuple[str, str, Refusal]]] = defaultdict(list)
+    rows: dict[int, list[tuple[str, str, Verdict]]] = defaultdict(list)
     curves = []
     with ledger.accelerated_server() as server:
         for rate in RATES:

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.limits.judge import Refusal, trailing
+from bench.limits.judge import Verdict, trailing
 
 EVERY_S = 0.1
 TOP_PCT = 215
@@ -25,7 +25,7 @@ OVER = "#d62728"
 class Curve:
     name: str
     arrivals: Sequence[float]
-    verdict: Refusal
+    verdict: Verdict
 
 
 def draw(curves: Sequence[Curve], seconds: float, file: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from bench.limits.fleet import FREEZE_S, Freeze, Run
-from bench.limits.judge import Refusal
+from bench.limits.judge import Verdict
 from bench.limits.page import Target, prose
 from bench.limits.tokens import Found
 from bench.parts import table
@@ -16,7 +16,7 @@ SHORT_KINDS = {"10 s": "ten-seconds", "1 s": "second"}
 KINDS = {**{kind: kind for kind in MINUTE_KINDS}, **SHORT_KINDS}  # how each is called here, and by the simulator
 
 
-def verdicts(found: Mapping[str, Refusal]) -> str:
+def verdicts(found: Mapping[str, Verdict]) -> str:
     head = ("model", "R", "calls", "use", "worst 60 s", "windows over", *(f"429s: {name}" for name in KINDS))
     rows = [
         (name, v.rpm, f"{v.calls:,}", f"{v.use:.2%}", f"{v.worst:,}", v.over, *_refused(v)) for name, v in found.items()
@@ -24,14 +24,14 @@ def verdicts(found: Mapping[str, Refusal]) -> str:
     return table(head, rows)
 
 
-def compared(found: Sequence[tuple[str, str, Refusal]]) -> str:
+def compared(found: Sequence[tuple[str, str, Verdict]]) -> str:
     """Of (algorithm, who has it, verdict)."""
     head = ("algorithm", "as in", "use", "worst 60 s", "windows over", *(f"429s: {name}" for name in KINDS))
     rows = [(name, who, f"{v.use:.1%}", f"{v.worst:,}", f"{v.over:,}", *_refused(v)) for name, who, v in found]
     return table(head, rows)
 
 
-def _refused(verdict: Refusal) -> list[str]:
+def _refused(verdict: Verdict) -> list[str]:
     return [f"{verdict.refused[kind]:,}" for kind in KINDS.values()]
 
 
@@ -86,7 +86,7 @@ def _spread(seconds: Sequence[float]) -> str:
 # --- targets ----------------------------------------------------------------------------------------------------
 
 
-def minute_targets(what: str, found: Mapping[str, Refusal], least_use: float) -> list[Target]:
+def minute_targets(what: str, found: Mapping[str, Verdict], least_use: float) -> list[Target]:
     """0 over, nothing refused by anybody who judges by the minute, and the least use, of each model."""
     over = sum(v.over for v in found.values())
     refused = sum(v.refused[kind] for v in found.values() for kind in MINUTE_KINDS)
@@ -99,7 +99,7 @@ def minute_targets(what: str, found: Mapping[str, Refusal], least_use: float) ->
     ]
 
 
-def short_targets(window: str, found: Mapping[str, Refusal], least_use: float) -> list[Target]:
+def short_targets(window: str, found: Mapping[str, Verdict], least_use: float) -> list[Target]:
     refused = sum(v.refused[SHORT_KINDS[window]] for v in found.values())
     lowest = min(v.use for v in found.values())
     return [

@@ -48,8 +48,8 @@ def main(dsn: str, seed: int, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             some = rng.choice([None, rng.sample(models, 1), rng.sample(models, 4)])
-            chores = [chore for chore in ("heartbeat", "promote", "sweep", "prune") if rng.random() < 0.1]
-            args = (worker, some, rng.randint(1, 30), chores, rng.randint(0, 2))
+            maintenance = [work for work in ("heartbeat", "promote", "sweep", "prune") if rng.random() < 0.1]
+            args = (worker, some, rng.randint(1, 30), maintenance, rng.randint(0, 2))
             for _, task_id, fence, reason, _ in conn.execute(CLAIM, args).fetchall():
                 if task_id is None:
                     seen[f"verdict {reason}"] += 1

@@ -26,7 +26,7 @@ def test_an_epoch_that_many_see_at_once_begins_once(
         # the first to notice is held up in the middle, by who has a model's lock; meanwhile all the others come
         with conn.transaction():
             conn.execute("select pg_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext('m2'))")
-            claims = [opened.start(lambda queue=queue: queue.claim(50, chores=["sweep"])) for queue in queues]
+            claims = [opened.start(lambda queue=queue: queue.claim(50, maintenance=["sweep"])) for queue in queues]
             for queue in queues:
                 opened.wait_until_waiting(queue.conn)
         claimed = [claim.result(60) for claim in claims]

@@ -196,7 +196,7 @@ def test_oban_64201_what_counts_is_when_a_call_starts_and_a_retry_is_a_call(queu
             "verb": "retry", "fence": grant.fence, "task_id": str(grant.id), "delay_s": 0.5, "counts": True,
             "error_class": "timeout", "error": "none", "sent_after_s": 0.1, "latency_s": 1.0,
         },
-        chores=["promote"],
+        maintenance=["promote"],
     )  # fmt: skip
     flow.run(60)
 

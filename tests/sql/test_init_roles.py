@@ -29,8 +29,8 @@ def test_role_without_the_rights(database: str) -> None:
                 f"Let its owner run: grant create on database {name} to {role};"
             ),
             (
-                "  - it belongs to the role postgres, which is to own what init makes for it, and this session is "
-                f"{role}. Connect as postgres, or add ?options=-crole%3Dpostgres to the URL of a member of it."
+                "  - it belongs to the role postgres, which has to own the objects that init creates, and this session's "
+                f"role is {role}. Connect as postgres, or add ?options=-crole%3Dpostgres to the URL of a member of it."
             ),
             (
                 f"  - this role may not create indexes in schema public. "

@@ -109,7 +109,7 @@ def test_a_producer_inserts_from_a_file_and_by_sql(granted: str, producer: str) 
     with psycopg.connect(producer, autocommit=True) as conn:
         given = conn.execute("insert into tasks (prompt, params) values ('by SQL', '{}') returning id").fetchone()
 
-    assert 'the id "7" is there already' in done.err
+    assert 'the id "7" exists already' in done.err
     assert rows(granted, "select id, prompt, priority from tasks where id in (7, 8) order by id") == [
         (7, "one", 5),
         (8, "two", 0),

@@ -124,7 +124,7 @@ async def test_slots_for_hot_tasks_take_no_others(store: Store, conn: Conn) -> N
     both = await claim(store, Room(2, 3))
 
     assert nothing.grants == ()
-    assert [verdict.retry_in_s for verdict in nothing.verdicts] == [None]
+    assert [refusal.retry_in_s for refusal in nothing.refusals] == [None]
     assert (hot.task.prompt, hot.task.is_hot) == ("hot", True)
     assert [grant.task.is_hot for grant in both.grants] == [False, False]
 
@@ -154,7 +154,7 @@ async def test_a_refusal_closes_its_model_for_as_long_as_it_said(store: Store, c
     after = await claim(store)
 
     assert outcomes == {grant.task.fence: "refused"}
-    assert (after.grants, [verdict.reason for verdict in after.verdicts]) == ((), ["cooldown"])
+    assert (after.grants, [refusal.reason for refusal in after.refusals]) == ((), ["cooldown"])
     closed_for_s = conn.execute("select cooldown_until - cooldown_started_at from llmqueue.model_state").fetchone()
     assert closed_for_s == (timedelta(seconds=40),)
     assert value(conn, "select attempts from tasks where status = 'delayed'") == 0

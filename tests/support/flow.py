@@ -36,7 +36,7 @@ class Flow:
     slots: int = MAX_CLAIM
     hot_slots: int = 0
     models: Sequence[str] | None = None
-    chores: Sequence[str] = ()
+    maintenance: Sequence[str] = ()
     settle: Callable[[Grant], dict[str, object]] = complete
     on_claim: Callable[[Claimed], None] = lambda _: None
     grants: list[tuple[float, Grant]] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Flow:
         if is_poll:
             self._polled_at = self.now_s
         claimed = self.queue.claim(
-            self.slots, self.models if is_poll else due, hot_slots=self.hot_slots, chores=self.chores
+            self.slots, self.models if is_poll else due, hot_slots=self.hot_slots, maintenance=self.maintenance
         )
         self.claims += 1
         for model, reason in claimed.reasons.items():

@@ -25,7 +25,7 @@ CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s,
            (task).tokens, (task).is_hot, (task).lane, claim_state
-      from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(chores)s::text[], 0,
+      from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(maintenance)s::text[], 0,
                            %(hot_slots)s, %(claim_state)s::jsonb)"""
 
 HAS_SIMULATED_CLOCK = """
@@ -178,7 +178,7 @@ class Queue:
         models: Sequence[str] | None = None,
         *,
         worker: UUID | None = None,
-        chores: Sequence[str] = (),
+        maintenance: Sequence[str] = (),
         hot_slots: int = 0,
     ) -> Claimed:
         worker = worker or self.worker
@@ -186,7 +186,7 @@ class Queue:
             "worker": worker,
             "models": models,
             "slots": slots,
-            "chores": list(chores),
+            "maintenance": list(maintenance),
             "hot_slots": hot_slots,
             "claim_state": Jsonb(self.claim_state.get(worker)),
         }

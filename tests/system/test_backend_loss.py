@@ -207,7 +207,7 @@ async def test_one_broken_model_is_closed_and_the_others_go_on(
                 "insert into tasks (prompt, model, max_attempts)"
                 " select 'b' || n, 'broken', 1 from generate_series(1, 30) n"
             )
-            await until(lambda: "model_closed" in worker.output)
+            await until(lambda: "model_cooldown" in worker.output)
             await until(lambda: solved(conn) == 60)
             assert "backend_failing" not in worker.output
             is_broken = False

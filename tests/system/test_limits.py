@@ -47,7 +47,7 @@ def test_a_model_that_refuses_is_closed_in_one_line_and_answers_all_in_the_end(
     assert conn.execute("select count(*), sum(attempts) from tasks where status = 'solved'").fetchone() == (3, 3)
     assert conn.execute("select count(*) from llmqueue.attempt where outcome = 'refused'").fetchone() == (3,)
     lines = [json.loads(line) for line in drained.stderr.splitlines() if line.startswith("{")]
-    closed = [line for line in lines if line["event"] == "model_closed"]
+    closed = [line for line in lines if line["event"] == "model_cooldown"]
     assert closed
     assert {(line["model"], line["because"], line["level"]) for line in closed} == {("a", "rate_limited", "warning")}
     assert all(line["pause_s"] >= 1 for line in closed)

@@ -309,7 +309,7 @@ async def test_a_model_that_refuses_many_calls_at_once_is_one_line(run: Run) -> 
         async with run.running():
             await run.until(lambda: len(run.settled) == 51)
 
-    closed = [line for line in lines if line["event"] == Event.MODEL_CLOSED]
+    closed = [line for line in lines if line["event"] == Event.MODEL_COOLDOWN]
     assert [(line["model"], line["pause_s"], line["because"]) for line in closed] == [
         ("a", 3.0, "rate_limited"),
         ("b", 3.0, "rate_limited"),

@@ -45,7 +45,7 @@ class PlainScheduler:
         at_s: float,
     ) -> Claim:
         grants: list[Grant] = []
-        verdicts = []
+        refusals = []
         for model in [*self.rpm] if models is None else models:
             wait_s = 0.0
             while (self.hot or self.waiting) and len(grants) < room.total:
@@ -54,9 +54,9 @@ class PlainScheduler:
                 self._logs[model].take(at_s, 1, self.rpm[model])
                 grants.append(self._grant(model, at_s))
             reason = "rpm" if wait_s else None if self.hot or self.waiting else "empty"
-            verdicts.append(Refusal(model, reason, wait_s or None))
+            refusals.append(Refusal(model, reason, wait_s or None))
         self.most_running = max(self.most_running, running + len(grants))
-        return Claim(tuple(grants), tuple(verdicts), None)
+        return Claim(tuple(grants), tuple(refusals), None)
 
     def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Says once that the database is away, at most once a minute that it still is, and once that it is back."""
+"""Logs an outage of the database: its begin once, its duration at most once a minute, its end once."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ REMIND_S = 60.0
 
 
 class Outage:
-    """One outage at a time; `began` and `ended` may be called as often as it is noticed."""
+    """One outage at a time; callers may report `began` and `ended` repeatedly."""
 
     def __init__(self) -> None:
         self._began_at: float | None = None
-        self._said_at = 0.0
+        self._logged_at = 0.0
 
     def began(self, error: Exception) -> None:
         if isinstance(error, SchemaOutgrown):
-            return  # no outage: the daemon says it once and ends
+            return  # no outage: the daemon logs it once and ends
         now = time.monotonic()
         if self._began_at is None:
             self._began_at = now
-        elif now - self._said_at < REMIND_S:
+        elif now - self._logged_at < REMIND_S:
             return
-        self._said_at = now
+        self._logged_at = now
         fields = {"error": str(error), "seconds": round(now - self._began_at), "effect": "trying again"}
         if isinstance(error, DatabaseUnreachable) and not isinstance(error, DatabaseUnable):
             logger().error(Event.DATABASE_UNREACHABLE, **fields)

@@ -13,7 +13,7 @@ import httpx
 from llmqueue.db.connect import connect
 from llmqueue.demo import live, processes, scenario, stage, table
 from llmqueue.demo.prompts import make_prompts
-from llmqueue.demo.verdict import Refusal, judge, read_rows
+from llmqueue.demo.verdict import Verdict, judge, read_rows
 from llmqueue.demo.windows import Period, change_periods
 from llmqueue.fake_backend import read_calls
 
@@ -44,7 +44,7 @@ class Stage:
     solved_before: tuple[object, ...] | None
 
 
-def run(console: Console, home: Home, program: str) -> tuple[Refusal, str]:
+def run(console: Console, home: Home, program: str) -> tuple[Verdict, str]:
     """Plays the scenario and returns its verdict and the DSN of its database. Leaves no process of its own behind."""
     with stage.only_one(home), processes.running(home.logs) as children:
         ready = _set_up(console, home, children, program)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from llmqueue.demo.verdict import Limit, Refusal
+    from llmqueue.demo.verdict import Limit, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Aftermath:
     has_url: bool
 
 
-def show(console: Console, verdict: Refusal) -> None:
+def show(console: Console, verdict: Verdict) -> None:
     """Prints the figures of a run, then its problems if there are any."""
 
     def say(line: str, style: str = "") -> None:
@@ -57,7 +57,7 @@ def show(console: Console, verdict: Refusal) -> None:
         say("All is well: no call over a limit, none refused, none twice, all answers right.", style="green")
 
 
-def tasks_lines(verdict: Refusal) -> list[str]:
+def tasks_lines(verdict: Verdict) -> list[str]:
     """What became of the tasks."""
     answers, calls = verdict.answers, verdict.calls
     return [
@@ -69,7 +69,7 @@ def tasks_lines(verdict: Refusal) -> list[str]:
     ]
 
 
-def time_lines(verdict: Refusal) -> list[str]:
+def time_lines(verdict: Verdict) -> list[str]:
     """The run's time against what its quotas allow."""
     times = verdict.times
     return [

@@ -79,7 +79,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Verdict:
     """The whole run. All is well when there are no problems."""
 
     answers: Answers
@@ -101,7 +101,7 @@ def judge(
     calls: Sequence[LoggedCall],
     periods: Mapping[str, Sequence[Period]],
     problems: Sequence[str] = (),
-) -> Refusal:
+) -> Verdict:
     """Returns the verdict; `periods` are on the monotonic clock, `problems` those that were met on the way."""
     answers = _answers(rows)
     seen = _calls(rows, calls)
@@ -109,7 +109,7 @@ def judge(
     found = [*problems, *_wrong_answers(answers), *_wrong_calls(answers, seen), *_exceeded(limits)]
     if unknown := {call.model for call in calls} - set(periods):
         found.append(f"calls to models that nobody configured: {', '.join(sorted(unknown))}")
-    return Refusal(answers, seen, limits, _times(calls, periods, len(rows)), found, rows[0].ticket if rows else "")
+    return Verdict(answers, seen, limits, _times(calls, periods, len(rows)), found, rows[0].ticket if rows else "")
 
 
 def _answers(rows: Sequence[Row]) -> Answers:

@@ -78,9 +78,9 @@ class SqlScheduler:
         self._set_clock(at_s)
         with self._conn.cursor(row_factory=class_row(ClaimRow)) as cursor:
             rows = cursor.execute(_CLAIM, args).fetchall()
-        verdicts = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
+        refusals = tuple(Refusal(row.model, row.reason, row.retry_in_s) for row in rows if row.task_id is None)
         claim_state = next((row.claim_state for row in rows if row.claim_state is not None), None)
-        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), verdicts, None, claim_state)
+        return Claim(tuple(_grant(row, at_s) for row in rows if row.task_id is not None), refusals, None, claim_state)
 
     def maintain(self, worker: UUID, chores: Sequence[str], running: int, at_s: float) -> None:
         self._set_clock(at_s)

@@ -181,7 +181,7 @@ class Worker:
         now = self._timeline.now
         self._turns = claim.claim_state or self._turns
         given = {grant.model for grant in claim.grants}
-        for verdict in claim.verdicts:
+        for verdict in claim.refusals:
             if room.for_any:
                 self._planner.note(verdict, now)
             else:

@@ -87,7 +87,7 @@ class SpillRecovery:
             fields = {"lines": inheritance.damaged, "is_torn": inheritance.is_torn}
             logger().warning(Event.SPILL_DAMAGED, file=str(path), **fields)
         worker = str(inheritance.spill.worker)
-        logger().warning(Event.SPILL_INHERITED, file=str(path), of_worker=worker, ends=len(inheritance.left))
+        logger().warning(Event.SPILL_RECOVERED, file=str(path), of_worker=worker, ends=len(inheritance.left))
         flusher = Flusher(self._store, _ignore, inheritance.spill, self._reconnect)
         for left in inheritance.left:
             flusher.put_left(left)

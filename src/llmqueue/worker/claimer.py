@@ -260,7 +260,7 @@ class Claimer:
     def _take(self, claim: Claim, room: Room) -> None:
         now = time.monotonic()
         given = {grant.model for grant in claim.grants}
-        refused = {verdict.model for verdict in claim.verdicts if verdict.reason in QUOTA_REASONS}
+        refused = {verdict.model for verdict in claim.refusals if verdict.reason in QUOTA_REASONS}
         if self._was_for_hot and refused and (refused & given or not given):
             # More come than their quota allows: claims of their own would only keep the oldest task from its turn.
             self._hot_first_at = now + POLL_S
@@ -269,7 +269,7 @@ class Claimer:
                 self._slots.take(grant)
                 self._health.started(grant)
             self._start(*together)
-        for verdict in claim.verdicts:
+        for verdict in claim.refusals:
             if room.for_any:
                 self._planner.note(verdict, now, gathers=self._batching.gathers(verdict.model))
             else:

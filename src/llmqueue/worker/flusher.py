@@ -384,7 +384,7 @@ class Flusher:
         if now - self._closing_said_at.get(model, -math.inf) < CLOSING_SAID_S:
             return
         self._closing_said_at[model] = now
-        logger().warning(Event.MODEL_CLOSED, model=model, pause_s=decision.pause_s, because=decision.error_class)
+        logger().warning(Event.MODEL_COOLDOWN, model=model, pause_s=decision.pause_s, because=decision.error_class)
 
 
 def is_about_data(error: SqlError) -> bool:
