@@ -52,8 +52,8 @@ class Event(StrEnum):
     ATTEMPT_ENDED = "attempt_ended"
     """An attempt has ended. One line per attempt: task, model, outcome, latency, input and output tokens."""
     ADAPTER_RAISED = "adapter_raised"
-    """The adapter raised an exception instead of returning a reply, which is a bug of the adapter or of an HTTP library.
-    The attempt is retried."""
+    """The adapter raised an exception instead of returning a reply, which is a bug of the adapter or of an HTTP
+    library. The attempt is retried."""
     GRANTS_LATE = "grants_late"
     """Every grant of the last ten claims expired before its call was sent; a claim takes `claim_s` seconds. The worker
     claims less and less often, down to once in 10 s, until a grant is in time. Logged once a minute. Check that the
@@ -69,8 +69,9 @@ class Event(StrEnum):
     Then one call probes. At most one line per model in 10 s."""
 
     NOT_BATCHED = "not_batched"
-    """`dispatch` of the model is `batch`, but its tasks are sent one by one. The `reason`: the adapter or the backend has
-    no batch call (404, 405), or the backend rejected two whole batches in a row. Logged once per model and reason."""
+    """`dispatch` of the model is `batch`, but its tasks are sent one by one. The `reason`: the adapter or the backend
+    has no batch call (404, 405), or the backend rejected two whole batches in a row. Logged once per model and
+    reason."""
 
     BACKEND_UNREACHABLE = "backend_unreachable"
     """There is no connection to the Models Backend. No task is claimed until it answers. Logged once per outage."""
@@ -91,26 +92,26 @@ class Event(StrEnum):
     """Wake-up signals arrive again."""
 
     SPILL_WRITTEN = "spill_written"
-    """Ends of attempts have waited for the database for two seconds, or the worker ends: they were written to its spill
-    file. This process, or the next one with this LLMQUEUE_HOME, settles them when the database is back. Logged once per
-    file."""
+    """Ends of attempts have waited for the database for two seconds, or the worker ends: they were written to its
+    spill file. This process, or the next one with this LLMQUEUE_HOME, settles them when the database is back. Logged
+    once per file."""
     SPILL_FAILED = "spill_failed"
-    """The spill file cannot be written (no space, no right, its limit of 1 GB), read or removed. Until it can be written,
-    ends of attempts wait in memory only and would be lost with the process. Make room, or make LLMQUEUE_HOME writable.
-    Logged once."""
+    """The spill file cannot be written (no space, no right, its limit of 1 GB), read or removed. Until it can be
+    written, ends of attempts wait in memory only and would be lost with the process. Make room, or make LLMQUEUE_HOME
+    writable. Logged once."""
     SPILL_FULL = "spill_full"
-    """The spill file cannot be written, and the memory for answers (64 MB) is full too: the worker claims no more tasks.
-    Answers of calls in flight are still kept."""
+    """The spill file cannot be written, and the memory for answers (64 MB) is full as well: the worker claims no more
+    tasks. Answers of calls in flight are still kept."""
     SPILL_HAS_ROOM = "spill_has_room"
     """The spill file can be written again, or is no longer needed."""
     SPILL_RECOVERED = "spill_recovered"
-    """Spill recovery: a dead worker left `ends` ends of attempts in its spill file. This worker settles them now, in the
-    name of the dead one."""
+    """Spill recovery: a dead worker left `ends` ends of attempts in its spill file. This worker settles them now, in
+    the name of the dead one."""
     SPILL_SETTLED = "spill_settled"
     """The database has settled everything in the spill file; the file is removed."""
     SPILL_DAMAGED = "spill_damaged"
-    """Lines of a spill file are truncated or altered and are ignored. A truncated last line is harmless: its end was not
-    yet counted as written."""
+    """Lines of a spill file are truncated or altered and are ignored. A truncated last line is harmless: its end was
+    not yet counted as written."""
     SPILL_LEFT = "spill_left"
     """A spill file is not processed (another database, no right to read it, another release); `remedy` says what to
     do."""
@@ -118,8 +119,8 @@ class Event(StrEnum):
     EPOCH_CHANGED = "epoch_changed"
     """A failover or a restore may have lost state (see `llmqueue.epoch_status`); no call is granted for a minute."""
     POOLER_SEEN = "pooler_seen"
-    """The database is behind a pooler such as PgBouncer: the worker uses no prepared statements and no session settings.
-    Without LLMQUEUE_LISTEN_URL there are no wake-up signals, and the worker polls every second."""
+    """The database is behind a pooler such as PgBouncer: the worker uses no prepared statements and no session
+    settings. Without LLMQUEUE_LISTEN_URL there are no wake-up signals, and the worker polls every second."""
     CLOCK_STEP = "clock_step"
     """The database's clock jumped ahead of the worker's clock; no model is called for a minute."""
     WARNING = "warning"

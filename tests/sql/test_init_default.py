@@ -153,7 +153,7 @@ def test_a_view_of_the_owners_on_ours_is_not_dropped_by_an_upgrade(installed: st
         adopt(installed)
 
     assert str(refusal.value) == (
-        "generate the view llmqueue.task and the functions that speak of your table "
+        "generate the view llmqueue.task and the functions that access your table "
         "(drop view if exists llmqueue.task): the database says: cannot drop view llmqueue.task because other objects "
         "depend on it: view public.mine depends on view llmqueue.task. "
         "This step was rolled back; remove the cause, then run init again."

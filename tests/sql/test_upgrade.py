@@ -56,7 +56,7 @@ def test_migrations_functions_and_views_of_an_upgrade_are_one_transaction(instal
     lines = adopt(installed)
 
     assert lines == [
-        f"[1/1] upgrade llmqueue's schema to version {before[-1] + 1}, {before[-1] + 2}, under the workers",
+        f"[1/1] upgrade llmqueue's schema to version {before[-1] + 1}, {before[-1] + 2}, while workers run",
         "done: public.tasks is adopted",
     ]
     assert versions(installed) == [*before, before[-1] + 1, before[-1] + 2]

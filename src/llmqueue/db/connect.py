@@ -48,8 +48,8 @@ KEEPALIVES = {
 CANCEL_S = 2.0
 SETTING = "LLMQUEUE_DATABASE_URL"
 
-# Settings that the database or the role may have changed. A transaction pooler does not pass them on: the last one shows
-# whether there is a pooler.
+# Settings that the database or the role may have changed. A transaction pooler does not pass them on: the last one
+# shows whether there is a pooler.
 SESSION = " ".join(
     f"-c {setting}"
     for setting in (
@@ -64,7 +64,7 @@ SESSION = " ".join(
 # the messages of PgBouncer up to 1.19, of PgBouncer from 1.20 on (which reads the options), and of other poolers
 OPTIONS_REFUSED = re.compile(r"unsupported (options )?startup parameter")
 
-# SQLSTATEs that a worker waits out as if the database were unreachable; so does all of class 53, insufficient resources.
+# SQLSTATEs that a worker waits out as if the database were unreachable. Class 53, insufficient resources, is another.
 UNABLE = {
     "25006": f"it is a standby or set read-only. After a failover {SETTING} must lead to the new primary, for example "
     "with both hosts and target_session_attrs=read-write",
@@ -123,7 +123,7 @@ def with_defaults(dsn: str, application_name: str) -> str:
 
 
 def with_keepalives(dsn: str, application_name: str) -> str:
-    """Adds keepalive parameters to the DSN of a worker, unless the DSN has its own, so that it detects dead connections."""
+    """Adds keepalive parameters, by which a worker detects dead connections, unless the DSN has its own."""
     given = conninfo_to_dict(with_defaults(dsn, application_name))
     return make_conninfo("", **(KEEPALIVES | given))
 
@@ -208,7 +208,7 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
 
 
 def _is_still_served(conn: psycopg.Connection[TupleRow], knows: int) -> bool:
-    """Returns whether a newer schema still serves programs that know version `knows` (docs/architecture.md, Upgrades)."""
+    """Returns whether a newer schema serves programs that know version `knows` (docs/architecture.md, Upgrades)."""
     try:
         oldest = conn.execute("select llmqueue.oldest_program()").fetchone()
     except psycopg.errors.UndefinedFunction:

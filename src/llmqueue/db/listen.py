@@ -1,5 +1,4 @@
-"""Wake-up signals: LISTEN on a separate connection. The poll is the truth; a signal only ends a wait early (design I16).
-"""
+"""Wake-up signals: LISTEN on a separate connection. The poll is the truth, a signal ends a wait early (design I16)."""
 
 from __future__ import annotations
 

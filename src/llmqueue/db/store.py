@@ -200,7 +200,8 @@ class Store:
         """Opens a connection to find the reason: the pool only reports that it has none."""
         try:
             with anyio.fail_after(CONNECT_WAIT_S):
-                connection = await psycopg.AsyncConnection.connect(connect.with_keepalives(self._dsn, "llmqueue worker"))
+                conninfo = connect.with_keepalives(self._dsn, "llmqueue worker")
+                connection = await psycopg.AsyncConnection.connect(conninfo)
                 await connection.close()
         except psycopg.Error as error:
             return self._translate(error)
@@ -235,7 +236,8 @@ class Store:
     async def maintain(self, maintenance: Sequence[str], running: int) -> None:
         query: LiteralString = "select llmqueue.maintain(%(worker)s, %(maintenance)s, %(running)s)"
         async with self._connection_of(self._claiming) as connection:
-            await connection.execute(query, {"worker": self.worker, "maintenance": list(maintenance), "running": running})
+            args = {"worker": self.worker, "maintenance": list(maintenance), "running": running}
+            await connection.execute(query, args)
 
     async def clock_stepped(self) -> None:
         await self._call("select llmqueue.clock_stepped()", {})
@@ -270,7 +272,12 @@ class Store:
     # --- tasks --------------------------------------------------------------------------------------------------
 
     async def claim(
-        self, models: Sequence[str] | None, room: Room, maintenance: Sequence[str], running: int, claim_state: str | None
+        self,
+        models: Sequence[str] | None,
+        room: Room,
+        maintenance: Sequence[str],
+        running: int,
+        claim_state: str | None,
     ) -> Claim:
         """Returns granted tasks and a refusal per model; `models` None: all enabled models."""
         args = {"worker": self.worker, "models": models, "maintenance": list(maintenance), "running": running}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """What the commands at the end need: how to call llmqueue and psql, where the server is, and a task to look at."""
+    """The values for the commands at the end: how to call llmqueue and psql, the server, and an example task."""
 
     program: str
     psql: str
@@ -43,8 +43,8 @@ def show(console: Console, verdict: Verdict) -> None:
         say(line)
     console.print(_table(verdict.limits))
     say(
-        "quota used: in the windows of 60 s that ended while tasks waited. After a\n"
-        "lowering, old calls leave the window faster than new ones may enter it."
+        "quota used: in the windows of 60 s that ended while tasks waited. After a limit\n"
+        "is lowered, old calls leave the window faster than new ones may enter it."
     )
     for line in time_lines(verdict):
         say(line)
@@ -58,7 +58,7 @@ def show(console: Console, verdict: Verdict) -> None:
 
 
 def tasks_lines(verdict: Verdict) -> list[str]:
-    """What became of the tasks."""
+    """Returns the lines about tasks and calls."""
     answers, calls = verdict.answers, verdict.calls
     return [
         (
@@ -70,7 +70,7 @@ def tasks_lines(verdict: Verdict) -> list[str]:
 
 
 def time_lines(verdict: Verdict) -> list[str]:
-    """The run's time against what its quotas allow."""
+    """Returns the lines that compare the duration with the least time that the quotas allow."""
     times = verdict.times
     return [
         f"All calls were sent within {times.last_sent_s:.1f} s and answered within {times.last_answered_s:.1f} s.",
@@ -79,12 +79,12 @@ def time_lines(verdict: Verdict) -> list[str]:
 
 
 def next_lines(after: Aftermath) -> list[str]:
-    """What to type next. The server stops soon after its last user; with LLMQUEUE_HOME a command starts it again."""
+    """Returns the next commands to try. The server stops soon; a command with this LLMQUEUE_HOME starts it again."""
     parameters = conninfo_to_dict(after.dsn)
     psql = f"{shlex.quote(after.psql)} -h {shlex.quote(str(parameters['host']))} -U {parameters['user']}"
     unset = "  unset LLMQUEUE_DATABASE_URL   # also where a file .env sets it"
     return [
-        "What is left stays until the next demo. A command starts the server when needed:",
+        "The database stays until the next demo. Each command starts the server if necessary:",
         "",
         f"  export LLMQUEUE_HOME={shlex.quote(str(after.home))}",
         *([unset] if after.has_url else []),

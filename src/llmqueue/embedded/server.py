@@ -165,7 +165,7 @@ def _run_pg_ctl(server: Server) -> None:
 
 
 def _last_failure(data: Path) -> str | None:
-    """Returns why the last start failed. The reason is in one of two files, because the collector takes over the log."""
+    """Returns why the last start failed. The reason is in one of two files: the collector takes over the log."""
     newest = sorted((data / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)[-1:]
     texts = [
         path.read_text(encoding="utf-8", errors="replace") for path in (*newest, data / "start.log") if path.exists()

@@ -8,7 +8,8 @@ from llmqueue.install.table import Connection, Table
 _FUNCTIONS = r"""
     select p.oid::regprocedure::text
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-    where n.nspname not in ('pg_catalog', 'information_schema', 'llmqueue', 'llmqueue_internal') and p.prosrc ~* any (array[
+    where n.nspname not in ('pg_catalog', 'information_schema', 'llmqueue', 'llmqueue_internal')
+      and p.prosrc ~* any (array[
         '\mcopy\s+("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?\s+(from|to)\M',
         '\minsert\s+into\s+("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?\s+(select|values)\M',
         '\minsert\s+into\s+\S+\s+select\s+\*\s+from\s+("?' || %(schema)s || '"?\.)?"?' || %(name)s || '"?\M',

@@ -110,13 +110,13 @@ def check(cluster: Cluster, mapping: Mapping, *, with_roles: bool) -> list[str]:
             "Then run init --roles again."
         )
     problems += [
-        f"the role {name} exists and has attributes that no REVOKE can limit: superuser, roles, databases, replication. "
+        f"the role {name} exists and has attributes beyond any REVOKE: superuser, roles, databases, replication. "
         f"Run: alter role {name} nosuperuser nocreaterole nocreatedb nobypassrls noreplication;"
         for name in cluster.powerful
     ]
     problems += [
-        f"everybody may create functions in schema {quoted(name)}, which is in the search path of your triggers: whoever "
-        "has a worker's password could plant a function that runs with your rights. "
+        f"everybody may create functions in schema {quoted(name)}, which is in the search path of your triggers: "
+        "whoever has a worker's password could plant a function that runs with your rights. "
         f"Run: revoke create on schema {quoted(name)} "
         "from public; or run the first init with a search_path without that schema (later: the column search_path of "
         "llmqueue.mapping)."

@@ -73,7 +73,8 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
         if is_new_right:
             swaps.append(_swap(mapping, name))
         elif index is not None and index.is_valid:
-            build_as(mapping_sql.replacement(name), f"build the index that will replace {name}, without blocking writers")
+            title = f"build the index that will replace {name}, without blocking writers"
+            build_as(mapping_sql.replacement(name), title)
             swaps.append(_swap(mapping, name))
         else:
             if index is not None:

@@ -125,7 +125,7 @@ class Reader:
 
 
 def sniff(first_line: bytes) -> Format:
-    """Guesses the format from the first line: a line that parses as JSON is JSON, but `"prompt"` alone is a CSV head."""
+    """Guesses the format from the first line: valid JSON is JSON, but `"prompt"` alone is a CSV head."""
     text = first_line.removeprefix(b"\xef\xbb\xbf").strip()
     if text.startswith((b"{", b"[")):
         return "jsonl"
