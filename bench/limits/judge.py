@@ -1,4 +1,4 @@
-"""Judges arrivals as a provider sees them: nothing here knows who sent them or why."""
+"""Judges arrivals as a provider sees them, without knowing who sent them or why."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PHASES = tuple(range(60))
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one model's arrivals.
+    """The verdict on one model's arrivals.
 
-    `use` is the mean over all full windows; `worst` the most calls in one; `over` how many windows were above the
-    limit, one being looked at for each call; `refused` how many calls each provider emulator would have refused.
+    `use` is the mean over all full windows, `worst` the most calls in one, `over` the number of windows above the limit
+    (one window ends with each call), `refused` the number of calls that each provider emulator would have refused.
     """
 
     rpm: int
@@ -28,9 +28,10 @@ class Verdict:
 
 
 def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[int] = PHASES) -> Verdict:
-    """Takes all arrivals (seconds) up to `end_s`, when there was still backlog.
+    """Judges all arrivals (seconds) up to `end_s`, when there was still backlog.
 
-    The clock minute is judged at each of the phases, and the worst one counts: nobody knows a provider's clock.
+    The minute of the provider's clock is judged at each phase, and the worst phase counts, because a provider's clock
+    is unknown.
     """
     ordered = sorted(at_s for at_s in arrivals if at_s <= end_s)
     if not ordered:
@@ -51,7 +52,7 @@ def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[in
 
 
 def trailing(arrivals: Sequence[float], every_s: float, end_s: float) -> list[tuple[float, int]]:
-    """How many calls the 60 s before each moment held, for a curve."""
+    """Returns the points of a curve: the number of calls in the 60 s before each moment."""
     ordered = sorted(arrivals)
     points, first, last = [], 0, 0
     for step in range(int(end_s / every_s) + 1):

@@ -52,7 +52,7 @@ def main(dsn: str, seed: int, seconds: float) -> None:
             args = (worker, some, rng.randint(1, 30), maintenance, rng.randint(0, 2))
             for _, task_id, fence, reason, _ in conn.execute(CLAIM, args).fetchall():
                 if task_id is None:
-                    seen[f"verdict {reason}"] += 1
+                    seen[f"refusal {reason}"] += 1
                 else:
                     seen["claimed"] += 1
                     running.append(item(rng, task_id, fence))

@@ -40,4 +40,4 @@ def test_a_cancelled_task_that_was_set_aside_loses_its_note(queue: Queue) -> Non
     queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)
 
     assert queue.cancel(key) == [key]
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}

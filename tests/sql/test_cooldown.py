@@ -356,7 +356,7 @@ def test_a_trickle_is_not_held_up_by_a_poisoned_task_either(queue: Queue, pause_
     def come() -> None:
         (key,) = queue.add(created_at=queue.now)
         came[key] = flow.now_s
-        flow.ring()
+        flow.wake()
 
     for n in range(90):
         flow.at(10 * n + 5, come)

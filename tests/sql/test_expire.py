@@ -63,4 +63,4 @@ def test_rows_that_cannot_be_ended_are_set_aside_and_do_not_stand_before_the_oth
 
     assert expire(queue, 4) == 1
     assert queue.task(good)["status"] == "failed"
-    assert queue.aside() == dict.fromkeys([*raising, *swallowed], "fail_unsent")
+    assert queue.quarantined() == dict.fromkeys([*raising, *swallowed], "fail_unsent")

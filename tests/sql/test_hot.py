@@ -46,7 +46,7 @@ class Load:
     def _arrive(self) -> None:
         (key,) = self.queue.add(priority=100, created_at=self.queue.now)
         self.arrived[key] = self.flow.now_s
-        self.flow.ring()
+        self.flow.wake()
         self.flow.at(self.flow.now_s + self.rng.expovariate(self.hot_per_minute / 60), self._arrive)
 
     def waits(self) -> list[float]:

@@ -55,7 +55,7 @@ def test_rows_whose_promotion_is_swallowed_do_not_stand_before_all_others(queue:
 
     assert queue.promote(3) == 1
     assert queue.task(good)["status"] == "unsolved"
-    assert queue.aside() == dict.fromkeys(bad, "promote")
+    assert queue.quarantined() == dict.fromkeys(bad, "promote")
 
 
 def test_an_owners_deferred_trigger_costs_its_row_and_no_other_chore(installed: str) -> None:

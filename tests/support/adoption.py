@@ -1,4 +1,4 @@
-"""An owner's table to adopt, and what to look at afterwards."""
+"""An owner's table to adopt, and functions that inspect it afterwards."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def run(dsn: str, *statements: str) -> None:
 
 
 def rows(dsn: str, query: str, params: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-    """The rows of a query."""
+    """Returns the rows of a query."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         return conn.execute(query.encode(), params or None).fetchall()
 
 
 def value(dsn: str, query: str, params: tuple[object, ...] = ()) -> Any:
-    """The one value of a query."""
+    """Returns the only value of a query."""
     ((found,),) = rows(dsn, query, params)
     return found
 
 
 def task(dsn: str, key: object) -> DictRow:
-    """A row of llmqueue.task by name."""
+    """Returns a row of llmqueue.task, by column name."""
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
         found = conn.execute("select * from llmqueue.task where id = %s", (key,)).fetchone()
     assert found is not None
@@ -50,14 +50,14 @@ def task(dsn: str, key: object) -> DictRow:
 
 
 def adopt(dsn: str, **options: Any) -> list[str]:
-    """Installs with these options; returns the lines that were reported."""
+    """Installs with these options; returns the reported lines."""
     lines: list[str] = []
     install(dsn, AdoptionSpec(**options), report=lines.append)
     return lines
 
 
 def snapshot(dsn: str) -> Mapping[str, object]:
-    """Everything in the catalog that `init` may change: to see that a refusal changed nothing."""
+    """Returns everything in the catalog that `init` may change, to check that a refusal changed nothing."""
     not_systems = "relnamespace::regnamespace::text !~ '^(pg_|information_schema)'"
     queries = {
         "schemas": "select nspname from pg_namespace where nspname !~ '^pg_(toast_)?temp' order by 1",
@@ -71,7 +71,7 @@ def snapshot(dsn: str) -> Mapping[str, object]:
 
 
 def explain(dsn: str, query: str) -> str:
-    """The plan of a query, by its cost without the sequential scan of a small table."""
+    """Returns the plan of a query, without the sequential scan that a small table would get."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("set enable_seqscan = off")
         conn.execute("set enable_bitmapscan = off")
@@ -81,21 +81,21 @@ def explain(dsn: str, query: str) -> str:
 
 
 def settle(dsn: str, key: object, answer: str = '"42"') -> None:
-    """Takes a task from ready to solved, as the functions do, by the seam only."""
+    """Takes a task from ready to solved, as the functions do, but using only the mapping."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         assert conn.execute("select is_ready, is_ended from llmqueue.task where id = %s", (key,)).fetchone() == (
             True,
             False,
         )
         conn.execute(
-            "update llmqueue.task set status = llmqueue_internal.status_word('running'), attempts = 1, started_at = now() "
-            "where id = %s and is_ready",
+            "update llmqueue.task set status = llmqueue_internal.status_word('running'), attempts = 1, "
+            "started_at = now() where id = %s and is_ready",
             (key,),
         )
         assert conn.execute("select is_running from llmqueue.task where id = %s", (key,)).fetchone() == (True,)
         conn.execute(
-            "update llmqueue.task set status = llmqueue_internal.status_word('solved'), answer = llmqueue_internal.answer_value(%s) "
-            "where id = %s",
+            "update llmqueue.task set status = llmqueue_internal.status_word('solved'), "
+            "answer = llmqueue_internal.answer_value(%s) where id = %s",
             (answer, key),
         )
         conn.execute("select llmqueue_internal.mark_done(array[%s]::llmqueue.task_id[])", (key,))

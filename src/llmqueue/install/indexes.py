@@ -65,9 +65,7 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
         is_right = index is not None and index.is_valid and _is_known(mapping, name, applied)
         is_new_right = new is not None and new.is_valid and _is_known(mapping, new.name, applied)
         if new is not None and (is_right or not is_new_right):
-            drops.append(
-                _drop_step(mapping.table_schema, new, "no longer needed" if new.is_valid else _INTERRUPTED)
-            )
+            drops.append(_drop_step(mapping.table_schema, new, "no longer needed" if new.is_valid else _INTERRUPTED))
         if is_right:
             continue
         if is_new_right:
