@@ -1,9 +1,9 @@
-"""One worker process of tests/concurrency/test_fleet.py: claims and settles as fast as it can until told to stop.
+"""One worker process of tests/concurrency/test_fleet.py: claims and settles as fast as possible.
 
     python fleet_worker.py DSN SEED SECONDS
 
-It asks for everything all the time, whatever it was told to wait: the limiter must hold by itself. Prints what it saw
-as JSON: how many it claimed, and what became of them.
+It ignores every `retry_in_s`, because the limiter must hold by itself. It prints the numbers of its claims, refusals
+and outcomes as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fence against a small model: whatever workers, sweeps and operators do, each task has one end."""
+"""Compares the fence with a small model: whatever workers, sweeps and operators do, each task has one end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.calibrate: what answers teach about the size of prompts and answers, and what is reserved for it."""
+"""calibrate: how the usage of answers changes the estimates of prompts and answers, and the reserved tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.claim: which tasks a worker gets, in which order, and what it can_listen when it gets none."""
+"""llmqueue.claim: which tasks a worker gets, in which order, and why it gets none."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_maintenance_rides_along_with_a_claim(queue: Queue) -> None:
     assert queue.values("select worker from llmqueue.idle_worker") == []
 
 
-def test_a_set_aside_task_at_the_head_hides_nothing(queue: Queue) -> None:
+def test_a_quarantined_task_at_the_head_hides_nothing(queue: Queue) -> None:
     queue.model("m", 6000)
     blocked = queue.add(3, model="m", run_at=LONG_AGO)
     for key in blocked:
@@ -385,7 +385,7 @@ def test_large_prompts_pass_through_no_temporary_files(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_task_that_is_set_aside_is_not_taken_wherever_it_waits(queue: Queue, place: int) -> None:
+def test_a_quarantined_task_is_not_taken_wherever_it_waits(queue: Queue, place: int) -> None:
     queue.model("m", 600)
     keys = queue.add(3)
     queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'its row cannot be written')", keys[place])
@@ -394,7 +394,7 @@ def test_a_task_that_is_set_aside_is_not_taken_wherever_it_waits(queue: Queue, p
 
 
 def marks(queue: Queue, old: list[tuple[object, ...]], new: list[tuple[object, ...]]) -> list[tuple[str, int]]:
-    """What is kept of marks of (user, taken), in the default pool at priority 0."""
+    """Returns the resume cursors that are kept, for (user, taken) in the default pool at priority 0."""
     made = "array(select ('', 0, x->>0, now(), 1, (x->>1)::integer)::llmqueue_internal.resume_cursor from jsonb_array_elements(%s) x)"
     query = f"select user_key, taken from unnest(llmqueue_internal.advance_cursors({made}, {made}))"
     return [(row["user_key"], row["taken"]) for row in queue.rows(query, Jsonb(old), Jsonb(new))]

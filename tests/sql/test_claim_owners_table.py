@@ -16,7 +16,7 @@ def rejects(status: str) -> str:
     return f"if {BAD.format(status)} then raise exception 'not % this one', new.id; end if"
 
 
-def test_a_row_whose_claim_raises_is_set_aside_and_the_others_run(queue: Queue) -> None:
+def test_a_row_whose_claim_raises_is_quarantined_and_the_others_run(queue: Queue) -> None:
     queue.model("m", 6000)
     first, (bad,), last = queue.add(2), queue.add(prompt="bad"), queue.add(2)
     queue.owners_trigger(rejects("running"))
@@ -44,7 +44,7 @@ def test_bad_rows_at_the_head_stop_no_lane(queue: Queue, slots: int) -> None:
     assert set(queue.quarantined()) == set(bad)
 
 
-def test_a_row_whose_update_is_swallowed_is_set_aside(queue: Queue) -> None:
+def test_a_row_whose_update_is_swallowed_is_quarantined(queue: Queue) -> None:
     queue.model("m", 6000)
     bad, good = queue.add(2, prompt="bad"), queue.add(2)
     queue.owners_trigger(f"if {BAD.format('running')} then return null; end if")
@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_written_is_kept_and_the_flush_goes_on(queue: Q
         assert (queue.task(grant.id)["status"], queue.task(grant.id)["answer"]) == ("solved", f"answer {grant.id}")
 
 
-def test_a_set_aside_running_task_can_be_restarted(queue: Queue) -> None:
+def test_a_quarantined_running_task_can_be_restarted(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add(prompt="bad")
     grant = queue.claim(1).only
@@ -116,7 +116,7 @@ def test_a_set_aside_running_task_can_be_restarted(queue: Queue) -> None:
     assert queue.complete(again) == "completed"
 
 
-def test_a_row_whose_promotion_raises_is_set_aside_and_the_others_are_promoted(queue: Queue) -> None:
+def test_a_row_whose_promotion_raises_is_quarantined_and_the_others_are_promoted(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add()
     queue.add(prompt="bad")
@@ -133,7 +133,7 @@ def test_a_row_whose_promotion_raises_is_set_aside_and_the_others_are_promoted(q
     assert queue.promote() == 0
 
 
-def test_a_row_whose_sweep_raises_is_set_aside_and_the_others_are_swept(queue: Queue) -> None:
+def test_a_row_whose_sweep_raises_is_quarantined_and_the_others_are_swept(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add()
     queue.add(prompt="bad")
@@ -153,7 +153,7 @@ def test_a_row_whose_sweep_raises_is_set_aside_and_the_others_are_swept(queue: Q
     assert queue.sweep(sweeper) == 0
 
 
-def test_a_row_whose_expiry_raises_is_set_aside(queue: Queue) -> None:
+def test_a_row_whose_expiry_raises_is_quarantined(queue: Queue) -> None:
     queue.model("m", 6000)
     (bad,) = queue.add(prompt="bad", deadline_at="2001-01-01 00:00+00")
     (good,) = queue.add()
@@ -353,7 +353,7 @@ SET_BACK = (
 )
 @pytest.mark.parametrize("others", [0, 2])
 @pytest.mark.parametrize("is_late", [False, True])
-def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
+def test_a_row_that_a_trigger_sets_back_at_its_end_is_quarantined(
     queue: Queue, body: str, when: str, others: int, *, is_late: bool
 ) -> None:
     queue.model("m", 6000)
@@ -372,7 +372,7 @@ def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
     assert [queue.task(key)["status"] for key in good] == ["solved"] * others
 
 
-def test_a_row_whose_key_changes_at_the_claim_is_set_aside(queue: Queue) -> None:
+def test_a_row_whose_key_changes_at_the_claim_is_quarantined(queue: Queue) -> None:
     queue.model("m", 6000)
     (bad,), (good,) = queue.add(prompt="bad"), queue.add()
     queue.owners_trigger(f"if {BAD.format('running')} then new.id := new.id + 1000; end if")

@@ -146,7 +146,7 @@ def test_lines_keep_their_order(dsn: str) -> None:
     assert line[8:] == ["60", "77000", "0", "", "0", "", "0", "", "0", "3", "", "", "retry", "auto", "20"]
 
 
-def test_set_aside_rows_are_shown(dsn: str) -> None:
+def test_quarantined_rows_are_shown(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("insert into llmqueue.quarantine (task_id, step, reason) values (1, 'complete', 'too long')")
 

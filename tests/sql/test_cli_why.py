@@ -1,4 +1,4 @@
-"""`llmqueue why`: the command, and the sentences it makes of llmqueue.why()."""
+"""`llmqueue why`: the command, and its sentences about the rows of llmqueue.why()."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_ended_tasks(one: Queue) -> None:
     assert said(one, cancelled) == ["task K was cancelled", "to run it again: llmqueue tasks retry K"]
 
 
-def test_a_task_that_is_set_aside(one: Queue) -> None:
+def test_a_quarantined_task(one: Queue) -> None:
     key = add(one)
     query = (
         "insert into llmqueue.quarantine (task_id, step, reason, quarantined_at) values (%s, 'claim', 'too long', %s)"

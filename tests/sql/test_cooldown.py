@@ -1,4 +1,4 @@
-"""Closing: what a 429, 503 or 529 does to its model and its task, and how the model comes back (design I11)."""
+"""Cooldown: the effect of a 429, 503 or 529 on its model and its task, and the end of the cooldown (design I11)."""
 
 from __future__ import annotations
 

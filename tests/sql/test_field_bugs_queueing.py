@@ -1,6 +1,6 @@
-"""What went wrong in other queues (issue numbers are theirs), each once as a test: configuration, waiting, retrying.
+"""Bugs of other queues (with their issue numbers), each as a test: configuration, waiting, retrying.
 
-At the end: the field bugs of which this design has no place for a test, and why.
+The list at the end has the bugs that cannot occur in this design, and why.
 """
 
 from __future__ import annotations

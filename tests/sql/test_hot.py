@@ -1,4 +1,4 @@
-"""Hot tasks wait for no more than an interval while cold ones fill the quota, and the oldest is never starved (I13)."""
+"""Hot tasks wait at most an interval while cold tasks fill the quota, and the oldest task is never starved (I13)."""
 
 from __future__ import annotations
 

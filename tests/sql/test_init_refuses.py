@@ -1,4 +1,4 @@
-"""What `init` refuses before changing anything, with the remedy in the message."""
+"""Tables that `init` refuses before it changes anything, with the remedy in the message."""
 
 from __future__ import annotations
 

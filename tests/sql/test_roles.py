@@ -1,4 +1,4 @@
-"""What each role may do with every object, and that the rights stand after everything that could lose them."""
+"""The rights of each role on every object, also after every action that could lose them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.settle: every attempt ends once, a paid answer is never thrown away, a late one overwrites nothing."""
+"""llmqueue.settle: every attempt ends once, no answer that was paid for is lost, a late answer overwrites nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.why(): one test per thing that a task may wait for, with the clock in the test's hand."""
+"""llmqueue.why(): one test per reason to wait, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_dead_letter_says_what_its_last_attempt_came_to(queue: Queue) -> None:
     assert found == ("buried", "rejected", "400", "rejected: 400")
 
 
-def test_a_task_that_is_set_aside(queue: Queue) -> None:
+def test_a_quarantined_task(queue: Queue) -> None:
     key = add(queue)
     queue.rows("insert into llmqueue.quarantine (task_id, step, reason) values (%s, 'claim', 'too long')", key)
 
@@ -207,7 +207,7 @@ def test_asking_why_changes_nothing_and_works_where_nothing_can_be_written(queue
     start_cooldown(queue, -1)
     probe = queue.claim().only
     queue.rows("update llmqueue.model_state set probe_fence = %s", probe.fence)
-    queue.advance(10)  # not refused for 5 s: a claim would open the model
+    queue.advance(10)  # not refused for 5 s: a claim would end the cooldown
     waiting = add(queue)
     queue.rows("set transaction_read_only = on")
 

@@ -1,4 +1,4 @@
-"""The database is away while calls end: their answers outlive the outage, the worker, and a full disk."""
+"""The database is unreachable while calls end: their answers survive the outage, the worker, and a full disk."""
 
 from __future__ import annotations
 
