@@ -1,1 +1,1 @@
-"""Measurements: `make bench`, parts by ARGS."""
+"""Measurements: `make bench`; ARGS names the parts."""

@@ -1,8 +1,8 @@
-"""Runs the parts named on the command line (all without), prints their tables, and writes them into docs/benchmarks.md.
+"""Runs the parts named on the command line (default: all), prints their tables, and writes them to docs/benchmarks.md.
 
     python -m bench [PART]... [--quick] [--no-write]
 
-Figures are of this machine at this moment: compare columns of one table with each other, not with another day's.
+Figures belong to this machine and day: compare columns of one table, not with the tables of another day.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALL: dict[str, Callable[[str, bool], str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("parts", nargs="*", help=f"of: {', '.join(ALL)}")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, for a look; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, as a check; writes nothing")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
     options = parser.parse_args()
     unknown = set(options.parts) - set(ALL)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def write(name: str, section: str) -> None:
-    """Puts a part's section in the place of the one that the page has; the others stay as they are."""
+    """Replaces a part's section of the page; the other sections stay unchanged."""
     found = re.split(r"<!-- (\w+) -->\n", PAGE.read_text(encoding="utf-8"))
     sections = dict(zip(found[1::2], found[2::2], strict=True)) | {name: section}
     text = (
@@ -71,11 +71,11 @@ def write(name: str, section: str) -> None:
 def head() -> str:
     return """# Benchmarks
 
-Written by `make bench`; each part says when and with what. Embedded PostgreSQL 18 with its default durability (fsync
-on); client, server and simulated backend on the same machine. Medians, with minimum and maximum in brackets. Compare
-rows and columns of one table with each other; a lone number belongs to its machine. [Limits](benchmarks-limits.md), by
-`make bench-limits`, has a page of its own: whether they hold, how full they are, and what other algorithms do with the
-same load."""
+`make bench` writes this page; each part names its date and versions. The server is the embedded PostgreSQL 18 with
+its default durability (fsync on). Client, server and simulated backend share one machine. Figures are medians, with
+minimum and maximum in brackets. Compare rows and columns of one table; a single number belongs to its machine, and
+the parts of 28 November ran on one a third as fast as the others. The tests of [limits](benchmarks-limits.md), by
+`make bench-limits`, have their own page."""
 
 
 def origin(name: str) -> str:

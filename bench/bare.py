@@ -2,8 +2,8 @@
 
     python -m bench.bare URL PATH IN_FLIGHT SECONDS BODY_JSON [straight]
 
-Prints replies per second. `straight`: the way that the adapters take, past what httpx does between a call and its
-transport.
+Prints replies per second. `straight` calls the transport directly, as the adapters do, without the layers of httpx
+above it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 
 from llmqueue.backend.http import Client, client, post
 
-# The client has no limit of its own: a server that hangs must not hang us.
+# The client has no timeout of its own, and a server that hangs must not block the loop.
 GRACE_S = 60.0
 
 Send = Callable[[Client, str, object], Awaitable[None]]
@@ -27,11 +27,11 @@ Send = Callable[[Client, str, object], Awaitable[None]]
 async def main(url: str, path: str, in_flight: int, seconds: float, body: object, *, is_straight: bool) -> float:
     send = _post_straight if is_straight else _post
     async with client(url, {}) as http, asyncio.timeout(seconds + GRACE_S):
-        await send(http, path, body)  # not counted: a server may load what it needs with its first request
+        await send(http, path, body)  # not counted: a server may load modules with its first request
         begun = time.monotonic()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_until(begun + seconds, send, http, path, body)) for _ in range(in_flight)]
-        # To the last reply: the calls that were in flight at the end have cost the server their time too.
+        # Until the last reply, because the calls in flight at the end cost the server time too.
         return sum(task.result() for task in tasks) / (time.monotonic() - begun)
 
 

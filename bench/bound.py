@@ -1,7 +1,7 @@
-"""How long a backlog takes against the least time that its quotas allow, beside today's process (bench/today.py).
+"""The time to drain a backlog, compared with the least time that its quotas allow and with today's process (today.py).
 
-Real prompts (GSM8K, from BENCH_GSM8K), latencies of ten measured models, real windows of 60 s, a backend that refuses
-what is over a quota. A part of the tasks is pinned to a model, a part to a pool of three, the rest may go anywhere.
+Real prompts (GSM8K, from BENCH_GSM8K), latencies of ten measured models, real windows of 60 s, and a backend that
+refuses calls over a quota. Some tasks name a model, some a pool of three, the others may go to any model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from bench.limits.judge import judge
 from bench.limits.parts import RPM
-from bench.parts import PAGE, number, table
+from bench.parts import PAGE, number, prose, table
 from bench.world import embedded_database
 from llmqueue.fake_backend.call_log import LoggedCall, read_calls
 from tests.support import processes
@@ -37,7 +37,7 @@ SEED = 1
 
 
 def bound(_dsn: str, quick: bool) -> str:
-    """Both at the same time, each with a database and a backend of its own."""
+    """Runs both at the same time, each with its own database and backend."""
     limits = {model: int(rpm * SCALE) for model, rpm in RPM.items()}
     tasks = _tasks(limits, 1_200 if quick else 10_000)
     least_s = least_seconds(Counter(model for _, model in tasks), limits)
@@ -56,7 +56,7 @@ def bound(_dsn: str, quick: bool) -> str:
             with processes.workers(ours, 1, "--drain", env=env) as [worker]:
                 assert worker.wait(4 * least_s + 600) == 0, worker.output
             try:
-                today.wait(2 * least_s)  # that much longer than ours
+                today.wait(2 * least_s)  # for that much longer than ours
             except subprocess.TimeoutExpired:
                 today.kill()
                 today.wait()
@@ -93,19 +93,17 @@ def bound(_dsn: str, quick: bool) -> str:
         "429s",
         "windows of 60 s over a quota",
     )
-    about = (
-        f"{len(tasks):,} prompts of GSM8K; {sum(limits.values())} calls a minute over {len(limits)} models,"
-        f" {min(limits.values())} to {max(limits.values())}; {IN_POOL:.0%} of the tasks for a pool of three,"
-        f" {ANYWHERE:.0%} for any model, the rest pinned. At an even rate the quotas need {least_s / 60:.2f} minutes"
-        " with the best"
-        f" assignment; the last call took {last_s:.1f} s. A window that may be used up at its first moment, as in"
-        " sliding windows, would allow up to a minute less."
-    )
-    return f"## Time to drain against the bound\n\n{about}\n\n{table(head, rows)}\n\n![answers over time]({PICTURE})"
+    about = f"""{len(tasks):,} prompts of GSM8K; {sum(limits.values())} calls a minute over {len(limits)} models,
+        {min(limits.values())} to {max(limits.values())}; {IN_POOL:.0%} of the tasks for a pool of three,
+        {ANYWHERE:.0%} for any model, the rest pinned. At an even rate the quotas need {least_s / 60:.2f} minutes with
+        the best assignment; the last call took {last_s:.1f} s. A limiter that spends a whole window at its first
+        moment could save up to a minute."""
+    picture = f"![answers over time]({PICTURE})"
+    return f"## Time to drain against the bound\n\n{prose(about)}\n\n{table(head, rows)}\n\n{picture}"
 
 
 def least_seconds(tasks: Mapping[str | None, int], limits: Mapping[str, int]) -> float:
-    """Returns the least time at even rates: for any set of models, what only they can do against what they can do."""
+    """Returns the least time at even rates: the maximum, over all sets of models, of their own tasks by their rate."""
     models = list(limits)
     allowed = {lane: set(POOLS.get(lane or "", [lane] if lane else models)) for lane in tasks}
     sets = chain.from_iterable(combinations(models, size) for size in range(1, len(models) + 1))
@@ -118,7 +116,7 @@ def least_seconds(tasks: Mapping[str | None, int], limits: Mapping[str, int]) ->
 
 
 def _tasks(limits: Mapping[str, int], at_most: int) -> list[tuple[str, str | None]]:
-    """Prompts and what each is pinned to: a model (by quota), a pool, or nothing."""
+    """Returns prompts, each with its lane: a model (drawn by quota), a pool, or None."""
     rng = random.Random(SEED)
     file = Path(os.environ.get(PROMPTS) or Path(__file__).parents[2] / "shared" / "data" / "prompts_gsm8k.jsonl.gz")
     if not file.exists():

@@ -1,4 +1,4 @@
-"""Tasks that do nothing, drained by one worker process and by two: llmqueue beside its peers, in turn, in one run."""
+"""Drains no-op tasks with one worker process and with two: llmqueue and its peers, alternating, in one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from bench import peers
-from bench.parts import spread, table
+from bench.parts import prose, spread, table
 from bench.world import cpu_s, embedded_database, server_cpu_s
 from tests.support import processes
 
@@ -33,7 +33,7 @@ class Drained:
 
 
 def drain(_dsn: str, quick: bool) -> str:
-    """Each contender on a fresh server, alternating."""
+    """Runs each contender on a fresh server, alternating."""
     few, many, rounds = (5_000, 5_000, 1) if quick else (20_000, 100_000, 3)
     contenders = _contenders(few, many)
     results: dict[str, list[Drained]] = {name: [] for name in contenders}
@@ -43,20 +43,16 @@ def drain(_dsn: str, quick: bool) -> str:
             print(f"{name}: {results[name][-1]}", flush=True)
     rows = [(name, *spreads(runs)) for name, runs in results.items()]
     head = ("", "tasks/s", "worker CPU, µs per task", "server CPU, µs per task")
-    about = (
-        f"{many:,} tasks for llmqueue, PgQueuer, pg-boss and Graphile Worker in batches, {few:,} for those that would"
-        " take minutes for so many; all ready before the workers start, each time on a fresh server. llmqueue"
-        " enforces the limits (too high"
-        " to be felt) and keeps each attempt in its table, on disk before and after; the peers limit nothing, and"
-        " but for Procrastinate and pg-boss, which keep what is done,"
-        " keep nothing. Redis has all in memory and nothing on disk. None writes a line about each task but where it"
-        " is said. From the first task begun to the last end written."
-    )
-    return f"## Drain of tasks that do nothing\n\n{about}\n\n{table(head, rows)}"
+    about = f"""{many:,} tasks for llmqueue, PgQueuer, pg-boss and Graphile Worker in batches, {few:,} for the slower
+        ones. All tasks are ready before the workers start, each time on a fresh server. llmqueue enforces limits (too
+        high to be reached) and keeps each attempt on disk. The peers limit nothing; Procrastinate and pg-boss keep
+        finished jobs, the others keep nothing. Redis holds everything in memory. None logs a line per task unless the
+        row says so. Time counts from the first task begun to the last end written."""
+    return f"## Drain of tasks that do nothing\n\n{prose(about)}\n\n{table(head, rows)}"
 
 
 def spreads(runs: Sequence[Drained], cpu_digits: int = 0) -> tuple[str, str, str]:
-    """The columns of a table."""
+    """Returns the columns of a table."""
     return (
         spread([run.rate for run in runs], 0),
         spread([run.client_us for run in runs], cpu_digits),
@@ -139,7 +135,7 @@ def _theirs(peer: peers.Peer, tasks: int, workers: int) -> Drained:
 def workers_of(
     peer: peers.Peer, url: str, workers: int, verb: str = "work"
 ) -> Iterator[Sequence[subprocess.Popen[str]]]:
-    """Workers of a peer, killed in the end with all processes that they have started."""
+    """Yields running workers of a peer; kills them at the end, with all their child processes."""
     started = [peer.work(url, verb) for _ in range(workers)]
     try:
         yield started
@@ -158,7 +154,7 @@ def _first_job_at(process: subprocess.Popen[str]) -> float:
 
 
 def job_times(process: subprocess.Popen[str]) -> Iterator[float]:
-    """The times that a worker says of its jobs, as they come, until it ends; it may say other things too."""
+    """Yields the times that a worker prints about its jobs, until it ends; skips its other output."""
     assert process.stdout is not None
     for line in process.stdout:
         try:
@@ -173,6 +169,6 @@ def _cpu_s(pids: Sequence[int]) -> float:
 
 
 def _family(pid: int) -> Sequence[psutil.Process]:
-    """The process and all below it: some workers are processes of one that only watches."""
+    """Returns the process and its descendants, because the process of some peers only supervises its workers."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]

@@ -1,9 +1,9 @@
-"""Recompute the latency table of the simulated Models Backend from the measured calls.
+"""Recomputes the latency table of the simulated Models Backend from the measured calls.
 
     python bench/fit_latency.py DATA_FOLDER
 
 DATA_FOLDER holds `llmperf_leaderboard.csv.gz` and `exgentic_llm_calls.jsonl.gz`. Prints the rows of `FITS` in
-`llmqueue/simulator/latency.py`, each with the number of calls and the measured against the fitted mean.
+`llmqueue/fake_backend/latency.py`, each with the number of calls, the measured mean and the fitted mean.
 """
 
 import csv
@@ -17,7 +17,7 @@ from statistics import fmean
 
 from llmqueue.fake_backend.latency import percentiles
 
-# One row per provider; why together is measured on 13b is told in latency.py.
+# One row per provider; latency.py explains why together has its 13b.
 LLMPERF_SIZES = {
     "groq": "70b",
     "together": "13b",
@@ -29,11 +29,11 @@ LLMPERF_SIZES = {
     "replicate": "70b",
 }
 EXGENTIC_NAMES = {"azure/Kimi-K2.5": "kimi-k2.5", "azure/DeepSeek-V3.2": "deepseek-v3.2"}
-REPLAYED_BELOW_S = 0.1  # hundreds of output tokens in under 80 ms: answered from a cache, not by a model
+REPLAYED_BELOW_S = 0.1  # hundreds of output tokens in less than 80 ms come from a cache, not from a model
 
 
 def llmperf_latencies(path: Path) -> dict[str, list[float]]:
-    """Seconds of every successful call, by model name."""
+    """Returns the seconds of every successful call, by model name."""
     latencies_s = defaultdict(list)
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -44,7 +44,7 @@ def llmperf_latencies(path: Path) -> dict[str, list[float]]:
 
 
 def exgentic_latencies(path: Path) -> dict[str, list[float]]:
-    """Seconds of every successful call that was not replayed, by model name."""
+    """Returns the seconds of every successful call that was not replayed, by model name."""
     latencies_s: dict[str, list[float]] = {name: [] for name in EXGENTIC_NAMES.values()}
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
         for line in file:
@@ -56,7 +56,7 @@ def exgentic_latencies(path: Path) -> dict[str, list[float]]:
 
 
 def measured_latencies(folder: Path) -> dict[str, list[float]]:
-    """Seconds of every call that counts, by model name, in the order of `FITS`."""
+    """Returns the seconds of every call that counts, by model name, in the order of `FITS`."""
     return {
         **llmperf_latencies(folder / "llmperf_leaderboard.csv.gz"),
         **exgentic_latencies(folder / "exgentic_llm_calls.jsonl.gz"),

@@ -1,4 +1,4 @@
-"""Does the rate fall with the size of the backlog, or while a transaction is open? llmqueue beside two peers."""
+"""Measures whether the rate falls with the size of the backlog or with an open transaction: llmqueue and two peers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from bench import peers
 from bench.drain import job_times, workers_of
-from bench.parts import number, spread, table
+from bench.parts import number, prose, spread, table
 from bench.peers.say import EVERY
 from bench.world import embedded_database
 from tests.support import processes
@@ -26,7 +26,7 @@ PART_S = 5
 
 
 def flat(_dsn: str, quick: bool) -> str:
-    """Each contender on a fresh server, alternating; with the transaction only once, since that takes long."""
+    """Runs each contender on a fresh server, alternating; with the open transaction only once, because that is slow."""
     measured, small, large, held_s, rounds = (
         (2_000, 4_000, 100_000, 10, 1) if quick else (20_000, 25_000, 10**6, 120, 3)
     )
@@ -57,16 +57,14 @@ def flat(_dsn: str, quick: bool) -> str:
         f"in the last {PART_S} s",
         "begun",
     )
-    about = (
-        "One worker, jobs that do nothing, as in the drain above. The transaction was begun before the"
-        " worker starts, and does nothing more: what is claimed and ended since cannot be vacuumed."
-    )
-    return f"## Flat or not\n\n{about}\n\n{table(head, rows)}"
+    about = """One worker and no-op jobs, as in the drain above. The transaction begins before the worker starts and
+        stays idle, so rows claimed since then cannot be vacuumed."""
+    return f"## Flat or not\n\n{prose(about)}\n\n{table(head, rows)}"
 
 
 def _shown(begun: Sequence[float], seconds: float) -> tuple[str, ...]:
-    """Jobs per second in five seconds at the begin and in the last five, how many were begun, and in which time."""
-    took_s = begun[-1] - begun[0]  # the last mark is the end where all of them were begun
+    """Returns jobs per second in five seconds near the begin and in the last five, and how many began in what time."""
+    took_s = begun[-1] - begun[0]  # if all jobs have begun, the last time is the end
     is_all = took_s < seconds - PART_S
     until_s = took_s if is_all else seconds
 
@@ -79,7 +77,7 @@ def _shown(begun: Sequence[float], seconds: float) -> tuple[str, ...]:
 
 
 def _ours(tasks: int, is_held: bool, seconds: float, most: int) -> Sequence[float]:
-    """Returns when every hundredth task was begun, until so many were or the time is over."""
+    """Returns the start time of every hundredth task, until `most` have begun or `seconds` have passed."""
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     with embedded_database() as dsn, psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("insert into llmqueue.model_config (model, rpm) values ('m1', 6000000)")
@@ -91,7 +89,7 @@ def _ours(tasks: int, is_held: bool, seconds: float, most: int) -> Sequence[floa
             while not number(conn, first):
                 time.sleep(0.1)
             until = number(conn, first) + seconds
-            # not counted each time: the attempts of a drain are many
+            # reads the sequence, because counting the attempts of a drain takes too long
             drawn = "select last_value from llmqueue.fence_seq"
             before = number(conn, drawn)
             while time.time() < until and number(conn, drawn) - before < most + 10 * EVERY:
@@ -113,7 +111,7 @@ def _theirs(peer: peers.Peer, jobs: int, is_held: bool, seconds: float, most: in
 
             def read() -> None:
                 for at in job_times(process):
-                    begun.append(at)  # noqa: PERF402 - seen one by one by the other thread
+                    begun.append(at)  # noqa: PERF402 - the other thread reads them one by one
 
             threading.Thread(target=read, daemon=True).start()
 
@@ -129,7 +127,7 @@ def _theirs(peer: peers.Peer, jobs: int, is_held: bool, seconds: float, most: in
 
 @contextmanager
 def _snapshot(dsn: str, is_held: bool) -> Iterator[None]:
-    """Somebody's transaction, which sees what the tables are now, for as long as it is open."""
+    """Holds a transaction open, with a snapshot of the present state, if `is_held`."""
     with psycopg.connect(dsn) as holder:
         if is_held:
             holder.execute("set transaction isolation level repeatable read")

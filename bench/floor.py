@@ -1,4 +1,4 @@
-"""The least that Postgres itself needs to hand out rows and take them back: pgbench, no queue around it."""
+"""The least time that Postgres itself needs to claim rows and mark them as done: pgbench, without a queue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import tempfile
 import psycopg
 
 from bench.drain import Drained, spreads
-from bench.parts import number, table
+from bench.parts import number, prose, table
 from bench.scale import PGBENCH
 from bench.world import server_cpu_s
 
 BATCH = 100
-# Two statements, each a transaction of its own, as in every queue: what is claimed is seen by others.
+# Two statements, each in its own transaction, as in every queue: other sessions must see claimed rows.
 SCRIPT = f"""
 with next as (select id from job where status = 'ready' order by id limit {BATCH} for update skip locked)
 update job set status = 'running', owner = :client_id from next where job.id = next.id;
@@ -23,7 +23,7 @@ update job set status = 'done' where status = 'running' and owner = :client_id;
 
 
 def floor(dsn: str, quick: bool) -> str:
-    """One client and eight."""
+    """Measures with one client and with eight."""
     rounds, clients = (1 if quick else 3), (1, 8)
     results: dict[int, list[Drained]] = {count: [] for count in clients}
     for _ in range(rounds):
@@ -31,11 +31,9 @@ def floor(dsn: str, quick: bool) -> str:
             results[count].append(_claim_and_complete(dsn, count, 20_000 if quick else 200_000))
     rows = [(count, *spreads(found, cpu_digits=1)) for count, found in results.items()]
     head = ("clients", "rows/s", "pgbench CPU, µs per row", "server CPU, µs per row")
-    about = (
-        f"A table of an id and a status, an index of what is ready: claim {BATCH} with SKIP LOCKED, then mark them"
-        " as done. No limits, no attempts, no answers, no fences: nothing that drains a table can be faster than this."
-    )
-    return f"## What Postgres itself needs\n\n{about}\n\n{table(head, rows)}"
+    about = f"""A table of an id and a status, and an index of the ready rows: claim {BATCH} with SKIP LOCKED, then mark
+        them as done. There are no limits, attempts, answers or fences. Nothing that drains a table can be faster."""
+    return f"## What Postgres itself needs\n\n{prose(about)}\n\n{table(head, rows)}"
 
 
 def _claim_and_complete(dsn: str, clients: int, rows: int) -> Drained:

@@ -1,6 +1,6 @@
-"""The LiteLLM proxy in an environment of its own, set up as its documentation recommends for production.
+"""The LiteLLM proxy in a separate environment, configured as its documentation recommends for production.
 
-It answers from its own memory (`mock_response`): what is measured is the gateway, not a model.
+It answers from memory (`mock_response`), so this measures the gateway and not a model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIG = {
     "model_list": [
         {
             "model_name": MODEL,
-            # a model that its price list has, as in production; it is never called
+            # a model of its price list, as in production; it is never called
             "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "none", "mock_response": "42"},
         }
     ],
@@ -41,9 +41,9 @@ SETTINGS = {
     "LITELLM_MODE": "PRODUCTION",
     "LITELLM_LOG": "ERROR",
     "DISABLE_ADMIN_UI": "True",
-    # no key to check: on the loopback, with nothing behind it, and in the gateway's favour
+    # no key to check: it listens on the loopback only, has nothing behind it, and this favours the gateway
     "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
-    # what it would fetch at its start or while it runs is also in its package
+    # use the copies in its package instead of downloads
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "LITELLM_LOCAL_AUTOROUTER_PRESETS": "True",
@@ -54,11 +54,11 @@ SETTINGS = {
 
 
 def gateway(_dsn: str, quick: bool) -> str:
-    """The same loop of calls against the proxy and against the simulated backend, in turn."""
+    """Measures the same loop of calls against the proxy and against the simulated backend, alternating."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "p1"}]}
     theirs, ours = [], []
     with litellm() as url:
-        loop(url, PATH, body, IN_FLIGHT, quick=True)  # its first seconds are slower
+        loop(url, PATH, body, IN_FLIGHT, quick=True)  # not counted: its first seconds are slower
         for _ in range(1 if quick else 3):
             theirs.append(loop(url, PATH, body, IN_FLIGHT, quick))
             ours.append(bare(IN_FLIGHT, quick))
@@ -82,7 +82,7 @@ def litellm() -> Iterator[str]:
             proxy = subprocess.Popen(
                 [str(command), *arguments],
                 cwd=folder,
-                # nothing of ours: it needs no secret, and a DATABASE_URL would change what is measured
+                # without our variables: it needs no secret, and a DATABASE_URL would change its behaviour
                 env={"PATH": os.environ["PATH"], "HOME": name, **SETTINGS},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -112,7 +112,7 @@ def _wait(proxy: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def _stop(proxy: subprocess.Popen[bytes]) -> None:
-    """Ends its whole process group, of which it is the first."""
+    """Ends its whole process group, which it leads."""
     with suppress(ProcessLookupError):
         os.killpg(proxy.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""The adapter of a worker whose event loop is watched: how late each wake-up comes, appended to the file BENCH_LAG."""
+"""An adapter that measures the worker's event loop: it appends the delay of each timer to the file BENCH_LAG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAG = "BENCH_LAG"
 
 
 class LaggingBackend(ModelsBackend):
-    """Calls like the one it is made of."""
+    """A ModelsBackend that starts the measurement with its first probe."""
 
     _watch: asyncio.Task[None] | None = None
 

@@ -1,4 +1,4 @@
-"""From INSERT to the start of the call: an idle worker beside those of peers, and hot tasks in front of a backlog."""
+"""The time from INSERT to the start of the call: idle workers of llmqueue and peers, and hot tasks before a backlog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 from bench import peers
 from bench.drain import workers_of
-from bench.parts import quantile, spread, table
+from bench.parts import prose, quantile, spread, table
 from bench.world import embedded_database
 from llmqueue.fake_backend.call_log import read_calls
 from tests.support import processes
@@ -27,7 +27,7 @@ MODELS = 10
 
 
 def latency(_dsn: str, quick: bool) -> str:
-    """Each on a fresh server, alternating."""
+    """Runs each contender on a fresh server, alternating."""
     inserts, rounds = (100, 1) if quick else (500, 3)
     contenders: dict[str, Callable[[], Waits]] = {
         "llmqueue, to the start of the call": lambda: _to_start(inserts),
@@ -42,13 +42,11 @@ def latency(_dsn: str, quick: bool) -> str:
             waits[name].append(run())
             print(f"{name}: {_shown(waits[name][-1:])}", flush=True)
     rows = [(name, *_shown(runs)) for name, runs in waits.items()]
-    about = (
-        f"{inserts} inserts, one every {GAP_S * 1000:.0f} ms, into an idle worker, counted from before the INSERT;"
-        f" llmqueue has {MODELS} models to choose from, the peers limit nothing. The backlog: 20,000 tasks and a quota"
-        f" of 600 a minute for each model, the window full since a second; {inserts // 2} hot tasks, ten a second,"
-        f" after 30 that make the models keep calls for such."
-    )
-    return f"## Insert to start\n\n{about}\n\n{table(('', 'p50 ms', 'p99 ms', 'max ms'), rows)}"
+    about = f"""{inserts} inserts, one every {GAP_S * 1000:.0f} ms, with an idle worker; time counts from before the
+        INSERT. llmqueue has {MODELS} models to choose from, the peers limit nothing. The backlog is 20,000 tasks, with
+        a quota of 600 a minute for each model and a window that has been full for a second. Then come {inserts // 2}
+        hot tasks, ten a second, after 30 that make the models reserve calls for hot tasks."""
+    return f"## Insert to start\n\n{prose(about)}\n\n{table(('', 'p50 ms', 'p99 ms', 'max ms'), rows)}"
 
 
 def _shown(runs: Sequence[Waits]) -> tuple[str, ...]:

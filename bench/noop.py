@@ -1,7 +1,7 @@
-"""A backend that answers at once, in the worker's own process: what is left is the queue.
+"""A backend that answers at once in the worker's own process, so that only the queue is measured.
 
-LLMQUEUE_BACKEND=bench.noop:backend, or bench.noop:waits, which writes for how many seconds each prompt that is a time
-has waited into the file BENCH_WAITS.
+LLMQUEUE_BACKEND=bench.noop:backend, or bench.noop:waits: if a prompt is a time, that one appends the seconds since then
+to the file BENCH_WAITS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANSWER = Answer("42", Usage(1, 1))
 
 
 class Noop:
-    """Grants are checked as in any call."""
+    """Answers at once; the grant is checked as in any call."""
 
     async def call(self, _call: Call) -> Reply:
         sending.send_now()

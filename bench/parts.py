@@ -1,8 +1,12 @@
-"""The measurements. Each takes the DSN of a fresh installed database and returns a section of docs/benchmarks.md."""
+"""Measurements of claims and throughput, and the functions that all parts share.
+
+A measurement takes the DSN of a fresh installed database and returns a section of docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -12,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from textwrap import fill
 from typing import LiteralString
 from uuid import UUID
 
@@ -25,6 +30,7 @@ Connection = psycopg.Connection[TupleRow]
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 WORKER = UUID(int=1)
 ROUNDS = 60
+HELD_SPACE = "\0"
 
 
 def row(values: Sequence[object]) -> str:
@@ -35,20 +41,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([row(head), row(["---"] * len(head)), *(row(values) for values in rows)])
 
 
+def prose(text: str) -> str:
+    """Returns a paragraph of a page, wrapped, but not within code."""
+    code_held = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", HELD_SPACE), " ".join(text.split()))
+    return fill(code_held, 118, break_long_words=False, break_on_hyphens=False).replace(HELD_SPACE, " ")
+
+
 def spread(values: Sequence[float], digits: int = 2) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def number(conn: Connection, query: LiteralString) -> float:
-    """The one number that a query returns."""
+    """Returns the only number that a query returns."""
     found = conn.execute(query).fetchone()
     assert found is not None
     return float(found[0])
 
 
 def claim(dsn: str, quick: bool) -> str:
-    """Cost of one claim of 50 and of one settle of 50 against the number of ready tasks."""
+    """Measures one claim of 50 and one settle of 50, by the number of ready tasks."""
     sizes = (5_000, 20_000) if quick else (10_000, 1_000_000, 10_000_000)
     rows = []
     with psycopg.connect(dsn, autocommit=True) as conn:
@@ -65,7 +77,7 @@ def claim(dsn: str, quick: bool) -> str:
 
 
 def _rounds(conn: Connection, slots: int) -> Iterator[tuple[float, float]]:
-    """Claims and completes `slots` tasks at a time while there are so many; yields milliseconds of both."""
+    """Claims and completes `slots` tasks at a time until fewer are left; yields the milliseconds of both."""
     claim_state: object = None
     query = (
         "select (task).fence, (task).task_id, claim_state from llmqueue.claim(%s, array['a'], %s, p_claim_state => %s)"
@@ -88,7 +100,7 @@ def _rounds(conn: Connection, slots: int) -> Iterator[tuple[float, float]]:
 
 
 def held(dsn: str, quick: bool) -> str:
-    """Cost of a claim as a backlog drains: without anybody's transaction, and with one open since the start."""
+    """Measures claims while a backlog drains, without another transaction and with one open since the start."""
     rows = []
     for slots, tasks in ((100, 20_000), (1, 3_000)) if quick else ((100, 200_000), (1, 100_000)):
         for is_held in (False, True):
@@ -124,7 +136,7 @@ def held(dsn: str, quick: bool) -> str:
         "last tenth: p50, p99 ms",
         "last / second",
     )
-    return f"## A claim while somebody's transaction is open\n\n{table(head, rows)}"
+    return f"## A claim while a transaction is open\n\n{table(head, rows)}"
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -136,9 +148,9 @@ IN_FLIGHT = (16, 256, 1024)
 
 
 def throughput(dsn: str, quick: bool) -> str:
-    """Tasks per second through an instant backend, limits high, beside a bare loop of the same client and a gateway."""
+    """Measures tasks per second with an instant backend and high limits, beside a bare loop of the same client."""
     tasks, rounds = (2_000, 1) if quick else (5_000, 3)
-    many = 4 * tasks  # where several go out in one call
+    many = 4 * tasks  # if one call carries several tasks
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("insert into llmqueue.model_config (model, rpm, max_batch) values ('m1', 6000000, 50)")
@@ -168,15 +180,12 @@ def throughput(dsn: str, quick: bool) -> str:
         "single / bare, of either",
         "batch / single",
     )
-    about = (
-        f"{tasks:,} tasks ({many:,} by `/batch` and `auto`), of which the second half counts: `auto` sends single calls"
-        " for the first half of a second. One worker process, one model; the simulated backend answers at once, logs"
-        " every call, and shares the two cores with worker and server. The bare loops are the worker's HTTP client"
-        " with nothing around it: as httpx is meant to be used, and past it, as the worker uses it. Two workers, 256"
-        " in flight each,"
-        f" `/single`: {spread(rates['two', 256], 0)} tasks/s."
-    )
-    return f"## Tasks per second over real HTTP\n\n{about}\n\n{table(head, rows)}"
+    about = f"""{tasks:,} tasks ({many:,} by `/batch` and `auto`). The second half counts, because `auto` sends single
+        calls for the first half second. One worker process, one model. The simulated backend answers at once, logs
+        every call, and shares the two cores with worker and server. The bare loops are the worker's HTTP client alone:
+        through httpx, and straight to the transport as the worker uses it. Two workers, 256 in flight each, `/single`:
+        {spread(rates["two", 256], 0)} tasks/s."""
+    return f"## Tasks per second over real HTTP\n\n{prose(about)}\n\n{table(head, rows)}"
 
 
 SINGLE = {"model": "m1", "prompt": "p1"}
@@ -197,7 +206,7 @@ def _drain(dsn: str, conn: Connection, tasks: int, workers: int, in_flight: int)
     conn.execute("truncate tasks, llmqueue.attempt")
     conn.execute("insert into tasks (prompt) select 'p' || n from generate_series(1, %s) n", (tasks,))
     conn.execute("vacuum analyze tasks")
-    # a tenth of the slots is kept for hot tasks
+    # a tenth of the slots is reserved for hot tasks
     slots = str(in_flight * 10 // 9 + 1)
     with processes.backend(folder, "--any-model", "--instant") as url:
         env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url, CONCURRENCY=slots)

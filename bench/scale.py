@@ -1,4 +1,4 @@
-"""What grows: the insert path of the owner's table, calls in flight, workers, and a real trace of arrivals."""
+"""Measures how llmqueue scales: inserts into the owner's table, calls in flight, workers, and a trace of arrivals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from bench.limits.tokens import TRACE, USUAL_PLACE
-from bench.parts import number, quantile, spread, table
+from bench.parts import number, prose, quantile, spread, table
 from bench.world import embedded_database, server_cpu_s
 from llmqueue.embedded.binaries import PROGRAMS, find_wheel
 from llmqueue.fake_backend.call_log import read_calls
@@ -46,7 +46,7 @@ PGBENCH = find_wheel() / PROGRAMS[18] / "bin" / "pgbench"
 
 
 def inserts(dsn: str, quick: bool) -> str:
-    """An owner's table before `init`, after it, after it without the trigger, and with two plain indexes instead."""
+    """Measures inserts before `init`, after it, after it without the trigger, and with two plain indexes instead."""
     seconds, rows, rounds = (3, 50_000, 1) if quick else (10, 1_000_000, 3)
     ways = ("before init", "after init", "after init, trigger dropped", "no init, two plain indexes of what is ready")
     singles: dict[str, list[float]] = {way: [] for way in ways}
@@ -80,11 +80,9 @@ def inserts(dsn: str, quick: bool) -> str:
         for way in ways
     ]
     head = ("", f"single inserts/s, {CLIENTS} clients", "of before", f"COPY of {rows:,}, 1,000 rows/s", "of before")
-    return (
-        "## The insert path\n\nNo worker is running. In turn, each in a database of its own. The last row is what two"
-        " orders of the ready tasks, by user and by age, cost whoever keeps them as indexes of the table.\n\n"
-        f"{table(head, report)}"
-    )
+    about = """No worker runs. Each row has its own database. The last row is the cost of two plain indexes of the ready
+        tasks, by user and by age."""
+    return f"## The insert path\n\n{prose(about)}\n\n{table(head, report)}"
 
 
 def _singles(dsn: str, seconds: int) -> float:
@@ -110,7 +108,7 @@ def _copy(dsn: str, rows: int) -> float:
 
 
 def in_flight(dsn: str, quick: bool) -> str:
-    """One worker with thousands of calls of a minute under way at the same time."""
+    """Measures one worker with thousands of calls of a minute in flight at the same time."""
     calls = 500 if quick else 5_000
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     lag_file = folder / "lag"
@@ -176,7 +174,7 @@ def in_flight(dsn: str, quick: bool) -> str:
 
 
 def fleet(_dsn: str, quick: bool) -> str:
-    """Many idle workers, and many that take from one model."""
+    """Measures many idle workers, and many workers that claim from one model."""
     sizes = (8, 16) if quick else (16, 64)
     busy_sizes = (2, 4) if quick else (4, 16)
     rates: dict[int, list[tuple[float, float]]] = {workers: [] for workers in busy_sizes}
@@ -185,6 +183,7 @@ def fleet(_dsn: str, quick: bool) -> str:
         for _ in range(1 if quick else 3):
             for workers in busy_sizes:
                 rates[workers].append(_busy(dsn, workers, 2_000 if quick else 10_000))
+    about = "No-op tasks, one call each; all workers share the two cores. Claims that found nothing are not counted."
     head = ("idle workers", "transactions/s of each", "server CPU, % of a core, of all")
     busy_head = ("workers on one model", "tasks/s of all", "claims/s of all")
     busy = [
@@ -195,7 +194,7 @@ def fleet(_dsn: str, quick: bool) -> str:
         [
             "## Many workers",
             table(head, idle),
-            "No-op tasks, a call each; all workers on the same two cores. Claims that found nothing are not counted.",
+            about,
             table(busy_head, busy),
         ]
     )
@@ -257,7 +256,7 @@ def _busy(dsn: str, workers: int, tasks: int) -> tuple[float, float]:
 
 
 def trace(dsn: str, quick: bool) -> str:
-    """Arrivals of a real trace into a running worker, as fast as they came and twenty times as fast."""
+    """Replays the arrivals of a real trace with a running worker, at their own speed and twenty times as fast."""
     minutes = 1.0 if quick else 10.0
     rows = [_replay(speed, minutes if speed == 1 else min(minutes, 2.9)) for speed in (1, 20)]
     head = (
@@ -268,12 +267,9 @@ def trace(dsn: str, quick: bool) -> str:
         "quota (rpm)",
         "wait in the queue: p50, p95, p99, max ms",
     )
-    about = (
-        "Arrivals of the Azure LLM inference trace (conversations), from INSERT to the grant; one"
-        " model whose quota is 1.2"
-        " times the most arrivals in any minute."
-    )
-    return f"## A real trace of arrivals\n\n{about}\n\n{table(head, rows)}"
+    about = """Arrivals of the Azure LLM inference trace (conversations), from INSERT to the grant; one model whose
+        quota is 1.2 times the most arrivals in any minute."""
+    return f"## A real trace of arrivals\n\n{prose(about)}\n\n{table(head, rows)}"
 
 
 def _replay(speed: int, minutes: float) -> tuple[object, ...]:

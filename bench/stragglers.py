@@ -1,4 +1,4 @@
-"""How much of the slots' time is spent on prompts while some calls take 64 times as long as most."""
+"""The share of the slots' time that is spent on prompts while some calls take 64 times as long as most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from bench.parts import spread, table
+from bench.parts import prose, spread, table
 from bench.today import BATCH, WORKERS
 from bench.world import embedded_database
 from llmqueue.fake_backend.call_log import LoggedCall, read_calls
@@ -23,7 +23,7 @@ WARM_UP_S = 10.0
 
 
 def stragglers(_dsn: str, quick: bool) -> str:
-    """Both have the same slots and more tasks than they can do."""
+    """Measures both with the same slots and with more tasks than they can do."""
     seconds, rounds = (15, 1) if quick else (60, 3)
     ways: dict[str, Callable[[str, str, Path, float], None]] = {
         "llmqueue, a call each": _ours,
@@ -38,17 +38,15 @@ def stragglers(_dsn: str, quick: bool) -> str:
         (name, spread([busy for busy, _ in found]), spread([rate for _, rate in found], 1))
         for name, found in results.items()
     ]
-    head = ("", "part of the slots' time spent on prompts", "answers/s")
-    about = (
-        f"{SLOTS} slots, latencies of {MODEL}, more tasks than can be done, {seconds} s after the first"
-        f" {WARM_UP_S:.0f} s; from the backend's log. 1: every slot always has a prompt under way. A batch keeps its"
-        " slots until its slowest prompt is answered."
-    )
-    return f"## Stragglers\n\n{about}\n\n{table(head, rows)}"
+    head = ("", "share of the slots' time spent on prompts", "answers/s")
+    about = f"""{SLOTS} slots, latencies of {MODEL}, more tasks than can be done, {seconds} s after the first
+        {WARM_UP_S:.0f} s, from the backend's log. 1 means that every slot always has a prompt in progress. A batch
+        holds its slots until its slowest prompt is answered."""
+    return f"## Stragglers\n\n{prose(about)}\n\n{table(head, rows)}"
 
 
 def _busy(run: Callable[[str, str, Path, float], None], seconds: float) -> tuple[float, float]:
-    """Returns the part of the slots' time that was spent on prompts, and answers per second."""
+    """Returns the share of the slots' time that was spent on prompts, and answers per second."""
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
     with embedded_database() as dsn:
         with psycopg.connect(dsn, autocommit=True) as conn:
@@ -75,7 +73,7 @@ def _within(calls: Sequence[LoggedCall], began_at: float, until: float) -> tuple
 
 
 def _ours(dsn: str, url: str, folder: Path, seconds: float) -> None:
-    # a tenth of a worker's slots is kept for hot tasks
+    # a tenth of a worker's slots is reserved for hot tasks
     env = processes.environment(DATABASE_URL=dsn, BACKEND_URL=url, CONCURRENCY=str(SLOTS * 10 // 9), DRAIN_S="0")
     with processes.workers(folder, 1, env=env) as [worker]:
         _wait_for_first(folder, seconds)
@@ -92,7 +90,7 @@ def _today(dsn: str, url: str, folder: Path, seconds: float) -> None:
 
 
 def _wait_for_first(folder: Path, seconds: float) -> None:
-    """Waits until so many seconds have passed since the first answer."""
+    """Waits until `seconds` have passed since the first answer."""
     log = folder / "calls.jsonl"
     while not log.exists() or log.stat().st_size == 0:
         time.sleep(0.05)

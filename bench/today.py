@@ -1,8 +1,8 @@
-"""The process that llmqueue replaces, written down as a program: python -m bench.today DSN URL MODEL...
+"""The process that llmqueue replaces, as a program: python -m bench.today DSN URL MODEL...
 
-One run: everything that is unsolved is fetched, grouped by model, and sent in batches of ten to /batch by twenty
-workers; a run that has lasted 30 minutes is cut off. When all have ended the next begins. A task of a pool goes to a
-model of it drawn at random. What the backend refuses or fails is left for the next run.
+A run fetches all unsolved tasks and groups them by model. Twenty workers send them to /batch in batches of ten; after
+30 minutes the run is aborted. The next run begins when all workers have ended. A task of a pool goes to a random model
+of that pool. Tasks that the backend refuses or fails are left for the next run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A database of its own on an embedded server with default durability, installed, thrown away afterwards."""
+"""A temporary embedded server with default durability and an installed database."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from llmqueue.install.adopt import AdoptionSpec, install
 
 @contextmanager
 def embedded_database(**options: str) -> Iterator[str]:
-    """Yields its DSN; `options` are settings of the server."""
+    """Yields the DSN of a new database and deletes the server afterwards; `options` are settings of the server."""
     home = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
-    home.chmod(0o755)  # as root the server runs as a user of its own, who must get in
+    home.chmod(0o755)  # for root the server runs as another user, who must be able to enter
     try:
         dsn = embedded.start(home, options=options)
         install(dsn, AdoptionSpec())
@@ -31,14 +31,14 @@ def embedded_database(**options: str) -> Iterator[str]:
 
 
 def postmaster(conn: psycopg.Connection[TupleRow]) -> psutil.Process:
-    """The server's first process, whose children are the backends."""
+    """Returns the server's first process, whose children are the backends."""
     parent = psutil.Process(conn.info.backend_pid).parent()
     assert parent is not None
     return parent
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """CPU seconds of a process so far; 0 of one that is gone."""
+    """Returns the CPU seconds of a process so far; 0 if it has ended."""
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         return float(times.user + times.system)
@@ -46,12 +46,12 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 def server_cpu_s(conn: psycopg.Connection[TupleRow]) -> float:
-    """CPU seconds of the server with all its backends, those that have ended too."""
+    """Returns the CPU seconds of the server with all its backends, including ended ones."""
     server = postmaster(conn)
     while True:
         ended_s = _of_ended_children_s(server)
         living_s = sum(map(cpu_s, [server, *server.children()]))
-        if _of_ended_children_s(server) == ended_s:  # else one that has just ended would be missing in both
+        if _of_ended_children_s(server) == ended_s:  # otherwise a child that has just ended is missing in both sums
             return ended_s + living_s
 
 

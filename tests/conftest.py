@@ -1,4 +1,4 @@
-"""Fixtures: a real Postgres of the version asked for (--pg), and a fresh database per test cloned from a template."""
+"""Fixtures: a real Postgres of the requested version (--pg), and a fresh database per test, cloned from a template."""
 
 from __future__ import annotations
 

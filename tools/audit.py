@@ -1,6 +1,6 @@
-"""`make audit`: asks the advisory database about every package that constraints.txt pins.
+"""`make audit`: queries the advisory database for every package that constraints.txt pins.
 
-Exit 0: nothing known; 1: something is; 2: the database could not be asked, so nothing is known either way.
+Exit code 0: no known weakness; 1: a known weakness; 2: the database could not be queried, so the result is unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TIMEOUT_S = 15
 
 
 def main() -> int:
-    """Runs pip-audit, given as the argument, and says what it found."""
+    """Runs pip-audit, given as the argument, and prints its findings."""
     command = [sys.argv[1], "--requirement", str(ROOT / "constraints.txt"), "--no-deps", "--disable-pip"]
     command += ["--format", "json", "--progress-spinner", "off", "--timeout", str(TIMEOUT_S)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -24,12 +24,12 @@ def main() -> int:
     return code
 
 
-def report(found: str, said: str) -> tuple[list[str], int]:
-    """Returns what to print and the exit code, from pip-audit's JSON and its stderr."""
+def report(found: str, errors: str) -> tuple[list[str], int]:
+    """Returns the lines to print and the exit code, from pip-audit's JSON and its stderr."""
     try:
         packages = json.loads(found)["dependencies"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        last = said.strip().splitlines()[-1] if said.strip() else "no reason given"
+        last = errors.strip().splitlines()[-1] if errors.strip() else "no reason given"
         return [
             "audit: the advisory database could not be asked from this machine, so nothing was audited.",
             f"audit: pip-audit says: {last[:200]}",

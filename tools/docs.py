@@ -15,7 +15,7 @@ from tools import program_pages, schema, sql_pages
 ROOT: Final = Path(__file__).resolve().parents[1]
 SNAPSHOT: Final = "tests/snapshots/schema.txt"
 
-# From the program alone, and from a database with the default table.
+# The first pages need only the program, the others a database with the default table.
 PROGRAM_PAGES: Final[dict[str, Callable[[], str]]] = {
     "docs/cli.md": program_pages.cli_page,
     "docs/configuration.md": program_pages.configuration_page,
@@ -28,7 +28,7 @@ SCHEMA_PAGES: Final[dict[str, Callable[[schema.Connection], str]]] = {
 
 
 def main() -> None:
-    """Rewrites all of them, on the newest PostgreSQL of the wheel."""
+    """Rewrites all pages, on the newest PostgreSQL of the wheel."""
     for name, page in PROGRAM_PAGES.items():
         (ROOT / name).write_text(page(), encoding="utf-8")
     with start_server(18) as server:

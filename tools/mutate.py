@@ -1,8 +1,8 @@
-"""Breaks one of the lines that the promises rest on, in a copy of the repository, and sees that a test turns red.
+"""Breaks, in a copy of the repository, a line on which a guarantee depends, and checks that a test fails.
 
     python -m tools.mutate [--pg 18] [part of a name ...]
 
-Exit code 1 if a mutation survives, or if the named tests are red without it.
+Exit code 1 if a mutation survives, or if the named tests fail without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COPIED: Final = ("pyproject.toml", "sql", "src", "tests", "tools", "docs")
 
 
 def check(mutation: Mutation, pg: str) -> str | None:
-    """Returns the first test that turned red, or None if the mutation survived."""
+    """Returns the first test that failed, or None if the mutation survived."""
     with tempfile.TemporaryDirectory(prefix="llmqueue-mutate-") as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -48,7 +48,7 @@ def _apply(path: Path, edit: Edit) -> None:
 
 
 def stale(mutations: Sequence[Mutation]) -> list[str]:
-    """Returns the edits whose text is not there any more: tools/mutations.py is to be brought up to date."""
+    """Returns the edits whose text no longer exists, so that tools/mutations.py has to be updated."""
     edits = [(mutation.name, edit) for mutation in mutations for edit in mutation.edits]
     return [
         f"{name}: {edit.file} has no {edit.old!r}"
@@ -58,7 +58,7 @@ def stale(mutations: Sequence[Mutation]) -> list[str]:
 
 
 def _first_failure(copy: Path, tests: Sequence[str], pg: str) -> str | None:
-    # PYTHONPATH stands before the editable install, so the copy's package and its sql/ are what is tested.
+    # PYTHONPATH precedes the editable install, so the tests run on the copy's package and its sql/.
     env = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider", "--pg", pg, *tests]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=900)
@@ -77,7 +77,7 @@ def _first_failure(copy: Path, tests: Sequence[str], pg: str) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pg", default="18", choices=["15", "16", "18"])
-    parser.add_argument("names", nargs="*", help="parts of names; all without")
+    parser.add_argument("names", nargs="*", help="parts of names; default: all")
     options = parser.parse_args()
     chosen = [m for m in MUTATIONS if not options.names or any(name in m.name for name in options.names)]
     if lost := stale(chosen):
@@ -86,7 +86,7 @@ def main() -> int:
     sound = Mutation("nothing", (), tuple(sorted({test for m in chosen for test in m.tests})))
     red = check(sound, options.pg)
     if red is not None:
-        print(f"red without a mutation: {red}")  # noqa: T201
+        print(f"fails without a mutation: {red}")  # noqa: T201
         return 1
     survived = 0
     for mutation in chosen:

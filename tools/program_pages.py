@@ -1,4 +1,4 @@
-"""docs/cli.md, docs/configuration.md and docs/events.md: from the commands, the settings and the log events."""
+"""Generates docs/cli.md, docs/configuration.md and docs/events.md from the commands, settings and log events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ attempt. Prompts, answers, parameters and keys are never logged.
 
 
 def cli_page() -> str:
-    """Returns the page of the commands whose modules are there."""
+    """Returns the page of the commands whose modules exist."""
     lines = [CLI + GENERATED.format(source="the commands themselves"), "", "| command | |", "|---|---|"]
     lines += [f"| `llmqueue {verb}` | {said} |" for verb, said in cli.VERBS.items()]
     for verb in verbs():
@@ -143,7 +143,7 @@ def events_page() -> str:
 
 
 def event_docstrings() -> dict[str, str]:
-    """Returns what stands below each member of Event; nothing where it has no docstring."""
+    """Returns the docstring below each member of Event, by event; omits members without one."""
     body = next(node for node in ast.parse(inspect.getsource(logs.Event)).body if isinstance(node, ast.ClassDef)).body
     return {
         str(ast.literal_eval(member.value)): " ".join(ast.literal_eval(said.value).split())

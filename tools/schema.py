@@ -1,4 +1,4 @@
-"""The installed schema as text that a review can read: the same on every PostgreSQL from 15 on."""
+"""The installed schema as text for reviews, the same on every PostgreSQL from 15 on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Connection = psycopg.Connection[TupleRow]
 HEAD: Final = "# The schemas that `llmqueue init` makes in an empty database. Rewritten by: make docs"
 KINDS: Final = {"r": "table", "v": "view", "c": "type", "S": "sequence"}
 
-# The user's table is ours here too: what `init` adds to it is part of what a review should see.
+# Includes the user's table, because a review should see what `init` adds to it.
 _RELATIONS: Final = """
     select c.oid::bigint, c.oid::regclass::text as name, c.relkind::text as kind,
            obj_description(c.oid, 'pg_class') as comment
@@ -36,7 +36,7 @@ _COLUMNS: Final = """
      where a.attrelid = %s and a.attnum > 0 and not a.attisdropped
      order by a.attnum
 """
-# PostgreSQL 18 lists NOT NULL as constraints too; it stands beside the column.
+# PostgreSQL 18 also lists NOT NULL as constraints; here it is shown with the column.
 _EXTRAS: Final = """
     select line from (
         select 1 as part, 'constraint ' || quote_ident(conname) || ' ' || pg_get_constraintdef(oid) as line
@@ -86,7 +86,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `rest` is what follows the type in its definition."""
+    """A column; `rest` is the part of its definition after the type."""
 
     name: str
     type: str
@@ -95,7 +95,7 @@ class Column:
 
 
 def dump(conn: Connection) -> str:
-    """Returns the schema as text. The session's search_path is changed: printed names depend on it."""
+    """Returns the schema as text. It changes the session's search_path, on which printed names depend."""
     _fix_names(conn)
     blocks = [HEAD, *(line for (line,) in conn.execute(_DOMAINS))]
     blocks += [_relation(conn, relation) for relation in relations(conn)]
@@ -104,7 +104,7 @@ def dump(conn: Connection) -> str:
 
 
 def relations(conn: Connection) -> list[Relation]:
-    """Returns what is in the schema, tables first."""
+    """Returns the relations of the schema, tables first."""
     _fix_names(conn)
     with conn.cursor(row_factory=class_row(Relation)) as cursor:
         return cursor.execute(_RELATIONS).fetchall()

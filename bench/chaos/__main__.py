@@ -1,9 +1,9 @@
-"""Does the faults of a seed to a fleet, shows what they did, and exits 1 on any violation.
+"""Injects the faults of a seed into a fleet, shows their effects, and exits with 1 on any violation.
 
     python -m bench.chaos [faults] [recovery] [clock] [--seed 1] [--minutes 10] [--quick] [--json FILE] [--write]
 
-`--quick` is a look of 75 s of faults with a lease of 5 s. `--write` rewrites docs/chaos.md. The logs of a run with a
-violation are kept, and its last lines say where.
+`--quick` means 75 s of faults with a lease of 5 s. `--write` rewrites docs/chaos.md. The logs of a run with a violation
+are kept; the last lines of the output name their folder.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from bench.chaos import clock, measured, page
 from bench.chaos import run as faults
-from bench.limits.page import prose
+from bench.parts import prose
 
 PARTS = ("faults", "recovery", "clock")
 QUICK_S = 75.0
-# Simulated minutes for each of real faults.
+# Simulated minutes for each minute of real faults.
 CLOCK_TIMES = 6.0
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the schedule, the tasks and the clock's steps")
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults")
     parser.add_argument("--quick", action="store_true", help="75 s of faults with a lease of 5 s, and less of the rest")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     parser.add_argument("--write", action="store_true", help="rewrite docs/chaos.md; needs all parts")
     options = parser.parse_args()
     parts = options.parts or PARTS
@@ -48,7 +48,7 @@ def main() -> None:
         print(prose(page.ends(result)), end="\n\n")
     if "recovery" in parts:
         recovery = measured.measure(folder, options.quick, _say)
-        page.show("Recovery, one thing at a time", page.recovery(recovery))
+        page.show("Recovery, measured separately", page.recovery(recovery))
     if "clock" in parts:
         _say("the clock steps, in simulated time")
         found = clock.run(options.seed, CLOCK_TIMES * seconds / 60)

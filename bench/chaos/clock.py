@@ -1,9 +1,9 @@
-"""Limits under a clock that steps, in simulated time: the functions of the database with a clock of ours
+"""Limits under a clock that steps, in simulated time: the database functions with a simulated clock.
 
-No clock of a machine is touched. Three workers claim, settle, die and are swept through the very SQL functions, one
-call after the other, while the database's clock steps back and forward by up to an hour. A worker does about it what
-clock.py does: it gives back what the claim that showed a step forward brought, and says `clock_stepped`. What is held
-is true time, which never steps.
+No machine's clock is changed. Three workers claim, settle, die and are swept through the real SQL functions, one call
+after the other, while the database's clock steps back and forward by up to an hour. A worker reacts like db/clock.py:
+it returns the tasks of a claim that showed a step forward, and calls `clock_stepped`. The limits are judged by true
+time, which never steps.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ RPM = {"a": 30, "b": 90, "c": 300}
 LEASE_S = 20.0
 WORKERS = 3
 STEP_EVERY_S = (30.0, 150.0)
-# by how much: back within what the limiter holds, back by more, forward
+# ranges of steps: back by less than the limiter compensates, back by more, forward
 STEPS_S = ((-1.0, -0.01), (-3600.0, -1.001), (0.3, 3600.0))
 
 
 @dataclass(slots=True)
 class Steps:
-    """What came of it."""
+    """The results."""
 
     minutes: float
     steps: int = 0
     calls: int = 0
     deaths: int = 0
-    lost_alive: int = 0  # attempts of workers that lived, taken for lost: their tasks were called twice
+    lost_alive: int = 0  # attempts of living workers counted as lost, so that their tasks were called twice
     worst: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
 
 class Fleet:
-    """Workers on one connection. `true_s` is the time that passes, `queue.now` what the database's clock says."""
+    """Workers on one connection. `true_s` is the true time, `queue.now` the time of the database's clock."""
 
     def __init__(self, queue: Queue, rng: Random) -> None:
         self.queue = queue
         self.rng = rng
         self.true_s = self.offset_s = 0.0
         self.sent: dict[str, list[float]] = {name: [] for name in RPM}
-        self.running: list[tuple[float, Grant]] = []  # with when their calls end
+        self.running: list[tuple[float, Grant]] = []  # with the end times of their calls
         self.seen_offset_s: dict[UUID, float] = {}
-        self.beaten_s: dict[UUID, float] = {}
+        self.heartbeat_s: dict[UUID, float] = {}
         self.lost_alive = 0
         for _ in range(WORKERS):
             self.join()
@@ -60,11 +60,11 @@ class Fleet:
     def join(self) -> None:
         worker = self.queue.register(LEASE_S)
         self.seen_offset_s[worker] = self.offset_s
-        self.beaten_s[worker] = self.true_s
+        self.heartbeat_s[worker] = self.true_s
 
     def die(self) -> None:
-        worker = self.rng.choice(list(self.beaten_s))
-        del self.beaten_s[worker], self.seen_offset_s[worker]
+        worker = self.rng.choice(list(self.heartbeat_s))
+        del self.heartbeat_s[worker], self.seen_offset_s[worker]
         self.running = [(ends_s, grant) for ends_s, grant in self.running if grant.worker != worker]
         self.join()
 
@@ -77,20 +77,20 @@ class Fleet:
         self.queue.advance(seconds)
 
     def work(self) -> None:
-        """Each worker does what is due: heartbeat, sweep, settle, claim."""
-        for worker in self.rng.sample(list(self.beaten_s), len(self.beaten_s)):
-            if self.true_s - self.beaten_s[worker] >= LEASE_S / 5:
-                self.beaten_s[worker] = self.true_s
+        """Lets each worker do its due work: heartbeat, sweep, settle, claim."""
+        for worker in self.rng.sample(list(self.heartbeat_s), len(self.heartbeat_s)):
+            if self.true_s - self.heartbeat_s[worker] >= LEASE_S / 5:
+                self.heartbeat_s[worker] = self.true_s
                 self.queue.beat(worker)
                 self.queue.sweep(worker)
             self._settle(worker)
             self._claim(worker)
 
     def finish(self) -> None:
-        """Lets everything that runs end, and the dead be swept."""
+        """Lets all running calls end, and sweeps the dead workers."""
         for _ in range(round(4 * LEASE_S)):
             self.pass_time(1.0)
-            for worker in self.beaten_s:
+            for worker in self.heartbeat_s:
                 self.queue.beat(worker)
                 self.queue.sweep(worker)
                 self._settle(worker)

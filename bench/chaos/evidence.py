@@ -1,4 +1,4 @@
-"""What a run has left behind, read once: tasks, attempts, calls, outputs of processes, spill files."""
+"""Collects the evidence of a run: tasks, attempts, calls, outputs of processes, spill files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A time in which bytes needed long from one end of the backend's link to the other."""
+    """A period in which the backend's link was slow."""
 
     from_at: float
     to_at: float
@@ -76,7 +76,7 @@ class Evidence:
 
 
 class Prober(threading.Thread):
-    """Asks the backend through its link, ten times a second, whether bytes pass: a machine may be slow for a while."""
+    """Sends requests to the backend through its link ten times a second, to detect a slow machine or link."""
 
     EVERY_S = 0.1
     SLOW_S = 0.1
@@ -93,7 +93,7 @@ class Prober(threading.Thread):
             self._ask()
             took_s = time.time() - began_at
             if took_s > self.SLOW_S:
-                # it may have begun right after the last look
+                # the stall may have begun right after the previous probe
                 self.stalls.append(Stall(began_at - self.EVERY_S, began_at + took_s))
             before_s = time.monotonic()
             self._is_over.wait(self.EVERY_S)
@@ -111,18 +111,18 @@ class Prober(threading.Thread):
                 probe.sendall(b"GET /health HTTP/1.0\r\n\r\n")
                 probe.recv(1)
         except OSError:
-            pass  # the link is cut or silent: its mishap says so
+            pass  # the link is cut or silent, which its mishap records
 
 
 def collect(world: World, mishaps: Sequence[Mishap], stalls: Sequence[Stall]) -> Evidence:
-    """Reads everything; the workers have ended."""
+    """Reads everything, after the workers have ended."""
     world.backend.collect()
     with world.connect() as conn:
         with conn.cursor(row_factory=class_row(Task)) as cursor:
             tasks = cursor.execute(_TASKS).fetchall()
         with conn.cursor(row_factory=class_row(Attempt)) as cursor:
             attempts = cursor.execute(_ATTEMPTS).fetchall()
-        aside = conn.execute("select task_id::text, step, reason from llmqueue.quarantine").fetchall()
+        quarantined = conn.execute("select task_id::text, step, reason from llmqueue.quarantine").fetchall()
     evidence = Evidence(
         tasks,
         attempts,
@@ -131,14 +131,14 @@ def collect(world: World, mishaps: Sequence[Mishap], stalls: Sequence[Stall]) ->
         stalls,
         [worker.uuids() for worker in world.workers],
     )
-    evidence.problems += [f"task {task} was set aside in {step}: {reason}" for task, step, reason in aside]
+    evidence.problems += [f"task {task} was quarantined in {step}: {reason}" for task, step, reason in quarantined]
     evidence.problems += _processes(world)
     evidence.problems += _audit(world)
     return evidence
 
 
 def _processes(world: World) -> list[str]:
-    """Outputs, exit codes, spill files, the server's log."""
+    """Returns the problems in outputs, exit codes, spill files and the server's log."""
     found = []
     for worker in world.workers:
         found += [f"worker {worker.number} ended by itself with exit code {code}" for code in worker.codes]
@@ -157,7 +157,7 @@ def _processes(world: World) -> list[str]:
 
 
 def _audit(world: World) -> list[str]:
-    """What `llmqueue audit` says of the same run, by the attempt log alone."""
+    """Returns the violations that `llmqueue audit` finds in the same run, by the attempt log alone."""
     env = processes.environment(DATABASE_URL=world.dsn)
     done = processes.run("audit", "--json", env=env, timeout_s=300)
     (world.folder / "audit.json").write_text(done.stdout)

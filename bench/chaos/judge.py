@@ -1,9 +1,8 @@
-"""The promises, held against the evidence: each violation in a sentence.
+"""Compares the guarantees with the evidence, and describes each violation in a sentence.
 
-How calls are judged that were held back. The limit is judged by arrivals at the backend. A proxy that goes silent
-holds bytes back that were sent in time, and so does a machine that stands still: such a call (its way took longer than
-half a guard, and a silence of the link or a stall that the prober felt lies within its way) is counted at the moment at
-which it was sent, by the attempt log. All others are counted where they arrived, late or not.
+Delayed calls. Calls count when they arrive at the backend. A silent proxy or a frozen machine delays bytes that were
+sent in time. A call counts when it was sent, by the attempt log, if it took longer than half a guard and the link was
+silent, or the prober detected a stall, during that time. All other calls count when they arrived, late or not.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from llmqueue.fake_backend import LoggedCall, expected_answer
 GUARD_S = 0.5
 MOST_SHOWN = 5
 ENDED = {"solved", "failed", "cancelled"}
-# An attempt that ended so was begun in vain; the task is called again.
+# Outcomes of attempts without an answer; their tasks are called again.
 IN_VAIN = {"retried", "refused", "lost", "late", "buried", "quarantined"}
-# From a fault's end until the last attempt that it has hit has ended.
+# From a fault's end until the last affected attempt has ended.
 FELT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What the backend saw of one model."""
+    """The calls of one model, as the backend saw them."""
 
     rpm: int
     calls: int
@@ -38,18 +37,18 @@ class Calls:
 
 
 @dataclass(slots=True)
-class Refusal:
+class Verdict:
     violations: list[str]
     models: Mapping[str, Calls]
     ends: Counter[str]  # of tasks, by status
     outcomes: Counter[tuple[str, str | None]]  # of attempts
-    refused: int = 0  # tasks that the backend refuses for good, and that are dead letters therefore
+    refused: int = 0  # tasks that the backend refuses for good, and that are dead letters for that reason
     hits: int = 0
     paid_again: int = 0
     matched: Mapping[int, LoggedCall] = field(default_factory=dict)  # by fence
 
 
-def judge(evidence: Evidence) -> Refusal:
+def judge(evidence: Evidence) -> Verdict:
     by_task: dict[int, list[Attempt]] = defaultdict(list)
     for attempt in evidence.attempts:
         by_task[attempt.task].append(attempt)
@@ -62,18 +61,18 @@ def judge(evidence: Evidence) -> Refusal:
         *_shown("has no end", [t for t in evidence.tasks if t.status not in ENDED], _task),
         *_shown("is answered wrongly", [t for t in evidence.tasks if _is_wrong(t)], _task),
         *_shown("has another number of recorded answers", list(_recorded(evidence.tasks, by_task)), str),
-        *_shown("is dead though nobody refused it", list(_dead(evidence.tasks, by_task, explained)), str),
+        *_shown("is a dead letter without a reason", list(_dead(evidence.tasks, by_task, explained)), str),
         *_shown("was called too often", list(_too_often(evidence.tasks, by_task, explained, calls)), str),
         *_shown("is still open", [a for a in evidence.attempts if a.ended_at is None], _attempt),
         *_shown(
-            "ended so without a fault",
+            "ended in vain without a fault",
             [a for a in evidence.attempts if a.outcome in IN_VAIN and not _reason(a, evidence)],
             _attempt,
         ),
         *over,
         *_strangers(evidence, calls),
     ]
-    return Refusal(
+    return Verdict(
         violations,
         models,
         Counter(task.status for task in evidence.tasks),
@@ -100,7 +99,7 @@ def _recorded(tasks: Sequence[Task], by_task: Mapping[int, list[Attempt]]) -> It
 
 
 def _dead(tasks: Sequence[Task], by_task: Mapping[int, list[Attempt]], explained: set[int]) -> Iterator[str]:
-    """A dead letter is one that the backend refuses for good, or was hit by as many faults as it had attempts."""
+    """Yields dead letters that the backend does not refuse for good and that were hit by fewer faults than attempts."""
     for task in tasks:
         if task.status != "failed" or scene.BROKEN_MARK in task.prompt:
             continue
@@ -126,11 +125,11 @@ def _strangers(evidence: Evidence, calls: Counter[str | None]) -> Iterator[str]:
         yield f"calls to models that nobody configured: {sorted(unknown)}"
 
 
-# --- whose fault ------------------------------------------------------------------------------------------------
+# --- causes -----------------------------------------------------------------------------------------------------
 
 
 def _reason(attempt: Attempt, evidence: Evidence) -> Mishap | str | None:
-    """What explains that the attempt was in vain; None: nothing that happened does."""
+    """Returns the cause of an attempt in vain; None if nothing explains it."""
     prompt = evidence.prompts[attempt.task]
     if scene.STUMBLING_MARK in prompt and attempt.error_class == "http_500":
         return "its own"
@@ -140,9 +139,9 @@ def _reason(attempt: Attempt, evidence: Evidence) -> Mishap | str | None:
 
 
 def explains(mishap: Mishap, attempt: Attempt, evidence: Evidence) -> bool:
-    """Whether the fault may be why the attempt was in vain.
+    """Returns whether the fault may be the cause of an attempt in vain.
 
-    A database that all workers lose explains no lost attempt: nobody is dead after it (I9).
+    The loss of the database by all workers explains no lost attempt, because no worker counts as dead after it (I9).
     """
     if attempt.outcome not in IN_VAIN or not is_hit(attempt, mishap, evidence):
         return False
@@ -154,7 +153,7 @@ def explains(mishap: Mishap, attempt: Attempt, evidence: Evidence) -> bool:
 
 
 def is_hit(attempt: Attempt, mishap: Mishap, evidence: Evidence) -> bool:
-    """Whether the attempt was under way while the fault lasted, where it could feel it."""
+    """Returns whether the attempt was in progress during the fault, where the fault could affect it."""
     worker = mishap.fault.worker
     if worker is not None and attempt.worker not in evidence.workers[worker]:
         return False
@@ -166,7 +165,7 @@ def is_hit(attempt: Attempt, mishap: Mishap, evidence: Evidence) -> bool:
 
 
 def _matched(calls: Sequence[LoggedCall], by_task: Mapping[int, list[Attempt]]) -> dict[int, LoggedCall]:
-    """Each call with the attempt that made it: the newest that could have sent it at once, else the oldest left."""
+    """Returns calls by fence: each belongs to the newest attempt that could have just sent it, else to the oldest."""
     matched: dict[int, LoggedCall] = {}
     for call in sorted(calls, key=lambda call: call.arrived_at):
         task = (call.key or "").partition(":")[0]
@@ -209,7 +208,7 @@ def _limits(evidence: Evidence, matched: Mapping[int, LoggedCall]) -> tuple[dict
 
 
 def _held_since(call: LoggedCall, attempt: Attempt, evidence: Evidence) -> float | None:
-    """When the call was sent, if its way was long and there is a reason for it; None: it counts where it arrived."""
+    """Returns when the call was sent, if it took long for a known reason; None: it counts when it arrived."""
     sent_at = attempt.sent_at if attempt.sent_at is not None else attempt.granted_at
     if call.arrived_at - sent_at <= GUARD_S / 2:
         return None

@@ -1,4 +1,4 @@
-"""Recovery, one thing at a time and without a limit that would hide it: what `make chaos` shows beside its faults."""
+"""Measures recovery times separately, without limits that would hide them, for the table Recovery of `make chaos`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.chaos.world import World, built
 from tests.support.eventually import eventually
 
 MODEL = "kimi-k2.5"
-SOME = 50  # calls that a worker has under way when it is killed
+SOME = 50  # calls that a worker has in flight when it is killed
 RESTARTS = 5
 
 _OPEN = "select array_agg(fence) from llmqueue.attempt where ended_at is null and worker::text = any (%s)"
@@ -63,7 +63,7 @@ def _folder(folder: Path, name: str) -> Path:
 
 
 def _kill(folder: Path, lease_s: float) -> float:
-    """Seconds from a kill until the last task that the worker had under way is granted to the other one."""
+    """Returns the seconds from a kill until the last task of the killed worker is granted to the other worker."""
     with built(folder, 2, "recovery", lease_s) as world, world.connect() as conn:
         conn.execute("insert into llmqueue.model_config (model, rpm) values (%s, 60000)", (MODEL,))
         conn.execute("insert into tasks (prompt) select 'prompt ' || n from generate_series(1, %s) n", (SOME,))
@@ -71,15 +71,15 @@ def _kill(folder: Path, lease_s: float) -> float:
         world.backend.fail({"hang_rate": 1.0})
         victim.start()
 
-        def under_way() -> list[int]:
+        def in_flight() -> list[int]:
             row = conn.execute(_OPEN, (list(victim.uuids()),)).fetchone()
             return list(row[0]) if row and row[0] else []
 
-        eventually(lambda: len(under_way()) == SOME, timeout_s=60)
+        eventually(lambda: len(in_flight()) == SOME, timeout_s=60)
         other.start()
         eventually(other.uuids, timeout_s=60)
-        time.sleep(1.2 * lease_s)  # who has beaten for less than a lease may not sweep
-        lost = under_way()
+        time.sleep(1.2 * lease_s)  # a worker may sweep only after a lease of heartbeats
+        lost = in_flight()
         assert lost
         world.backend.fail({})
         killed_at = time.time()
@@ -95,7 +95,7 @@ def _kill(folder: Path, lease_s: float) -> float:
 
 
 def _restarts(folder: Path, how_often: int) -> list[float]:
-    """Seconds from the first session that a restarted server accepts until the first grant, with a backlog."""
+    """Returns the seconds from the first accepted session of a restarted server to the first grant, with a backlog."""
     with built(folder, 2, "recovery", 20.0) as world:
         with world.connect() as conn:
             conn.execute("insert into llmqueue.model_config (model, rpm) values (%s, 1200)", (MODEL,))

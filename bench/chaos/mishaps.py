@@ -1,4 +1,4 @@
-"""What each fault does to the world, and when exactly it did it."""
+"""Injects each fault into the world, and records exactly when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.chaos.plan import Fault
 from bench.chaos.world import Link, World
 
-# From a silent link to the backend's log: what was on its way has arrived.
+# After this time on a silent link, all calls sent before have arrived in the backend's log.
 SETTLED_S = 0.1
 
 TERMINATE = """
@@ -23,7 +23,7 @@ TERMINATE = """
 
 @dataclass(frozen=True, slots=True)
 class Mishap:
-    """A fault that was. Times are seconds of the wall clock, which is the database's too."""
+    """A fault that happened. Times are seconds of the wall clock, which is also the database's."""
 
     fault: Fault
     began_at: float
@@ -31,13 +31,13 @@ class Mishap:
 
 
 class Chaos:
-    """Does the faults of a schedule, each in a thread of its own, so that a slow one delays no other."""
+    """Injects the faults of a schedule, each in its own thread, so that a slow one delays no other."""
 
     def __init__(self, world: World, faults: list[Fault], say: Callable[[str], None]) -> None:
         self._world = world
         self._faults = faults
         self._say = say
-        # The plan leaves room between two faults of one thing, but a slow machine may need more.
+        # The plan leaves time between two faults of one thing, but a slow machine may need more.
         self._busy = {fault.kind.thing: threading.Lock() for fault in faults}
         self._workers = [threading.Lock() for _ in world.workers]
         self.mishaps: list[Mishap] = []
@@ -76,7 +76,7 @@ class Chaos:
                 with self._happening(fault):
                     ended_at = began_at if "kill -9" in fault.kind.name else None
                     time.sleep(fault.lasts_s)
-            except Exception as error:  # noqa: BLE001 - the others go on, and the run says what went wrong
+            except Exception as error:  # noqa: BLE001 - the other faults continue, and the run reports the error
                 self.errors.append(f"{fault}: {type(error).__name__}: {error}")
             self.mishaps.append(Mishap(fault, began_at, ended_at or time.time()))
 
@@ -130,7 +130,7 @@ def _done(links: list[Link], how: Callable[[Link], None], back: Callable[[Link],
 
 @contextmanager
 def _killed(world: World) -> Iterator[None]:
-    """The link is silent for a moment first: what the killed one has seen must be known."""
+    """Kills the backend. The link is silent for a moment before, so that all calls that it saw are in its log."""
     world.backend_link.silence()
     time.sleep(SETTLED_S)
     world.backend.kill()

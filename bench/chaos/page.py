@@ -1,4 +1,4 @@
-"""What a run says: tables for the terminal, docs/chaos.md, and JSON."""
+"""The report of a run: tables for the terminal, docs/chaos.md, and JSON."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from bench.chaos.clock import RPM as CLOCK_RPM
 from bench.chaos.clock import Steps
 from bench.chaos.measured import Measured
 from bench.chaos.run import Result
-from bench.limits.page import prose
-from bench.parts import table
+from bench.parts import prose, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "chaos.md"
 
@@ -60,9 +59,9 @@ def recovery(measured: Sequence[Measured]) -> Cells:
 def ends(result: Result) -> str:
     verdict = result.verdict
     solved, failed = verdict.ends["solved"], verdict.ends["failed"]
-    return f"""{len(result.evidence.tasks):,} tasks: {solved:,} solved, {failed:,} dead letters, of which the
-        backend refuses {verdict.refused:,} for good and {failed - verdict.refused:,} were hit by as many faults as
-        they have attempts. {len(result.evidence.calls):,} calls, {verdict.paid_again:,} of them made again, after
+    return f"""{len(result.evidence.tasks):,} tasks: {solved:,} solved, {failed:,} dead letters. The backend refuses
+        {verdict.refused:,} of these for good; {failed - verdict.refused:,} were hit by as many faults as they have
+        attempts. {len(result.evidence.calls):,} calls, {verdict.paid_again:,} of them repeated, after
         {verdict.hits:,} attempts that ended in vain. {len(result.faults)} faults in {result.seconds:.0f} s, lease
         {result.lease_s:g} s; the last task ended {result.drained_s:.0f} s after the last fault."""
 
@@ -71,13 +70,13 @@ def steps(found: Steps) -> str:
     worst = ", ".join(f"{found.worst.get(model, 0)} of {rpm}" for model, rpm in CLOCK_RPM.items())
     return f"""{found.minutes:g} simulated minutes, {found.steps} steps of the database's clock (up to an hour back
         and forward) and {found.deaths} deaths of workers: {found.calls:,} calls, the fullest 60 s of true time
-        held {worst}; {found.lost_alive} attempts of living workers were taken for lost."""
+        held {worst}; {found.lost_alive} attempts of living workers were counted as lost."""
 
 
 def violations(result: Result | None, found: Steps | None, measured: Sequence[Measured]) -> list[str]:
-    said = list(result.verdict.violations) if result else []
-    said += found.violations if found else []
-    return said + [f"{m.what}: {m.max_s:.1f} s, at most {m.target_s:g}" for m in measured if not m.is_met]
+    seen = list(result.verdict.violations) if result else []
+    seen += found.violations if found else []
+    return seen + [f"{m.what}: {m.max_s:.1f} s, at most {m.target_s:g}" for m in measured if not m.is_met]
 
 
 def show(title: str, cells: Cells) -> None:
@@ -91,9 +90,9 @@ def show(title: str, cells: Cells) -> None:
 
 
 def as_json(result: Result | None, found: Steps | None, measured: Sequence[Measured]) -> dict[str, object]:
-    said: dict[str, object] = {"violations": violations(result, found, measured)}
+    report: dict[str, object] = {"violations": violations(result, found, measured)}
     if result:
-        said |= {
+        report |= {
             "seed": result.seed,
             "seconds": result.seconds,
             "tasks": len(result.evidence.tasks),
@@ -106,14 +105,14 @@ def as_json(result: Result | None, found: Steps | None, measured: Sequence[Measu
             "models": {model: asdict(seen) for model, seen in result.verdict.models.items()},
         }
     if found:
-        said["clock"] = asdict(found)
-    return said | {"recovery": [asdict(m) for m in measured]}
+        report["clock"] = asdict(found)
+    return report | {"recovery": [asdict(m) for m in measured]}
 
 
 def write(command: str, result: Result, found: Steps, measured: Sequence[Measured]) -> None:
-    said = violations(result, found, measured)
-    verdict = "\n".join(f"- {line}" for line in said) if said else "No violation."
-    texts = [_head(command), "## Refusal", verdict, prose(ends(result)), "## Faults", table(*faults(result))]
+    seen = violations(result, found, measured)
+    verdict = "\n".join(f"- {line}" for line in seen) if seen else "No violation."
+    texts = [_head(command), "## Verdict", verdict, prose(ends(result)), "## Faults", table(*faults(result))]
     texts += ["## Limits", table(*models(result)), "## Recovery", table(*recovery(measured))]
     PAGE.write_text("\n\n".join([*texts, "## Clock", prose(steps(found))]) + "\n", encoding="utf-8")
 
@@ -121,24 +120,25 @@ def write(command: str, result: Result, found: Steps, measured: Sequence[Measure
 def _head(command: str) -> str:
     written = f"""Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}: llmqueue {version("llmqueue")}, Python
         {platform.python_version()}, {os.cpu_count()} cores, everything on the same machine. The seed decides
-        which fault comes when, to whom and for how long; what it meets is decided by the machine."""
-    does = """Three workers, each with a folder of its own and a TCP proxy between it and the database; another
-        proxy in front of the simulated backend; PostgreSQL 18; ten models with limits; prompts about the
-        standard library, most for any model, some for one, hot ones every two seconds, some that the backend
-        refuses for good. A fault comes every 2 to 6 s, two at a time at the most. A killed worker is started
-        again. Afterwards the fleet may finish, and everything is looked at: each task has one end, each answer
-        is the right one and recorded once, no task was called more often than once and once more for each fault
-        that hit it, no sliding 60 s of the backend's log holds more than the limit, `llmqueue audit` agrees,
-        spill files are empty, no process has ended by itself or said Traceback, no deadlock, nothing set aside."""
-    reads = """*Tasks hit* were under way while such a fault lasted, where it could be felt; *in vain* are those of
-        their attempts that ended without an answer, in the way in which such a fault ends them. *Recovery*
-        counts from the fault's end (a kill's is its moment): until the next call is granted, an answer is
-        recorded (of a single worker: its next one), or the killed worker's last task waits again. With two
-        faults at once both are blamed."""
-    held = """The limit is judged by arrivals at the backend. A silent proxy or a machine that stands still holds
-        back what was sent in time: a call whose way took longer than 0.25 s while there was such a silence
-        (felt by a prober that asks through the same proxy ten times a second) counts at the moment at which it
-        was sent, by the attempt log. All others count where they arrived. What was *not* done: no clock of a
-        machine is stepped, the database functions get one that steps (below); `fsync` is off, since processes
-        are killed here and the machine is not."""
-    return "\n\n".join(["# Chaos", *map(prose, (written, does, reads, held))])
+        which fault comes when, where and for how long. Which tasks a fault hits depends on the machine."""
+    setup = """**Setup.** Three workers, each with its own folder and a TCP proxy to the database; a proxy in front of
+        the simulated backend; PostgreSQL 18; ten models with limits. The prompts are about the standard library:
+        most for any model, some for one, hot ones every two seconds, some that the backend refuses for good. A
+        fault comes every 2 to 6 s, at most two at a time. A killed worker is started again."""
+    checks = """**Checks.** At the end the fleet finishes its work. Then each task has one end. Each answer is the
+        right one and recorded once. No task was called more often than once plus once for each fault that hit it.
+        No sliding 60 s of the backend's log holds more than the limit, and `llmqueue audit` agrees. Spill files
+        are empty. No process has ended by itself or printed a traceback. There is no deadlock, and nothing is
+        quarantined."""
+    columns = """**Columns.** *Tasks hit* were in progress during such a fault, where it could affect them. *In vain*
+        are their attempts that ended without an answer in the way in which such a fault ends them. *Recovery*
+        counts from the end of the fault (from the moment of a kill) until the next grant, until an answer is
+        recorded (after a fault of one worker: its next one), or until the killed worker's last task waits again.
+        Of two faults at once, both are blamed."""
+    limit = """**Limit.** Calls count when they arrive at the backend. One exception: a silent proxy or a frozen
+        machine delays what was sent in time. A call that took longer than 0.25 s during such a silence counts
+        when it was sent, by the attempt log. A prober that sends requests through the same proxy ten times a
+        second detects the silence."""
+    not_done = """**Not done.** No machine's clock is stepped; the database functions get a clock that steps (below).
+        `fsync` is off, since processes are killed here and the machine is not."""
+    return "\n\n".join(["# Chaos", *map(prose, (written, setup, checks, columns, limit, not_done))])

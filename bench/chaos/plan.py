@@ -1,4 +1,4 @@
-"""The schedule of faults: the same for the same seed and length, whatever happens in the run."""
+"""The schedule of faults, which depends only on the seed and the length of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 WORKERS = 3
 
-# What a fault is done to. Nothing has two faults at once, and never are there more than MOST_AT_ONCE.
+# The target of a fault. No target has two faults at once, and there are never more than MOST_AT_ONCE in all.
 Thing = Literal["worker", "database", "database link", "backend", "backend link"]
 MOST_AT_ONCE = 2
 EVERY_S = (2.0, 6.0)
@@ -18,7 +18,8 @@ CALM_S = 3.0  # at the start, before the first fault
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault. `lasts_s` is its shortest and longest time; `share` of the calls, for the backend's switches."""
+    """A kind of fault. `lasts_s` is its shortest and longest duration; for a fault of the backend, `rate` names its
+    switch and `share` is the range of the share of affected calls."""
 
     name: str
     thing: Thing
@@ -29,7 +30,7 @@ class Kind:
 
 
 def kinds(lease_s: float, longest_s: float) -> Mapping[str, Kind]:
-    """All kinds by name; half-open links last up to `longest_s`."""
+    """Returns all kinds by name; half-open links last up to `longest_s`."""
     listed = (
         Kind("kill -9 of a worker", "worker", (0.5, 4.0), is_of_one=True),
         Kind("worker frozen", "worker", (0.5, min(lease_s * 0.7, longest_s)), is_of_one=True),
@@ -54,7 +55,7 @@ def kinds(lease_s: float, longest_s: float) -> Mapping[str, Kind]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault of the schedule. `worker` is None where it is about all of them."""
+    """One fault of the schedule. `worker` is None if it is not about a single worker."""
 
     number: int
     kind: Kind
@@ -70,7 +71,7 @@ class Fault:
 
 
 def schedule(seed: int, seconds: float, lease_s: float, longest_s: float) -> list[Fault]:
-    """Faults until `seconds`; each kind comes before any comes again, in an order of the seed's."""
+    """Returns the faults until `seconds`. Each kind comes once before any repeats; the seed decides the order."""
     rng = Random(f"chaos {seed}")
     every_kind = list(kinds(lease_s, longest_s).values())
     faults: list[Fault] = []

@@ -1,8 +1,8 @@
-"""How long each fault was felt.
+"""The time until each fault had no more effect.
 
-Counted from the fault's end; a kill's is its moment. Until: the next call that is granted (a database that was down or
-cut), that is completed (a backend, or a worker that was frozen or cut off: by that worker), or, for a killed worker,
-until the last attempt that it had under way has ended, that is, the task waits again.
+It counts from the end of the fault (from the moment of a kill) until the next grant (if the database was down or cut),
+until the next completed call (of any worker after a fault of the backend, of that worker after it was frozen or cut
+off), or, for a killed worker, until its last open attempt has ended and the task waits again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bench.chaos.mishaps import Mishap
 
 @dataclass(frozen=True, slots=True)
 class Felt:
-    """All faults of a kind. `tasks` were under way while they lasted, where it could be felt; of their attempts
-    `in_vain` ended without an answer, as such a fault makes them end."""
+    """All faults of a kind. `tasks` were in progress during them, where they could be affected; `in_vain` of their
+    attempts ended without an answer in the way in which such a fault ends them."""
 
     name: str
     times: int

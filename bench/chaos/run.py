@@ -1,4 +1,4 @@
-"""One run of chaos: builds the world, does the faults, lets the fleet finish, and judges what is left."""
+"""One run of chaos: builds the world, injects the faults, lets the fleet finish, and judges the evidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psycopg
 
 from bench.chaos import scene
 from bench.chaos.evidence import Evidence, Prober, collect
-from bench.chaos.judge import Refusal, judge
+from bench.chaos.judge import Verdict, judge
 from bench.chaos.mishaps import Chaos
 from bench.chaos.plan import WORKERS, Fault, schedule
 from bench.chaos.recovery import Felt, felt
@@ -23,7 +23,7 @@ from tests.support.eventually import eventually
 
 LEASE_S, QUICK_LEASE_S = 20.0, 5.0
 LONGEST_S, QUICK_LONGEST_S = 30.0, 8.0
-# Of what the limits allow in that time: faults cost calls, and the drain is to be short.
+# The load, as a share of what the limits allow: faults cost calls, and the drain should be short.
 LOAD = 0.7
 DRAIN_S = 240.0
 
@@ -37,7 +37,7 @@ class Result:
     lease_s: float
     faults: Sequence[Fault]
     evidence: Evidence
-    verdict: Refusal
+    verdict: Verdict
     felt: Sequence[Felt]
     drained_s: float
 
@@ -67,12 +67,12 @@ def run(seed: int, seconds: float, folder: Path, is_quick: bool, say: Callable[[
         evidence = collect(world, chaos.mishaps, stalls)
         evidence.problems += [f"the run itself: {error}" for error in chaos.errors]
         if (seen := len(evidence.tasks)) < tasks + hot.added:
-            evidence.problems.append(f"{tasks + hot.added} tasks were inserted, {seen} are there")
+            evidence.problems.append(f"{tasks + hot.added} tasks were inserted, {seen} exist")
     return Result(seed, seconds, lease_s, faults, evidence, judge(evidence), felt(evidence), drained_s)
 
 
 class Source(threading.Thread):
-    """Inserts a few hot tasks now and then, as another program would; it tries again while the database is down."""
+    """Inserts hot tasks regularly, as another program would, and keeps trying while the database is down."""
 
     def __init__(self, world: World, seed: int) -> None:
         super().__init__(daemon=True)
@@ -84,7 +84,7 @@ class Source(threading.Thread):
     def run(self) -> None:
         while not self._is_over.wait(scene.HOT_EVERY_S):
             texts = [f"now, please: {self._rng.random()}" for _ in range(scene.HOT_AT_ONCE)]
-            # what was cut off at its COMMIT may be there or not: it is not counted
+            # tasks whose COMMIT was interrupted may exist or not: they do not count
             with suppress(psycopg.Error), self._world.connect() as conn:
                 scene.add_hot(conn, texts)
                 self.added += len(texts)
@@ -103,13 +103,13 @@ def _wait_for_first_calls(world: World) -> None:
 
 
 def _drain(world: World, most_s: float, say: Callable[[str], None]) -> float:
-    """Waits until every task has its end, for `most_s` at the most. Returns how long that took."""
+    """Waits up to `most_s` until every task has ended. Returns the seconds that it took."""
     began_at = time.monotonic()
-    said_at = began_at
+    reported_at = began_at
     with world.connect() as conn:
         while (left := conn.execute(_LEFT).fetchone()) != (0,) and time.monotonic() < began_at + most_s:
-            if time.monotonic() > said_at + 20:
-                said_at = time.monotonic()
+            if time.monotonic() > reported_at + 20:
+                reported_at = time.monotonic()
                 say(f"faults are over; {left[0] if left else 0} tasks are left")
             for worker in world.workers:
                 worker.look()

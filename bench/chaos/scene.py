@@ -1,4 +1,4 @@
-"""What the fleet works on: ten models with limits, and a backlog of prompts about the standard library."""
+"""The work of the fleet: ten models with limits, and a backlog of prompts about the standard library."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from psycopg.rows import TupleRow
 from llmqueue.demo import scenario
 from llmqueue.demo.prompts import make_prompts
 
-# A third of the demo's: the machine does three workers, a database, a backend and all links by itself.
+# A third of the demo's limits, because one machine runs three workers, a database, a backend and all links.
 RPM = {model: max(20, rpm * 36 // 100) for model, rpm in scenario.RPM.items()}
 SPEED = 8.0
-# The slowest of the ten takes 37 s at that speed; a call that hangs ends with this.
+# The slowest call of the ten models takes 37 s at that speed; this ends a call that hangs.
 TIMEOUT_S = 40
 LONGEST_PROMPT = 4_000
 
@@ -30,7 +30,7 @@ Connection = psycopg.Connection[TupleRow]
 
 
 def fill(conn: Connection, tasks: int, rng: Random) -> None:
-    """Models, and `tasks` tasks for them, inserted as any source would."""
+    """Inserts the models and `tasks` tasks for them, as any source would."""
     for model, rpm in RPM.items():
         conn.execute(
             "insert into llmqueue.model_config (model, rpm, timeout) values (%s, %s, make_interval(secs => %s))",

@@ -1,7 +1,7 @@
-"""The processes of a run and the links between them, and what can be done to each of them.
+"""The processes of a run, the links between them, and the actions on each of them.
 
-Each worker reaches the database through a TCP proxy of its own, in front of the server's socket; all of them reach the
-backend through another one.
+Each worker reaches the database through its own TCP proxy, in front of the server's socket; all workers reach the
+backend through another proxy.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ STOP_S = 90.0
 
 
 class Link(Proxy):
-    """A proxy that can also be nobody there: connections are refused."""
+    """A proxy that can also refuse connections."""
 
     def refuse(self) -> None:
-        # close() alone would leave the port open for as long as accept() waits
+        # close() alone would leave the port open while accept() waits
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -54,7 +54,7 @@ class Link(Proxy):
 
 @dataclass(slots=True)
 class Backend:
-    """The simulated backend, which may be killed: what it has logged is fetched before."""
+    """The simulated backend, which may be killed; its call log is fetched before each kill."""
 
     folder: Path
     port: int = 0
@@ -79,7 +79,7 @@ class Backend:
         self.port = int(found[1])
 
     def fail(self, rates: Mapping[str, float]) -> None:
-        """Switches its faults; without rates it is well."""
+        """Sets its fault rates; without rates it has no faults."""
         self._ask("/faults", json.dumps(rates).encode())
 
     def kill(self) -> None:
@@ -95,7 +95,7 @@ class Backend:
             self.popen.wait(20)
 
     def collect(self) -> None:
-        """Takes over the calls of this life; nothing must arrive after it."""
+        """Fetches the calls since its last start; no call may arrive after that."""
         since = 0
         while True:
             page = self._ask(f"/calls?limit={PAGE}&since={since}")
@@ -105,7 +105,7 @@ class Backend:
             since = page["next"]
 
     def _ask(self, path: str, body: bytes | None = None) -> Any:
-        """A reply of its own pages, as JSON."""
+        """Returns the JSON reply of one of its own endpoints."""
         method = "GET" if body is None else "PUT"
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, method=method)
         with urllib.request.urlopen(request, timeout=20) as reply:
@@ -114,7 +114,7 @@ class Backend:
 
 @dataclass(slots=True)
 class Worker:
-    """A worker with a folder of its own, whose process may be killed and is started again."""
+    """A worker with its own folder, whose process may be killed and is started again."""
 
     number: int
     folder: Path
@@ -142,7 +142,7 @@ class Worker:
             self.process.popen.wait(10)
 
     def look(self) -> None:
-        """Notes a process that has ended though nobody killed it, and starts another: the others need not suffer."""
+        """Records a process that has ended without being killed, and starts another, so that the run can continue."""
         if self.process is None or self.is_killed:
             return
         code = self.process.popen.poll()
@@ -151,7 +151,7 @@ class Worker:
             self.start()
 
     def stop(self) -> None:
-        """Ends it as an operator would, and notes how that went."""
+        """Ends it as an operator would, and records a wrong exit code."""
         if self.process is None or self.is_killed:
             return
         try:
@@ -163,7 +163,7 @@ class Worker:
             self.codes.append(code)
 
     def uuids(self) -> set[str]:
-        """Under which names its processes were known to the database."""
+        """Returns the ids of its processes in the database."""
         found: set[str] = set()
         for path in self.outputs:
             for line in path.read_text(errors="replace").splitlines():
@@ -176,14 +176,14 @@ class Worker:
 class World:
     folder: Path
     server: Server
-    dsn: str  # straight to the server
+    dsn: str  # directly to the server
     database_links: list[Link]
     backend_link: Link
     backend: Backend
     workers: list[Worker]
 
     def connect(self) -> psycopg.Connection[TupleRow]:
-        """A session that no link of the run leads through; waits for a server that is down."""
+        """Opens a session directly to the server; waits if the server is down."""
         give_up_at = time.monotonic() + START_S
         while True:
             try:
@@ -202,7 +202,7 @@ class World:
 
 @contextmanager
 def built(folder: Path, workers: int, tasks_of: str, lease_s: float) -> Iterator[World]:
-    """A database, a backend and the links; workers are made and not yet started. `tasks_of` names the database."""
+    """Yields a database, a backend, the links and workers that are not started. `tasks_of` names the database."""
     with ExitStack() as stack:
         server = stack.enter_context(start_server(POSTGRES))
         with psycopg.connect(server.dsn(), autocommit=True) as conn:

@@ -1,9 +1,9 @@
-"""`make fuzz`: nonsense for everything that takes input from outside, for as long as is asked.
+"""`make fuzz`: feeds nonsense to everything that takes input from outside, for a given time.
 
 __main__   the command
-hunt       one target, case after case: deadline, shrinking, what is kept of a failure
-nonsense   texts, numbers and bytes that programs stumble over, and how bytes are mutated
-add        files for `llmqueue add`, and what is in the table afterwards
+hunt       one target, case after case: deadline, shrinking, and the record of a failure
+nonsense   difficult texts, numbers and bytes, and mutation of bytes
+add        files for `llmqueue add`, and the contents of the table afterwards
 replies    HTTP replies of a raw server, through the adapters
 settings   environment variables and .env
 cli        every verb with every option

@@ -1,9 +1,9 @@
-"""Feeds nonsense in until the time is over; what fails is made smaller, kept in a file and named; exit code 1 then.
+"""Feeds nonsense until the time is over. Shrinks each failing case, keeps it in a file, and then exits with 1.
 
     python -m bench.fuzz [--minutes 10] [--seed 1] [--only add|replies|settings|cli] [--case N] [--keep FOLDER]
 
-The time is each target's. A case depends on target, seed and number alone: `--only add --seed 1 --case 17` does that
-one again.
+The time is per target. A case depends only on target, seed and number: `--only add --seed 1 --case 17` repeats that
+case.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--only", choices=NAMES, action="append", help="this target; repeatable")
     parser.add_argument("--case", type=int, metavar="N", help="only this case")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases of each")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where failures are written [default: a new one]")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="folder for failures [default: a new one]")
     options = parser.parse_args()
     found = []
     with ExitStack() as stack:

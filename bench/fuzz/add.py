@@ -1,7 +1,7 @@
-"""Files for `llmqueue add`: good lines are in exactly as given, others are named, nothing is lost or counted twice.
+"""Files for `llmqueue add`: valid lines are inserted exactly, others are reported, none is lost or counted twice.
 
-Good lines are made together with the row that they stand for. Broken ones are bytes mutated from good ones, of which
-Python's json decides whether they hold a prompt after all.
+Valid lines are generated together with their expected rows. Broken lines are mutated valid ones; Python's json decides
+whether a mutated line still contains a prompt.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The rows that are in, and the numbers of the lines that are not."""
+    """The inserted rows, and the numbers of the rejected lines."""
 
     rows: Sequence[Row]
     bad: Sequence[int]
 
 
 class Files:
-    """Pieces are lines of a file; those that begin with the mark are good ones."""
+    """The pieces of a case are the lines of a file."""
 
     name = "add"
 
@@ -111,7 +111,7 @@ class Files:
             _judge_records(body, seen, case)
 
     def _through_database(self, case: Case, body: bytes) -> Seen | None:
-        """The command itself, and the table; None: it has refused the whole file."""
+        """Runs the command and reads the table; None: the command has refused the whole file."""
         options = ["--format", case.about["format"], "--json", "--errors", str(self._folder / "bad.txt")]
         if case.about.get("defaults"):
             options += ["--model", "default", "--priority", "7", "--user", "someone"]
@@ -135,7 +135,7 @@ class Files:
 
 
 def _through_reader(case: Case, body: bytes) -> Seen | None:
-    """Only what reads the file: many times as fast, and the same lines."""
+    """Runs only the reader, which is many times as fast, on the same lines."""
     defaults = {"model": "default", "priority": "7", "user_id": "someone"} if case.about.get("defaults") else {}
     reader = Reader(defaults, prompt_is_json=False)
     try:
@@ -147,7 +147,7 @@ def _through_reader(case: Case, body: bytes) -> Seen | None:
 
 
 def _row(cells: dict[str, str]) -> Row:
-    """What Postgres makes of the cells."""
+    """Returns the row that Postgres stores for the cells."""
     attempts, params = cells.get("max_attempts"), cells.get("params")
     return (
         cells["prompt"],
@@ -177,18 +177,18 @@ def _cell(value: object) -> str:
 
 
 def _judge_lines(body: bytes, seen: Seen, about: dict[str, str]) -> None:
-    """Holds each stored row against what Python's own json reads in the line that it must come from."""
+    """Compares the stored rows with the values that Python's json reads from the valid lines."""
     text = body.removeprefix(b"\xef\xbb\xbf")
     lines = [line for line in text.split(b"\n") if line.strip()]
     if len(seen.rows) + len(seen.bad) != len(lines):
         raise Failed(f"{len(lines)} lines, {len(seen.rows)} rows, bad are {seen.bad}")
     named, rows = set(seen.bad), seen.rows
     good = [line for number, line in enumerate(text.split(b"\n"), 1) if line.strip() and number not in named]
-    # in any order: a batch is written shape by shape
+    # in any order, because a batch is written per set of columns
     wanted = Counter(repr(_expected(json.loads(line), about)) for line in good)
     stored = Counter(map(repr, rows))
     if wanted != stored:
-        raise Failed(f"in is {str(list(stored - wanted))[:300]}, given was {str(list(wanted - stored))[:300]}")
+        raise Failed(f"stored: {str(list(stored - wanted))[:300]}, given: {str(list(wanted - stored))[:300]}")
     for number, line in enumerate(text.split(b"\n"), 1):
         if number in named and _is_plain(line):
             raise Failed(f"line {number} was refused and is a prompt: {line[:200]!r}")
@@ -203,11 +203,11 @@ def _judge_records(body: bytes, seen: Seen, case: Case) -> None:
         return
     wanted = Counter(repr(row) for row in map(_good_record, case.pieces[1:]) if row is not None)
     if missing := wanted - Counter(map(repr, seen.rows)):
-        raise Failed(f"not in as given: {str(list(missing))[:300]}")
+        raise Failed(f"not stored as given: {str(list(missing))[:300]}")
 
 
 def _good_record(piece: bytes) -> Row | None:
-    """The row of a record that says all for itself and has nothing wrong; None for any other."""
+    """Returns the row of a record with all fields and no error; None for any other record."""
     cells = next(csv.reader(io.StringIO(piece.decode("utf-8", "replace"), newline="")), [])
     if len(cells) != len(COLUMNS) or not all(cells) or "\0" in cells[0] or "\ufffd" in cells[0]:
         return None
@@ -235,7 +235,7 @@ def _expected(value: Any, about: dict[str, str]) -> Row:
 
 
 def _sorted(value: object) -> object:
-    """As jsonb keeps it: keys by length, then by bytes, no key twice, 1e3 as 1000."""
+    """Returns the value as jsonb stores it: keys by length, then by bytes, no duplicate keys, 1e3 as 1000."""
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value, key=lambda key: (len(key.encode()), key.encode()))}
     if isinstance(value, float) and value.is_integer():
@@ -244,6 +244,6 @@ def _sorted(value: object) -> object:
 
 
 def _is_plain(line: bytes) -> bool:
-    """Whether a line is a prompt of letters in quotes and nothing else: nobody could mind that."""
+    """Returns whether a line is just a quoted prompt of letters and digits, which must be accepted."""
     said = line.strip()
     return re.fullmatch(rb'"[a-zA-Z0-9 ]+"', said) is not None and not said[1:-1].isspace()

@@ -1,4 +1,4 @@
-"""Every verb, every option, nonsense for values: exit code 0, 1 or 2, words instead of a traceback, and an end."""
+"""Every verb and option with nonsense as values: it ends with exit code 0, 1 or 2, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.fuzz.hunt import Case, Failed
 from llmqueue import cli
 from tests.support.cli import run_cli
 
-# They would not end by themselves: fed only with what must be refused.
+# These verbs would not end by themselves, so they only get arguments that must be refused.
 ENDLESS = {"worker", "backend", "demo"}
 NOT_PASSED = {"--watch"}
 REFUSED = "--no-such-option"
-# `init` on a database that is used by the other cases, and a simulation of years
+# `init` must not change the database, which the other cases use
 ALWAYS = {"init": ["--dry-run"]}
 SECRET = "sw0rdf1sh"
 WORDS = (
@@ -40,7 +40,7 @@ WORDS = (
 
 
 class Commands:
-    """Pieces are arguments."""
+    """The pieces of a case are arguments."""
 
     name = "cli"
 
@@ -84,7 +84,7 @@ class Commands:
             return
         (self._folder / "there.jsonl").write_text('"a"\n')
         (self._folder / "folder").mkdir(exist_ok=True)
-        with chdir(self._folder):  # some of the words become files
+        with chdir(self._folder):  # some of the words become names of files
             done = run_cli(self._dsn, *words, stdin=b'"why?"\n')
         said = done.out + done.err
         if done.code not in {0, 1, 2}:
@@ -94,11 +94,11 @@ class Commands:
         if SECRET in said:
             raise Failed(f"the password is shown by {words}")
         if done.code and not said.strip():
-            raise Failed(f"exit code {done.code} of {words} without a word")
+            raise Failed(f"exit code {done.code} of {words} without a message")
 
 
 def _commands() -> Iterator[tuple[list[str], list[tuple[str, bool]]]]:
-    """Each verb, or verb and sub-verb, with its options and whether each takes a value."""
+    """Yields each verb, or verb and sub-verb, with its options and whether each takes a value."""
     for verb in cli.VERBS:
         command = cli.load_verb(verb)
         if isinstance(command, typer.core.TyperGroup):

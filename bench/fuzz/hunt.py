@@ -1,4 +1,4 @@
-"""One target, case after case: each has a deadline, and what fails is made smaller and kept."""
+"""Runs the cases of one target, each with a deadline; shrinks and keeps failing cases."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ MOST_FAILURES = 5
 
 
 class Hung(BaseException):
-    """A case did not end in time. No handler for Exception may take it for one of its own."""
+    """A case did not end in time. It is a BaseException, so that no handler for Exception catches it."""
 
 
 class Failed(Exception):
-    """A case showed what must not be."""
+    """A case broke a guarantee."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is fed in, as pieces of which some may be left out to make it smaller."""
+    """The input, in pieces, some of which can be omitted to make it smaller."""
 
     pieces: Sequence[bytes]
     about: dict[str, str] = field(default_factory=dict)
 
 
 class Target(Protocol):
-    """`make` draws a case, `check` feeds it in and raises Failed, or anything else, when a promise is broken."""
+    """`make` draws a case; `check` runs it and raises Failed, or any other exception, if a guarantee is broken."""
 
     name: str
 
@@ -44,7 +44,7 @@ class Target(Protocol):
     def check(self, case: Case) -> None: ...
 
     def note(self) -> str:
-        """What else is worth a word at the end."""
+        """Returns a remark for the end of the report, or an empty text."""
         ...
 
 
@@ -97,13 +97,13 @@ def _error(target: Target, case: Case) -> str | None:
     try:
         with _deadline(DEADLINE_S):
             target.check(case)
-    except (Exception, Hung) as error:  # noqa: BLE001 - whatever comes out is the find
+    except (Exception, Hung) as error:  # noqa: BLE001 - any exception is a failure of the case
         return "".join(traceback.format_exception(error))
     return None
 
 
 def _shrunk(target: Target, case: Case, error: str) -> Case:
-    """Leaves out what the failure does not need, for a while: halves first, then single pieces."""
+    """Omits pieces that the failure does not need, for a limited time: halves first, then single pieces."""
     give_up_at = time.monotonic() + SHRINK_S
     kind = error.strip().splitlines()[-1].partition(":")[0]
     step = max(1, len(case.pieces) // 2)
@@ -121,10 +121,10 @@ def _shrunk(target: Target, case: Case, error: str) -> Case:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    def ring(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise Hung(f"no end after {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -134,7 +134,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def keep(failure: Failure, folder: Path) -> Path:
-    """Writes a failure down: what was fed in, and a file that tells about it."""
+    """Writes a failure to two files, the input and its description; returns the path of the description."""
     stem = folder / f"{failure.target}-{failure.seed}-{failure.number}"
     stem.with_suffix(".input").write_bytes(b"".join(failure.case.pieces))
     about = {"error": failure.error, "about": failure.case.about, "pieces": [p.hex() for p in failure.case.pieces]}

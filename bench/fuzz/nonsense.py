@@ -1,4 +1,4 @@
-"""Texts, numbers and bytes that programs stumble over, and how bytes are mutated."""
+"""Texts, numbers and bytes that are difficult for programs, and mutation of bytes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TEXTS = (
     "nan",
     "Infinity",
     "-inf",
-    "٣",  # an Arabic digit: int() takes it
+    "٣",  # an Arabic digit, which int() accepts
     "1_000",
     "9" * 30,
-    "9" * 5000,  # more digits than int() takes
+    "9" * 5000,  # more digits than int() accepts
     "9223372036854775808",
     "2147483648",
     "-32769",
@@ -62,7 +62,7 @@ TEXTS = (
     "postgresql://u:p@h:x/db",
     "host=",
 )
-# what no environment variable, argument or column of text holds
+# texts that no environment variable, argument or text column can hold
 BROKEN_TEXTS = ("\0", "a\0b", "\ud800", "a\udfffb")
 
 JSON = (
@@ -134,7 +134,7 @@ def text(rng: Random, broken: float = 0.0) -> str:
 
 
 def mutated(data: bytes, rng: Random, times: int = 0) -> bytes:
-    """The bytes with up to `times` (0: one to four) places changed."""
+    """Returns the bytes with up to `times` places changed (0: one to four)."""
     for _ in range(times or rng.randint(1, 4)):
         at = rng.randrange(len(data) + 1)
         match rng.randrange(7):

@@ -1,8 +1,8 @@
-"""HTTP replies of a server that sends what it likes, through adapter and attempt: each is settled, and once.
+"""Arbitrary HTTP replies, through adapter and attempt: each call is settled exactly once.
 
-The server writes raw bytes and then closes, or is silent for a moment first. The attempt may not raise, outlast its
-deadline, or complete with what cannot be stored. How many ended by their deadline only is counted: a server that closes
-should be noticed at once.
+The server writes raw bytes and then closes the connection, sometimes after a moment of silence. The attempt must not
+raise, exceed its deadline, or complete with an answer that cannot be stored. The number of calls that end only by their
+deadline is reported, because a closed connection should be noticed at once.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _ssl_context = functools.cache(httpx.create_ssl_context)
 
 
 class Replies:
-    """Pieces are what the server writes, one after the other."""
+    """The pieces of a case are written by the server, one after the other."""
 
     name = "replies"
 
@@ -174,9 +174,9 @@ class Replies:
             _judge(decision)
 
     def decision(self, case: Case) -> Decision:
-        """What becomes of a task whose call gets this reply."""
+        """Returns the decision about a task whose call gets this reply."""
         raised: list[str] = []
-        # 0.1 s for each client, and not what is tried here
+        # a new SSL context takes 0.1 s per client, and is not under test here
         with patch.object(httpx, "create_ssl_context", _ssl_context):
             ends = asyncio.run(_call(case, raised))
         if raised:
@@ -195,7 +195,7 @@ def _judge(decision: Complete) -> None:
 
 
 async def _call(case: Case, raised: list[str]) -> list[Settlement]:
-    """One attempt as the worker makes it, against a server that writes the pieces."""
+    """Makes one attempt, as a worker does, against a server that writes the pieces."""
 
     def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         raised.append(f"{context['message']}: {context.get('exception')!r}")

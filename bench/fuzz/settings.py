@@ -1,4 +1,4 @@
-"""Environment variables and .env: they load, or are refused in words that hold no secret."""
+"""Environment variables and .env: they load, or are refused with a message that contains no secret."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OTHER_NAMES = ("DATABSE_URL", "PORT", "SERVICE_HOST", "METRICS_PORT", "TEST_PG",
 
 
 class Environment:
-    """Pieces are lines of .env; `about` is the environment."""
+    """The pieces of a case are lines of .env; `about` is the environment."""
 
     name = "settings"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # a line for each line that is none
+        logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # it warns about each invalid line
 
     def make(self, rng: Random) -> Case:
         names = [name.upper() for name in Settings.model_fields]
@@ -48,7 +48,7 @@ class Environment:
         for _ in range(rng.randrange(5)):
             name = rng.choice(names)
             line = f"{PREFIX}{name}={self._value(rng, name)}\n".encode("utf-8", "surrogatepass")
-            # what a mutation tears off a secret may land in a field that is none
+            # a mutation may move a part of the secret into a field that is not secret
             is_whole = rng.random() < 0.5
             lines.append(line if is_whole else nonsense.mutated(line.replace(SECRET.encode(), b"s"), rng, 1))
         return Case(lines, given)
@@ -58,7 +58,7 @@ class Environment:
         if rng.random() < 0.5:
             good = GOOD.get(name, "5")
             text = nonsense.mutated(good.encode(), rng, 1).decode(errors="replace") if rng.random() < 0.5 else good
-        return text.replace("\0", "0")[:50_000]  # no environment variable holds a NUL, nor more than 128 kB
+        return text.replace("\0", "0")[:50_000]  # an environment variable holds no NUL and at most 128 kB
 
     def note(self) -> str:
         return ""
@@ -83,5 +83,5 @@ class Environment:
             return f"{settings.database_url!r} {settings.listen_url!r} {settings.backend_token!r}"
         except UsageError as error:
             if not str(error).strip():
-                raise Failed("refused without a word") from error
+                raise Failed("refused without a message") from error
             return str(error)

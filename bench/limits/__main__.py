@@ -2,8 +2,8 @@
 
     python -m bench.limits [real] [tuned] [others] [tokens] [--minutes 10] [--quick] [--scale 1.0] [--no-write]
 
-`--minutes` is the length of the run in real time, `--quick` a look of two minutes that writes nothing, `--scale`
-multiplies every limit (below 1 for a slow machine). Exit 1 if a target is missed.
+`--minutes` is the length of the run in real time. `--quick` takes two minutes and writes nothing. `--scale` multiplies
+every limit (below 1 for a slow machine). Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Other limiters, as they are documented. Each is asked for one call at a time and says how long to wait, 0 for now.
+"""Other limiters, implemented as documented. Each takes one call at a time and returns the time to wait, 0 for none.
 
-The limit is R calls per minute; `now` is seconds by the limiter's own clock, whose minutes begin at multiples of 60.
-Where the state lies (Redis, a process) is not their business: discrete.py decides who shares an instance.
+The limit is R calls per minute; `now` is seconds of the limiter's own clock, whose minutes begin at multiples of 60.
+They do not know where their state is kept (in Redis, in a process): discrete.py decides which processes share one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WINDOW_S = 60.0
 
 class Limiter(Protocol):
     def acquire(self, now: float) -> float:
-        """Counts a call in and returns 0, or returns the seconds after which it is worth asking again."""
+        """Counts a call and returns 0, or returns the seconds until the next try makes sense."""
         ...
 
 
@@ -39,7 +39,7 @@ class FixedMinute:
 
 
 class AnchoredWindow:
-    """A counter that begins with the first call and is thrown away a minute later."""
+    """A counter that begins with the first call and expires a minute later."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -56,7 +56,7 @@ class AnchoredWindow:
 
 
 class TokenBucket:
-    """Refilled evenly, full at the start."""
+    """A bucket that is full at the start and refilled evenly."""
 
     def __init__(self, capacity: float, limit: float) -> None:
         self._capacity = capacity
@@ -74,7 +74,7 @@ class TokenBucket:
 
 
 class SlidingCounter:
-    """This minute's count plus the last one's, weighted by how much of it still lies in the last 60 s."""
+    """This minute's count plus the last minute's, weighted by the share of it within the last 60 s."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -97,7 +97,7 @@ class SlidingCounter:
 
 
 class SlidingLog:
-    """The moments of the calls of the last 60 s."""
+    """The times of the calls of the last 60 s."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -114,7 +114,7 @@ class SlidingLog:
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """`make(rpm, processes)` gives a limiter; `is_shared`: the processes have one together, else each has its own."""
+    """`make(rpm, processes)` creates a limiter; with `is_shared` the processes share one, else each has its own."""
 
     name: str
     known_from: str

@@ -1,10 +1,9 @@
-"""The same load and the same mishaps as in fleet.py, in simulated time, for any limiter.
+"""The same load and the same faults as in fleet.py, in simulated time, for any limiter.
 
-Four processes have work without end. Each asks its limiter, waits as long as it is told, and sends. What time does to
-them is drawn from the same ranges for all: a few milliseconds to a shared store and back, up to 50 ms until a sleeping
-process is awake, up to 5 ms from the answer to the first byte, up to 250 ms on the way. Each stands still for a second
-every 20 to 40 s, and one for 30 s: it does then what it was about to do, but late. Only llmqueue looks at the clock
-before it sends.
+Four processes have endless work. Each asks its limiter, waits as long as the limiter says, and sends. All delays come
+from the same ranges: a few milliseconds to a shared store and back, up to 50 ms until a sleeping process wakes, up to
+5 ms from the limiter's answer to the first byte, up to 250 ms of network delay. Each process stalls for a second every
+20 to 40 s, and one for 30 s; then it continues, but late. Only llmqueue checks the clock before it sends.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from bench.limits.algorithms import Algorithm, Limiter
 from llmqueue.forecast.timeline import Action, Timeline
 
 PROCESSES = 4
-# The limiter's clock at the start: nobody begins at the full minute.
+# The limiter's clock at the start: no process begins at a full minute.
 BEGIN_S = 47.0
 STORE_S = (0.001, 0.004)
 AWAKE_S = (0.0, 0.05)
@@ -26,13 +25,13 @@ WAY_S = (0.0, 0.25)
 STALL_EVERY_S = (20.0, 40.0)
 STALL_S = 1.0
 FREEZE_S = 30.0
-FROZEN_AT = 0.4  # of the time, the first process
+FROZEN_AT = 0.4  # the moment at which the first process freezes, as a share of the run
 
 Arrive = Callable[[float], None]
 
 
 class Process:
-    """An event loop: what is due while it stands still happens right after."""
+    """An event loop: actions due during a stall happen right after it."""
 
     def __init__(self, timeline: Timeline, rng: Random, until_s: float, *, is_frozen: bool) -> None:
         self.timeline = timeline
@@ -68,7 +67,7 @@ class Process:
 
 
 class Client:
-    """Asks, waits, sends. `is_far`: the limiter is in a store that all processes share."""
+    """Asks, waits, sends. With `is_far` the limiter is in a store that all processes share."""
 
     def __init__(self, process: Process, limiter: Limiter, arrive: Arrive, *, is_far: bool) -> None:
         self._process = process
@@ -78,23 +77,23 @@ class Client:
 
     def ask(self) -> None:
         if not self._is_far:
-            self._heard(self._limiter.acquire(self._process.now))
+            self._got(self._limiter.acquire(self._process.now))
             return
         half_s = self._process.rng.uniform(*STORE_S) / 2
-        # The store decides whether or not the process stands still meanwhile.
+        # The store decides even while the process stalls.
         self._process.timeline.at(self._process.now + half_s, partial(self._decide, half_s))
 
     def _decide(self, half_s: float) -> None:
         wait_s = self._limiter.acquire(self._process.now)
-        self._process.at(self._process.now + half_s, partial(self._heard, wait_s))
+        self._process.at(self._process.now + half_s, partial(self._got, wait_s))
 
-    def _heard(self, wait_s: float) -> None:
+    def _got(self, wait_s: float) -> None:
         process = self._process
         if wait_s > 0:
             process.at(process.now + wait_s + process.rng.uniform(*AWAKE_S), self.ask)
             return
         process.after(SEND_S, self._send)
-        # a process without a store's round trip must not grant without end in no time
+        # without a round trip to a store, a process must not ask infinitely often at one moment
         process.after((0.0, 0.0) if self._is_far else (0.0001, 0.0005), self.ask)
 
     def _send(self) -> None:
@@ -102,7 +101,7 @@ class Client:
 
 
 def processes_of(timeline: Timeline, seconds: float, seed: int) -> list[Process]:
-    """Four processes; for the same seed their mishaps are the same, whatever limiter they use."""
+    """Returns four processes. For the same seed their faults are the same, with any limiter."""
     return [
         Process(timeline, Random(f"{seed}:{number}"), timeline.now + seconds, is_frozen=number == 0)
         for number in range(PROCESSES)

@@ -1,4 +1,4 @@
-"""llmqueue in real time: a database, a backend, a slow way to it, and four worker processes to which things happen."""
+"""llmqueue in real time: a database, a backend, a slow network to it, and four worker processes with faults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Connection = psycopg.Connection[TupleRow]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`name` decides the latency: the simulated backend knows ten measured models, others borrow one of their rows."""
+    """A model. `name` decides its latency: the fake backend knows ten measured models, others get one of their rows."""
 
     name: str
     rpm: int
@@ -44,12 +44,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """A worker, by number, that is stopped for 30 s with grants in its hand, of that model among others."""
+    """A worker, by number, that is stopped for 30 s while it holds grants, one of them for `model`."""
 
     worker: int
     model: str
     at_s: float
-    lease_s: float  # of that worker; above 30 it is not taken for dead meanwhile
+    lease_s: float  # of that worker; above 30 it does not count as dead meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Plan:
     models: Sequence[Model]
     seconds: float
     guard_s: float = 0.5
-    way_s: float = 0.25  # what the ways of two calls to the backend differ by, at most
+    way_s: float = 0.25  # the largest difference in network delay between two calls
     freezes: Sequence[Freeze] = ()
 
     def lease_s(self, worker: int) -> float:
@@ -66,17 +66,17 @@ class Plan:
 
 @dataclass(slots=True)
 class Frozen:
-    """What became of the grants that a frozen worker held unsent: given back, or swept with their worker."""
+    """The fate of the unsent grants of a frozen worker: returned, or swept with their worker."""
 
     lease_s: float
-    given_back: int = 0
+    returned: int = 0
     swept: int = 0
     arrived: int = 0  # must be 0
 
 
 @dataclass(slots=True)
 class Run:
-    """Arrivals are seconds since the first of all, `end_s` the time until which there was backlog."""
+    """The results. Arrivals are seconds since the first of all; until `end_s` there was backlog."""
 
     guard_s: float
     arrivals: Mapping[str, list[float]]
@@ -84,15 +84,15 @@ class Run:
     stalls: int
     late_grants: int
     lost: int
-    sent_after_s: list[float]  # of each call: from its grant to its sending, by the worker's own clock
-    arrived_after_s: list[float]  # from its grant, by the database's clock, to its arrival at the backend
+    sent_after_s: list[float]  # of each call: from its grant to its sending, by the worker's clock
+    arrived_after_s: list[float]  # of each call: from its grant, by the database's clock, to its arrival
     cpu_s: Mapping[str, float]
     frozen: list[Frozen] = field(default_factory=list)
     audit: str = ""
 
 
 def run(plan: Plan) -> Run:
-    """Sets everything up, lets it work for `plan.seconds` after the first call, and looks at what arrived."""
+    """Starts everything, lets it work for `plan.seconds` after the first call, and evaluates the arrivals."""
     with ExitStack() as outer:
         folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="llmqueue-bench-")))
         dsn = outer.enter_context(embedded_database())
@@ -179,7 +179,7 @@ def _workers(folder: Path, plan: Plan, dsn: str, url: str) -> Iterator[list[proc
 def _freeze(
     conn: Connection, folder: Path, workers: Sequence[processes.Process], freeze: Freeze, began_at: float
 ) -> tuple[str, float]:
-    """Freezes the worker, wakes it again; returns its uuid and when it was stopped, by the wall clock."""
+    """Freezes the worker and wakes it again; returns its uuid and the wall clock when it was stopped."""
     time.sleep(max(0.0, began_at + freeze.at_s - time.monotonic()))
     process = workers[freeze.worker].popen
     found = conn.execute(
@@ -216,12 +216,12 @@ def _frozen(conn: Connection, calls: Sequence[LoggedCall], freeze: Freeze, worke
         ).fetchone()
         until = again[0] if again and again[0] is not None else float("inf")
         frozen.arrived += any(granted_at <= at < until for at in arrived.get(task, ()))
-        frozen.given_back += outcome == "released"
+        frozen.returned += outcome == "released"
         frozen.swept += outcome == "lost"
     return frozen
 
 
-# --- what arrived -----------------------------------------------------------------------------------------------
+# --- arrivals ---------------------------------------------------------------------------------------------------
 
 
 def _arrivals_by_task(calls: Sequence[LoggedCall]) -> dict[str, list[float]]:
@@ -264,7 +264,7 @@ def _look(conn: Connection, calls: Sequence[LoggedCall], plan: Plan, end_at: flo
 
 
 def _arrived_after_s(conn: Connection, calls: Sequence[LoggedCall]) -> list[float]:
-    """By the same machine's wall clock: each arrival against the last grant of its task before it."""
+    """Returns for each arrival the time since the last grant of its task, by the wall clock of this machine."""
     granted = defaultdict(list)
     for task, at in conn.execute(
         "select task_id::text, extract(epoch from granted_at)::float8 from llmqueue.attempt order by granted_at"
@@ -278,7 +278,7 @@ def _arrived_after_s(conn: Connection, calls: Sequence[LoggedCall]) -> list[floa
 
 
 def _cpu_s(conn: Connection, folder: Path, workers: Sequence[processes.Process]) -> dict[str, float]:
-    """CPU seconds so far, by kind of process; of the database those of its processes that are there now."""
+    """Returns the CPU seconds so far, by kind of process; for the database, of its present processes."""
     server = postmaster(conn)
     kinds = {"workers": [psutil.Process(worker.popen.pid) for worker in workers]}
     kinds["database"] = [server, *server.children()]
@@ -292,7 +292,7 @@ def _cpu_s(conn: Connection, folder: Path, workers: Sequence[processes.Process])
 
 
 def _audit(dsn: str) -> str:
-    """What `llmqueue audit` says of the same run, in one word."""
+    """Returns the verdict of `llmqueue audit` on the same run."""
     result = processes.run("audit", env=processes.environment(DATABASE_URL=dsn), timeout_s=600)
     return {0: "no violation", 1: "violation"}.get(
         result.returncode, f"exit {result.returncode}: {result.stdout}{result.stderr}"

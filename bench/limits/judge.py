@@ -1,4 +1,4 @@
-"""Judges arrivals as a provider sees them: nothing here knows who sent them or why."""
+"""Judges arrivals as a provider sees them, without knowing who sent them or why."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ PHASES = tuple(range(60))
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """What came of one model's arrivals.
+class Verdict:
+    """The verdict on one model's arrivals.
 
-    `use` is the mean over all full windows; `worst` the most calls in one; `over` how many windows were above the
-    limit, one being looked at for each call; `refused` how many calls each provider emulator would have refused.
+    `use` is the mean over all full windows, `worst` the most calls in one, `over` the number of windows above the limit
+    (one window ends with each call), `refused` the number of calls that each provider emulator would have refused.
     """
 
     rpm: int
@@ -27,20 +27,21 @@ class Refusal:
     refused: Mapping[str, int]
 
 
-def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[int] = PHASES) -> Refusal:
-    """Takes all arrivals (seconds) up to `end_s`, when there was still backlog.
+def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[int] = PHASES) -> Verdict:
+    """Judges all arrivals (seconds) up to `end_s`, when there was still backlog.
 
-    The clock minute is judged at each of the phases, and the worst one counts: nobody knows a provider's clock.
+    The minute of the provider's clock is judged at each phase, and the worst phase counts, because a provider's clock
+    is unknown.
     """
     ordered = sorted(at_s for at_s in arrivals if at_s <= end_s)
     if not ordered:
-        return Refusal(rpm, 0, 0.0, 0, 0, dict.fromkeys(KINDS, 0))
+        return Verdict(rpm, 0, 0.0, 0, 0, dict.fromkeys(KINDS, 0))
     periods = [Period(float("-inf"), rpm)]
     found = windows(ordered, periods)
     worst = fullest(found)
     refused = {kind: rejections(kind, ordered, rpm) for kind in KINDS if kind != "minute"}
     refused["minute"] = max(rejections("minute", ordered, rpm, phase_s=float(phase)) for phase in phases)
-    return Refusal(
+    return Verdict(
         rpm=rpm,
         calls=len(ordered),
         use=share_used(ordered, periods, ordered[0] + WINDOW_S, end_s) or 0.0,
@@ -51,7 +52,7 @@ def judge(arrivals: Sequence[float], rpm: int, end_s: float, phases: Sequence[in
 
 
 def trailing(arrivals: Sequence[float], every_s: float, end_s: float) -> list[tuple[float, int]]:
-    """How many calls the 60 s before each moment held, for a curve."""
+    """Returns the points of a curve: the number of calls in the 60 s before each moment."""
     ordered = sorted(arrivals)
     points, first, last = [], 0, 0
     for step in range(int(end_s / every_s) + 1):

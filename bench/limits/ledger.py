@@ -1,4 +1,4 @@
-"""llmqueue's own functions in simulated time: the SQL that is shipped, in a real database, by a clock of ours."""
+"""llmqueue's functions in simulated time: the shipped SQL, in a real database, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from llmqueue.worker.planner import MAX_CLAIM, POLL_S
 Connection = psycopg.Connection[TupleRow]
 
 MODEL = "m"
-LEASE_S = 60.0  # the frozen process is not taken for dead
+LEASE_S = 60.0  # long enough that the frozen process does not count as dead
 HEARTBEAT_S = LEASE_S / 5
 LINGER_S = 0.1
-CHORES = {"heartbeat": HEARTBEAT_S, "prune": PRUNE_S}
+MAINTENANCE = {"heartbeat": HEARTBEAT_S, "prune": PRUNE_S}
 
-# From a grant that is sent: what it will have used, and how long it takes.
+# Returns the usage and the latency of a call, from its grant.
 Answer = Callable[[Grant], tuple[Usage, float]]
 
 
 @contextmanager
 def accelerated_server() -> Iterator[str]:
-    """A server that writes without care for a loss of power: what is simulated may be lost."""
+    """Yields a server without fsync, because simulated data may be lost."""
     home = Path(tempfile.mkdtemp(prefix="llmqueue-bench-"))
-    home.chmod(0o755)  # as root the server runs as a user of its own, who must get in
+    home.chmod(0o755)  # for root the server runs as another user, who must be able to enter
     try:
         yield start_server(home)
     finally:
@@ -54,7 +54,7 @@ def accelerated_server() -> Iterator[str]:
 def queue(
     server: str, rpm: int, guard_s: float, columns: Mapping[str, object]
 ) -> Iterator[tuple[Connection, SqlScheduler]]:
-    """An installed database with one model."""
+    """Yields an installed database with one model."""
     with temporary_database(server) as dsn, connect(dsn, application_name=APPLICATION) as conn:
         given = {"model": MODEL, "rpm": rpm, **columns}
         names = sql.SQL(", ").join(map(sql.Identifier, given))
@@ -65,7 +65,7 @@ def queue(
 
 
 class Worker:
-    """Claims, sends what is in time, gives the rest back."""
+    """Claims, sends the calls that are in time, and returns the others."""
 
     def __init__(self, process: Process, scheduler: SqlScheduler, arrive: Arrive, answer: Answer) -> None:
         self.late_grants = 0
@@ -75,7 +75,7 @@ class Worker:
         self._answer = answer
         self._worker = uuid4()
         self._running = 0
-        self._turns: str | None = None
+        self._claim_state: str | None = None
         self._done_at: dict[str, float] = {}
         self._ends: list[Settlement] = []
         scheduler.register(self._worker, process.now)
@@ -86,14 +86,14 @@ class Worker:
 
     def _claim(self, half_s: float) -> None:
         now = self._process.now
-        due = [chore for chore, every_s in CHORES.items() if now - self._done_at.get(chore, 0.0) >= every_s]
+        due = [work for work, every_s in MAINTENANCE.items() if now - self._done_at.get(work, 0.0) >= every_s]
         self._done_at |= dict.fromkeys(due, now)
         room = Room(MAX_CLAIM, 0)
-        claim = self._scheduler.claim(self._worker, [MODEL], room, due, self._running, self._turns, now)
-        self._turns = claim.claim_state or self._turns
-        self._process.at(now + half_s, partial(self._heard, claim))
+        claim = self._scheduler.claim(self._worker, [MODEL], room, due, self._running, self._claim_state, now)
+        self._claim_state = claim.claim_state or self._claim_state
+        self._process.at(now + half_s, partial(self._got, claim))
 
-    def _heard(self, claim: Claim) -> None:
+    def _got(self, claim: Claim) -> None:
         process = self._process
         for grant in claim.grants:
             self._running += 1
@@ -136,7 +136,7 @@ def run(
     guard_s: float = 0.5,
     burst_windows: Mapping[str, float] | None = None,
 ) -> tuple[list[float], int]:
-    """Returns the arrivals, in seconds since the start, and how many grants were given back late."""
+    """Returns the arrivals, in seconds since the start, and the number of grants returned late."""
     columns = {} if burst_windows is None else {"burst_windows": dict(burst_windows)}
     with queue(server, rpm, guard_s, columns) as (conn, scheduler):
         scheduler.insert(MODEL, int(rpm * (seconds / 60 + 2)), 0)

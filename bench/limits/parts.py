@@ -1,4 +1,4 @@
-"""The parts of the report: what is run, and the section of the page that comes of it."""
+"""The parts of the report: the runs, and the section of the page that each one gives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from bench.limits import discrete, fleet, ledger, tables, tokens
 from bench.limits.algorithms import OTHERS
 from bench.limits.fleet import Freeze, Model, Plan, Run
-from bench.limits.judge import Refusal, judge
-from bench.limits.page import PICTURE, Section, Target, prose
+from bench.limits.judge import Verdict, judge
+from bench.limits.page import PICTURE, Section, Target
 from bench.limits.picture import Curve
+from bench.parts import prose
 
-# The ten measured models, thousands of calls a minute for those that answer fast.
+# The ten measured models; fast ones have limits of thousands of calls a minute.
 RPM = {
     "groq-llama-2-70b": 3000,
     "anyscale-llama-2-70b": 3000,
@@ -36,7 +37,7 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured. `--quick` is two minutes in real time, and less of everything."""
+    """The size of the measurement. `--quick` means two minutes of real time, and less of everything."""
 
     minutes: float
     is_quick: bool
@@ -60,7 +61,7 @@ class Size:
 
 
 def real(size: Size) -> Section:
-    """llmqueue itself with its default guard, and beside the ten some models with shorter windows."""
+    """Measures llmqueue with its default guard: the ten models, and some models with shorter windows."""
     ten = size.models()
     short = {
         window: [Model(f"judged by {window}, {size.rpm(rpm)}", size.rpm(rpm), shares) for rpm in RATES[:2]]
@@ -79,13 +80,12 @@ def real(size: Size) -> Section:
     ]
     for window, verdicts in found_short.items():
         targets += tables.short_targets(window, verdicts, LEAST_USE[window])
-    what = f"""{fleet.WORKERS} worker processes, {len(ten)} models for {size.minutes:g} minutes with more backlog than
-        they can take, latencies of measured models. Each request is held back for 0 to 250 ms on its way to the
-        backend, after the worker has sent it. The event loop of each worker stands still for a second every 20 to 40
-        s. {tables.freezes(freezes)}"""
-    what_short = """In the same run, models of providers that judge by less than a minute as well, with
-        `burst_windows` set to `{"10": 0.16667}` and `{"1": 0.016667}`. Of a window of w seconds w / (w + guard + 0.25
-        s) can be used at most: 93 % and 57 %."""
+    what = f"""{fleet.WORKERS} worker processes and {len(ten)} models for {size.minutes:g} minutes, with more backlog
+        than they can take and latencies of measured models. A proxy delays each request by 0 to 250 ms after the worker
+        has sent it. The event loop of each worker stalls for a second every 20 to 40 s. {tables.freezes(freezes)}"""
+    what_short = """In the same run, models of providers that also judge by less than a minute, with `burst_windows` set
+        to `{"10": 0.16667}` and `{"1": 0.016667}`. At most w / (w + guard + 0.25 s) of a window of w seconds can be
+        used: 93 % and 57 %."""
     text = "\n\n".join(
         [
             "## In real time",
@@ -102,26 +102,26 @@ def real(size: Size) -> Section:
 
 
 def tuned(size: Size) -> Section:
-    """A guard for a short way, for half the time."""
+    """Measures a guard for a short network delay, for half the time."""
     minutes = 1.5 if size.is_quick else size.minutes / 2
     freezes = [Freeze(0, FASTEST, 0.4 * minutes * 60, 60.0)]
     run = fleet.run(Plan(size.models(), minutes * 60, guard_s=0.25, way_s=0.1, freezes=freezes))
     found = _judged(run, size.models())
-    what = f"""The same with `LLMQUEUE_GUARD_S=0.25` and 0 to 100 ms on the way, for {minutes:g} minutes. Two
-        fifths of a guard are for the worker, who sends a call within 100 ms or gives it back, the rest is for what the
-        ways of two calls differ by: a smaller guard uses more of the quota, and is for a backend that is near."""
+    what = f"""The same with `LLMQUEUE_GUARD_S=0.25` and delays of 0 to 100 ms, for {minutes:g} minutes. The worker has
+        two fifths of the guard: it sends a call within 100 ms or returns it. The rest covers differences in network
+        delay. A smaller guard uses more of the quota and suits a backend that is near."""
     text = "\n\n".join(["## With a guard of 0.25 s", prose(what), tables.verdicts(found), tables.facts(run)])
     return Section(text, tables.minute_targets("ten models, guard 0.25 s", found, 0.99))
 
 
-def _judged(run: Run, models: list[Model]) -> dict[str, Refusal]:
+def _judged(run: Run, models: list[Model]) -> dict[str, Verdict]:
     return {model.name: judge(run.arrivals[model.name], model.rpm, run.end_s) for model in models}
 
 
 def others(size: Size) -> Section:
-    """Other algorithms and llmqueue's SQL functions in simulated time."""
+    """Compares other algorithms and llmqueue's SQL functions in simulated time."""
     seconds = 150.0 if size.is_quick else size.seconds
-    rows: dict[int, list[tuple[str, str, Refusal]]] = defaultdict(list)
+    rows: dict[int, list[tuple[str, str, Verdict]]] = defaultdict(list)
     curves = []
     with ledger.accelerated_server() as server:
         for rate in RATES:
@@ -129,7 +129,7 @@ def others(size: Size) -> Section:
                 rpm = size.rpm(rate)
                 arrivals, late = ledger.run(server, rpm, seconds, SEED, guard_s=guard_s, burst_windows=burst_windows)
                 verdict = judge(arrivals, rpm, seconds)
-                rows[rate].append((f"**{name}**", f"its SQL; {late} grants given back late", verdict))
+                rows[rate].append((f"**{name}**", f"its SQL; {late} grants returned late", verdict))
                 if rate == DRAWN_RPM and name == "llmqueue":
                     curves.append(Curve("llmqueue, its SQL functions", arrivals, verdict))
     for rate in RATES:
@@ -139,12 +139,11 @@ def others(size: Size) -> Section:
             rows[rate].append((algorithm.name, algorithm.known_from, verdict))
             if rate == DRAWN_RPM:
                 curves.append(Curve(algorithm.name, arrivals, verdict))
-    what = f"""Real time is dear, so here it is simulated, for all alike: {seconds / 60:g} minutes,
-        {discrete.PROCESSES} processes with work without end, the same mishaps at the same moments
-        (`bench/limits/discrete.py`), each algorithm written down as it is documented (`bench/limits/algorithms.py`),
-        and llmqueue by the SQL functions that are shipped. The processes begin 47 s after a full minute, ask for one
-        call at a time and wait exactly as long as they are told. Products do more than their algorithm: this is about
-        the algorithm."""
+    what = f"""Here time is simulated, alike for all: {seconds / 60:g} minutes, {discrete.PROCESSES} processes with
+        endless work, the same faults at the same moments (`bench/limits/discrete.py`). Each algorithm is implemented as
+        documented (`bench/limits/algorithms.py`); llmqueue runs its shipped SQL functions. The processes begin 47 s
+        after a full minute, ask for one call at a time and wait exactly as long as the limiter says. Products do more
+        than their algorithm; this compares the algorithms."""
     drawn = f"![Calls of the last 60 s by algorithm, limit {size.rpm(DRAWN_RPM)}]({PICTURE.name})"
     caption = "In the picture the 429s are those of a sliding minute / a bucket / a minute of the clock."
     texts = ["## Other algorithms, the same load", prose(what), drawn, caption]
@@ -154,7 +153,7 @@ def others(size: Size) -> Section:
 
 
 def _ours(*, is_all: bool) -> list[tuple[str, float, Mapping[str, float] | None]]:
-    """Name, guard, burst_windows."""
+    """Returns the variants of llmqueue: name, guard, burst_windows."""
     default: list[tuple[str, float, Mapping[str, float] | None]] = [("llmqueue", 0.5, None)]
     more = [
         ("llmqueue, guard 0.25 s", 0.25, None),
@@ -164,10 +163,10 @@ def _ours(*, is_all: bool) -> list[tuple[str, float, Mapping[str, float] | None]
 
 
 def token_modes(size: Size) -> Section:
-    """The Azure trace through each token_mode."""
+    """Measures each token_mode with the Azure trace."""
     trace = tokens.read_trace()
     if trace is None:
-        missing = f"Left out: azure_conv.csv.gz is not there; {tokens.TRACE} names another place."
+        missing = f"Omitted: azure_conv.csv.gz is missing; {tokens.TRACE} can name another file."
         return Section(f"## Tokens\n\n{missing}")
     found = []
     with ledger.accelerated_server() as server:
@@ -176,13 +175,13 @@ def token_modes(size: Size) -> Section:
                 found += tokens.measure(server, mode, size.rpm(tpm), trace, seconds)
     over, windows = sum(each.over for each in found), sum(each.windows for each in found)
     what = f"""The token counts of the Azure LLM inference trace (conversations; {len(trace):,} calls, CC BY 4.0,
-        Patel et al., Splitwise, ISCA 2024) through each `token_mode`, in simulated time. Only the counts are of the
-        trace: a prompt is {tokens.BYTES_PER_TOKEN:g} bytes per token long, give or take {tokens.SPREAD:.0%}, an
-        answer takes {tokens.FIRST_S:g} s and {1000 * tokens.PER_TOKEN_S:g} ms per token, max_output is
-        {tokens.MAX_OUTPUT:,}. The first {tokens.WARM_S / 60:g} minutes, in which the estimates are learned, are left
-        out. *Windows over*: more charged than the limit when they were sent. *Use* and *worst 60 s* are of what the
-        mode counts, once the usage is known. *Overshoot*: what the calls of a window used beyond their charges; it
-        bounds how far a window can be above the limit."""
+        Patel et al., Splitwise, ISCA 2024) through each `token_mode`, in simulated time. Only the counts come from the
+        trace: a prompt has {tokens.BYTES_PER_TOKEN:g} bytes per token, ± {tokens.SPREAD:.0%}, an answer takes
+        {tokens.FIRST_S:g} s plus {1000 * tokens.PER_TOKEN_S:g} ms per token, and max_output is {tokens.MAX_OUTPUT:,}.
+        The first {tokens.WARM_S / 60:g} minutes, in which estimates are learned, are left out. *Windows over* had more
+        charged than the limit when their calls were sent. *Use* and *worst 60 s* refer to what the mode counts, once
+        the usage is known. *Overshoot* is what the calls of a window used beyond their charges; it bounds how far a
+        window can exceed the limit."""
     target = Target("tokens charged, every mode", "0 windows over", f"{over} of {windows:,}", over == 0)
     return Section("\n\n".join(["## Tokens", prose(what), tables.token_modes(found)]), [target])
 

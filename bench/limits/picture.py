@@ -1,4 +1,4 @@
-"""Draws what each algorithm sends: the calls of the last 60 s against the limit, over time."""
+"""Draws the calls of each algorithm: those of the last 60 s over time, against the limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.limits.judge import Refusal, trailing
+from bench.limits.judge import Verdict, trailing
 
 EVERY_S = 0.1
 TOP_PCT = 215
@@ -25,11 +25,11 @@ OVER = "#d62728"
 class Curve:
     name: str
     arrivals: Sequence[float]
-    verdict: Refusal
+    verdict: Verdict
 
 
 def draw(curves: Sequence[Curve], seconds: float, file: Path) -> None:
-    """Writes an SVG, one panel per algorithm. The same arrivals give the same file."""
+    """Writes an SVG with one panel per algorithm. The same arrivals give the same file."""
     rows = -(-len(curves) // COLUMNS)
     width, height = PANEL_INCHES
     with mpl.rc_context({"svg.hashsalt": "llmqueue", "svg.fonttype": "none", "font.size": 8}):
@@ -67,6 +67,6 @@ def _draw(axes: Axes, curve: Curve, seconds: float) -> None:
 
 
 def _peaks(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    """The highest point of every second: a small file that leaves no peak out."""
+    """Returns the highest point of every second, which keeps the file small without losing a peak."""
     per_second = round(1 / EVERY_S)
     return [max(points[at : at + per_second], key=itemgetter(1)) for at in range(0, len(points), per_second)]

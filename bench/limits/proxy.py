@@ -1,9 +1,9 @@
-"""The way from a worker to the backend: holds the first bytes of each request back for up to MOST_S seconds.
+"""The network between a worker and the backend: delays the first bytes of each request by up to MOST_S seconds.
 
     python -m bench.limits.proxy UPSTREAM_PORT MOST_S
 
-A provider is some network away, and how far differs from call to call. The worker has sent the call by then: what
-happens here is beyond its check.
+The network delay to a provider differs from call to call. It comes after the worker has sent the call and checked the
+grant, so the worker cannot see it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def serve(upstream_port: int, most_s: float) -> None:
             asyncio.create_task(way.down(far_reader, writer)),
         ]
         try:
-            # Who leaves ends both: a worker that gave up a call, or a backend that closed.
+            # The end of one direction ends both: a worker that aborts a call, or a backend that closes.
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for direction in directions:

@@ -1,8 +1,8 @@
-"""The adapter of the workers that are measured: llmqueue's own, in a process that things happen to.
+"""The adapter of the measured workers: llmqueue's own, in a process with faults.
 
-Every 20 to 40 s the event loop stands still for a second, as under a long collection of garbage or on a starved
-machine. And when the file FREEZE appears, the process stops itself (SIGSTOP) before it sends a call of the model that
-the file names, with the grants of that claim in its hand, until somebody sends SIGCONT.
+Every 20 to 40 s the event loop stalls for a second, as during a long garbage collection or on an overloaded machine.
+When the file FREEZE appears, the process stops itself (SIGSTOP) before it sends a call of the model that the file
+names, while it holds the grants of that claim, until it gets a SIGCONT.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STALLED = "stalled"  # a line of the output for each
 
 
 class StallingBackend:
-    """Calls like any other, but not always when it would like to."""
+    """Calls like the backend that it wraps, but sometimes late."""
 
     def __init__(self, backend: Backend, freeze: Path) -> None:
         self._backend = backend

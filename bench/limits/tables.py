@@ -1,4 +1,4 @@
-"""Tables, figures and targets of the page, from what was found."""
+"""Tables, figures and targets of the page, from the results."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from bench.limits.fleet import FREEZE_S, Freeze, Run
-from bench.limits.judge import Refusal
-from bench.limits.page import Target, prose
+from bench.limits.judge import Verdict
+from bench.limits.page import Target
 from bench.limits.tokens import Found
-from bench.parts import table
+from bench.parts import prose, table
 
 MINUTE_KINDS = ("sliding", "bucket", "minute")
 SHORT_KINDS = {"10 s": "ten-seconds", "1 s": "second"}
-KINDS = {**{kind: kind for kind in MINUTE_KINDS}, **SHORT_KINDS}  # how each is called here, and by the simulator
+KINDS = {**{kind: kind for kind in MINUTE_KINDS}, **SHORT_KINDS}  # the names here, and those of the fake backend
 
 
-def verdicts(found: Mapping[str, Refusal]) -> str:
+def verdicts(found: Mapping[str, Verdict]) -> str:
     head = ("model", "R", "calls", "use", "worst 60 s", "windows over", *(f"429s: {name}" for name in KINDS))
     rows = [
         (name, v.rpm, f"{v.calls:,}", f"{v.use:.2%}", f"{v.worst:,}", v.over, *_refused(v)) for name, v in found.items()
@@ -24,14 +24,14 @@ def verdicts(found: Mapping[str, Refusal]) -> str:
     return table(head, rows)
 
 
-def compared(found: Sequence[tuple[str, str, Refusal]]) -> str:
-    """Of (algorithm, who has it, verdict)."""
+def compared(found: Sequence[tuple[str, str, Verdict]]) -> str:
+    """Returns the table of (algorithm, its users, verdict)."""
     head = ("algorithm", "as in", "use", "worst 60 s", "windows over", *(f"429s: {name}" for name in KINDS))
     rows = [(name, who, f"{v.use:.1%}", f"{v.worst:,}", f"{v.over:,}", *_refused(v)) for name, who, v in found]
     return table(head, rows)
 
 
-def _refused(verdict: Refusal) -> list[str]:
+def _refused(verdict: Verdict) -> list[str]:
     return [f"{verdict.refused[kind]:,}" for kind in KINDS.values()]
 
 
@@ -55,8 +55,8 @@ def token_modes(found: Sequence[Found]) -> str:
 
 
 def freezes(planned: Sequence[Freeze]) -> str:
-    said = [f"after {f.at_s / 60:.1f} min one whose lease is {f.lease_s:g} s" for f in planned]
-    return f"A worker is stopped (SIGSTOP) for {FREEZE_S:g} s with grants in its hand: {', then '.join(said)}."
+    each = [f"after {f.at_s / 60:.1f} min one with a lease of {f.lease_s:g} s" for f in planned]
+    return f"A worker that holds grants is stopped (SIGSTOP) for {FREEZE_S:g} s: {', '.join(each)}."
 
 
 def facts(run: Run) -> str:
@@ -64,16 +64,16 @@ def facts(run: Run) -> str:
     beyond = sum(seconds > run.guard_s for seconds in run.arrived_after_s)
     cpu = ", ".join(f"{kind} {seconds / run.end_s:.2f}" for kind, seconds in sorted(run.cpu_s.items()))
     return prose(
-        f"""{calls:,} calls, {run.stalls} stalls of a second, {run.late_grants:,} grants given back unsent because they
-        were late, {run.lost} attempts lost with their worker. Grants in the hand of a frozen worker:
-        {given_back(run)}. From the grant to the first byte {_spread(run.sent_after_s)}; from the grant to the arrival
-        at the backend {_spread(run.arrived_after_s)}, for {beyond:,} calls more than the guard. CPU in cores: {cpu}."""
+        f"""{calls:,} calls, {run.stalls} stalls of a second, {run.late_grants:,} grants returned unsent because they
+        were late, {run.lost} attempts lost with their worker. Grants of a frozen worker: {grants_of_frozen(run)}.
+        From the grant to the first byte {_spread(run.sent_after_s)}; from the grant to the arrival at the backend
+        {_spread(run.arrived_after_s)}, for {beyond:,} calls more than the guard. CPU in cores: {cpu}."""
     )
 
 
-def given_back(run: Run) -> str:
+def grants_of_frozen(run: Run) -> str:
     return "; ".join(
-        f"{f.given_back} given back, {f.swept} swept, {f.arrived} sent (lease {f.lease_s:g} s)" for f in run.frozen
+        f"{f.returned} returned, {f.swept} swept, {f.arrived} sent (lease {f.lease_s:g} s)" for f in run.frozen
     )
 
 
@@ -86,8 +86,8 @@ def _spread(seconds: Sequence[float]) -> str:
 # --- targets ----------------------------------------------------------------------------------------------------
 
 
-def minute_targets(what: str, found: Mapping[str, Refusal], least_use: float) -> list[Target]:
-    """0 over, nothing refused by anybody who judges by the minute, and the least use, of each model."""
+def minute_targets(what: str, found: Mapping[str, Verdict], least_use: float) -> list[Target]:
+    """Returns the targets of each model: no window over, no refusal of a provider by the minute, and the least use."""
     over = sum(v.over for v in found.values())
     refused = sum(v.refused[kind] for v in found.values() for kind in MINUTE_KINDS)
     lowest = min(v.use for v in found.values())
@@ -99,7 +99,7 @@ def minute_targets(what: str, found: Mapping[str, Refusal], least_use: float) ->
     ]
 
 
-def short_targets(window: str, found: Mapping[str, Refusal], least_use: float) -> list[Target]:
+def short_targets(window: str, found: Mapping[str, Verdict], least_use: float) -> list[Target]:
     refused = sum(v.refused[SHORT_KINDS[window]] for v in found.values())
     lowest = min(v.use for v in found.values())
     return [
@@ -109,9 +109,9 @@ def short_targets(window: str, found: Mapping[str, Refusal], least_use: float) -
 
 
 def freeze_target(run: Run) -> Target:
-    """Given back where the lease outlives the freeze, else swept with the worker; never sent."""
+    """Returns the target: returned if the lease outlives the freeze, else swept with the worker; never sent."""
     is_met = all(
-        frozen.arrived == 0 and (frozen.given_back if frozen.lease_s > FREEZE_S else frozen.swept) > 0
+        frozen.arrived == 0 and (frozen.returned if frozen.lease_s > FREEZE_S else frozen.swept) > 0
         for frozen in run.frozen
     )
-    return Target("late grants of a frozen worker", "given back unsent", given_back(run), is_met)
+    return Target("late grants of a frozen worker", "returned unsent", grants_of_frozen(run), is_met)

@@ -1,8 +1,8 @@
-"""Real token counts through each token_mode, with the SQL that is shipped and the clock in our hand.
+"""Real token counts through each token_mode, with the shipped SQL and a simulated clock.
 
-The counts are those of the Azure LLM inference trace (conversations, CC BY 4.0, Patel et al., Splitwise, ISCA 2024);
-the trace is no part of the project and only what is computed from it is published. It has no prompts: one is made of as
-many bytes as such a prompt has, four per token give or take 15 %, so that estimates are wrong as they are in life.
+The counts are those of the Azure LLM inference trace (conversations, CC BY 4.0, Patel et al., Splitwise, ISCA 2024).
+The trace is not part of the project; only results computed from it are published. It has no prompts, so each prompt
+here gets four bytes per token, ± 15 %, which makes estimates as wrong as real ones.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from llmqueue.forecast.timeline import Timeline
 from llmqueue.types import Grant, Usage
 from llmqueue.worker.maintenance import CALIBRATE_S
 
-TRACE = "BENCH_AZURE_TRACE"  # the environment variable that names another place
+TRACE = "BENCH_AZURE_TRACE"  # the environment variable that names another file
 USUAL_PLACE = Path(__file__).parents[2].parent / "shared" / "data" / "azure_conv.csv.gz"
 WINDOW_S = 60.0
-MAX_OUTPUT = 1000  # the longest answer of the trace: what its callers would have had to allow
+MAX_OUTPUT = 1000  # the longest answer of the trace, which its callers would have had to allow
 BYTES_PER_TOKEN = 4.0
 SPREAD = 0.15
-# Latency of an answer: the first token, and so many seconds for each further one.
+# Latency of an answer: the time to the first token, and the time per token.
 FIRST_S = 0.5
 PER_TOKEN_S = 0.03
-WARM_S = 180.0  # until what is learned is learned; not judged
+WARM_S = 180.0  # the time in which estimates are learned; it is not judged
 OUTPUT_SHARE = 0.22  # output_tpm of tpm, about as in the trace's first half hour: both limits bind at times
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A token_mode, and for `actual` what is reserved for the answer: by SQL that runs after each calibration."""
+    """A token_mode. For `actual`, SQL that runs after each calibration decides the tokens reserved for the answer."""
 
     name: str
     reserved: str
@@ -73,21 +73,21 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A call: what was charged when it was sent, and what that became when the usage was known."""
+    """A call: its charge when it was sent, and its corrected charge when the usage was known."""
 
     at_s: float
     known_s: float
     charged: int
     final: int
-    used: int  # what it really used of what the limit is on
+    used: int  # the tokens that it really used, of the kind that the limit counts
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One mode at one limit; shares are of the limit, over all windows of 60 s.
+    """One mode at one limit; shares are shares of the limit, over all windows of 60 s.
 
-    `over`: windows in which more was charged than the limit. `worst`: the fullest by what the mode counts once the
-    usage is known. `overshoot`: what the calls of a window used beyond their charges.
+    `over` counts the windows with more charged than the limit. `worst` is the fullest window by the corrected charges.
+    `overshoot_*` is what the calls of a window used beyond their charges.
     """
 
     what: str
@@ -100,11 +100,11 @@ class Found:
     worst: float
     overshoot_mean: float
     overshoot_worst: float
-    under_reserved: float  # share of calls that used more than was charged
+    under_reserved: float  # the share of calls that used more than their charge
 
 
 def read_trace() -> list[Prompt] | None:
-    """The calls of the trace in its order, None where it is not there."""
+    """Returns the calls of the trace in their order, or None if the file is missing."""
     path = Path(os.environ.get(TRACE) or USUAL_PLACE)
     if not path.exists():
         return None
@@ -119,7 +119,7 @@ def read_trace() -> list[Prompt] | None:
 
 
 def measure(server: str, mode: Mode, tpm: int, trace: Sequence[Prompt], seconds: float) -> list[Found]:
-    """Lets two workers send for that long after the warm-up, and judges what was charged; `split` has two limits."""
+    """Lets two workers send for `seconds` after the warm-up and judges the charges; `split` has two limits."""
     columns: dict[str, object] = {"token_mode": mode.token_mode, "tpm": tpm, "max_output": MAX_OUTPUT}
     if mode.token_mode == "split":
         columns["output_tpm"] = round(tpm * OUTPUT_SHARE)
@@ -146,7 +146,7 @@ def measure(server: str, mode: Mode, tpm: int, trace: Sequence[Prompt], seconds:
 
 
 def _fill(conn: Connection, trace: Sequence[Prompt], input_tokens: float) -> list[Prompt]:
-    """As many prompts as that many tokens allow at the most; the trace begins anew where it ends."""
+    """Inserts and returns prompts with `input_tokens` tokens in all; repeats the trace if it is too short."""
     prompts, left = [], input_tokens
     for prompt in cycle(trace):
         if left <= 0:
@@ -179,7 +179,7 @@ def _plan_learning(conn: Connection, timeline: Timeline, mode: Mode) -> None:
 
 
 def _charges(conn: Connection, token_mode: str) -> tuple[list[Charge], list[Charge]]:
-    """What was charged against tpm, and against output_tpm, in the order of sending."""
+    """Returns the charges against tpm, and those against output_tpm, in the order of sending."""
     rows = conn.execute(
         """
         select extract(epoch from a.sent_at - %s)::float8, extract(epoch from a.ended_at - %s)::float8,
@@ -229,5 +229,5 @@ def _judge(what: str, reserved: str, limit: int, charges: Sequence[Charge], *, f
 
 
 def _held(charge: Charge, at_s: float) -> int:
-    """What it holds of the limit at that time: its charge, and less once it is known that it used less."""
+    """Returns the tokens that the call holds at that time: its charge, or less once its lower usage is known."""
     return min(charge.charged, charge.final) if charge.known_s <= at_s else charge.charged

@@ -1,4 +1,4 @@
-"""Peers, each in an environment of its own under .venv-peers, configured as they recommend for throughput."""
+"""Peers, each in its own environment under .venv-peers, configured as their documentation recommends for throughput."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENVIRONMENTS = HERE.parents[1] / ".venv-peers"
 
 @dataclass(frozen=True)
 class Peer:
-    """`left` is a query, in the language of the peer's server, that finds jobs until the end of the last is written."""
+    """A peer. `left` is a query, in the language of its server, that finds jobs until the last end is written."""
 
     title: str
     command: Sequence[str]
@@ -27,7 +27,7 @@ class Peer:
     server: servers.Start = servers.postgres
 
     def fill(self, url: str, jobs: int) -> None:
-        """Installs the peer into a fresh server and adds jobs that do nothing."""
+        """Installs the peer into a fresh server and adds no-op jobs."""
         subprocess.run([*self.command, "fill", url, str(jobs)], check=True, cwd=HERE)
 
     def trickle(self, url: str, jobs: int) -> None:
@@ -35,10 +35,10 @@ class Peer:
         subprocess.run([*self.command, "trickle", url, str(jobs)], check=True, cwd=HERE)
 
     def work(self, url: str, verb: str = "work") -> subprocess.Popen[str]:
-        """Starts a worker, which runs until killed.
+        """Starts a worker, which runs until it is killed.
 
         It prints the time of its first job and of every hundredth after it (seconds of time.time()); with "wait", for
-        jobs of a trickle, how many seconds each has waited.
+        jobs of a trickle, the seconds that each has waited.
         """
         command = [*self.command, verb, url, *self.options]
         return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -73,7 +73,7 @@ def pgboss() -> Peer:
     return Peer(
         "pg-boss, batches of 500, two at a time",
         _node("pgboss_worker.mjs"),
-        # It keeps what is done: in the order of its index, or the whole table is read each time.
+        # It keeps finished jobs: without the order of its index, each query would read the whole table.
         "select 1 from pgboss.job where name = 'noop' and state in ('created', 'retry', 'active')"
         " order by name, state limit 1",
     )
@@ -83,7 +83,7 @@ def celery() -> Peer:
     return Peer(
         "Celery on Redis, a thread per core",
         [python("celery"), str(HERE / "celery_worker.py")],
-        # On its way from one to the other a job is in neither, but then those prefetched before it are in the second.
+        # A job that moves from the first to the second is in neither, but earlier prefetched jobs are in the second.
         "return redis.call('llen', 'celery') + redis.call('hlen', 'unacked')",
         server=servers.redis(),
     )
@@ -93,14 +93,14 @@ def taskiq() -> Peer:
     return Peer(
         "taskiq on Redis streams, 100 at a time",
         [python("taskiq"), str(HERE / "taskiq_worker.py")],
-        # Pending: handed out and not acknowledged. Lag: not handed out yet.
+        # pending: delivered and not acknowledged; lag: not delivered yet
         "local group = redis.call('xinfo', 'groups', 'taskiq')[1]; return group[6] + group[12]",
         server=servers.redis(),
     )
 
 
 def _node(program: str) -> Sequence[str]:
-    """Makes the environment of the Node.js peers, with a Node.js of its own, when it is not there."""
+    """Creates the environment of the Node.js peers, with its own Node.js, if it is missing. Returns the command."""
     folder = ENVIRONMENTS / "node"
     interpreter = folder / "node_modules" / ".bin" / "node"
     package, made_from = HERE / "package.json", folder / "package.json"
@@ -114,7 +114,7 @@ def _node(program: str) -> Sequence[str]:
 
 
 def python(name: str) -> str:
-    """Makes the environment of a Python peer when it is not there. Returns its interpreter."""
+    """Creates the environment of a Python peer if it is missing. Returns its interpreter."""
     folder = ENVIRONMENTS / name
     interpreter = folder / "bin" / "python"
     requirements = HERE / f"requirements-{name}.txt"

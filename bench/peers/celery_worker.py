@@ -1,8 +1,8 @@
-"""Celery in an environment of its own: `fill URL N` adds N jobs, `work URL` runs them.
+"""Celery in its own environment: `fill URL N` adds N jobs, `work URL` runs them.
 
-As its documentation recommends for many short tasks: a large prefetch multiplier, no results kept. Threads, as many as
-cores: for jobs that do nothing they were no slower than processes or gevent, and took less CPU. Acknowledged late, so
-that a job is on the server until it has ended, as with the other peers.
+Configured as its documentation recommends for many short tasks: a large prefetch multiplier, no results. One thread per
+core: for no-op jobs threads were no slower than processes or gevent, and took less CPU. Late acknowledgement, so that a
+job stays on the server until it has ended, as with the other peers.
 """
 
 import os

@@ -1,6 +1,6 @@
-// Graphile Worker in an environment of its own: `fill DSN N` installs it and adds N jobs, `trickle DSN N` adds N one by one,
+// Graphile Worker in its own environment: `fill DSN N` installs it and adds N jobs, `trickle DSN N` adds N one by one,
 // `work DSN [batched]` runs them and `wait DSN [batched]` those of a trickle. `batched`: local queue and batched
-// completion, as in its own performance test. What is printed: as in say.py.
+// completion, as in its own performance test. It prints the same lines as say.py.
 import { setTimeout } from "node:timers/promises";
 import { Logger, run, runMigrations } from "graphile-worker";
 import pg from "pg";

@@ -1,5 +1,5 @@
-// pg-boss in an environment of its own: `fill DSN N` installs it and adds N jobs, `work DSN` runs them.
-// As its documentation recommends for throughput: large batches, the next fetched at once while they come full.
+// pg-boss in its own environment: `fill DSN N` installs it and adds N jobs, `work DSN` runs them.
+// Configured as its documentation recommends for throughput: large batches, and the next one at once after a full one.
 import { PgBoss } from "pg-boss";
 
 const [verb, connectionString, jobs] = process.argv.slice(2);

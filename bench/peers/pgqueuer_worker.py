@@ -1,7 +1,7 @@
-"""PgQueuer in an environment of its own: `fill DSN N` installs it and enqueues N jobs, `trickle DSN N` enqueues N one
-by one, `work DSN` runs them and `wait DSN` those of a trickle.
+"""PgQueuer in its own environment: `fill DSN N` installs it and enqueues N jobs, `trickle DSN N` enqueues N one by one,
+`work DSN` runs them and `wait DSN` those of a trickle.
 
-As its documentation recommends for throughput: asyncpg, batches of 100.
+Configured as its documentation recommends for throughput: asyncpg, batches of 100.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Procrastinate in an environment of its own: `fill DSN N` installs it and defers N jobs, `trickle DSN N` defers N one
-by one, `work DSN` runs them and `wait DSN` those of a trickle."""
+"""Procrastinate in its own environment: `fill DSN N` installs it and defers N jobs, `trickle DSN N` defers N one by
+one, `work DSN` runs them and `wait DSN` those of a trickle."""
 
 import asyncio
 import sys

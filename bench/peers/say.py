@@ -1,4 +1,4 @@
-"""What the programs of the Python peers share: when jobs are added, and what a worker prints of those it has begun."""
+"""Functions that the programs of the Python peers share: the pace of a trickle, and what a worker prints."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ _jobs = 0
 
 
 async def moments(jobs: int) -> AsyncIterator[str]:
-    """The time, once for each job of a trickle, which carries it."""
+    """Yields the time for each job of a trickle; the job carries it."""
     for _ in range(jobs):
         yield repr(time.time())
         await asyncio.sleep(GAP_S)
@@ -27,6 +27,6 @@ def begun() -> None:
 
 
 def waited(added_at: str) -> None:
-    """Prints for how many seconds a job of a trickle has waited."""
+    """Prints the seconds that a job of a trickle has waited."""
     sys.stdout.write(f"{time.time() - float(added_at)}\n")
     sys.stdout.flush()

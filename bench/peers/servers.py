@@ -1,4 +1,4 @@
-"""What a peer keeps its jobs in: a fresh server for each drain, asked what is left and what it has cost."""
+"""The servers in which peers keep their jobs: a fresh one for each drain, with remaining jobs and CPU time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Server(Protocol):
     def url(self) -> str: ...
 
     def settle(self) -> None:
-        """Once the jobs are added."""
+        """Prepares the server once the jobs are added."""
 
     def has(self, left: LiteralString) -> bool:
-        """Whether the query, in the server's own language, finds any jobs."""
+        """Returns whether the query, in the server's own language, finds any jobs."""
 
     def cpu_s(self) -> float: ...
 
@@ -44,7 +44,7 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """A URL is all that some take; the host may be the folder of a socket."""
+        """The URL, because some peers accept nothing else; the host may be the folder of a socket."""
         info = self.conn.info
         place = urlencode({"host": info.host, "port": info.port}, safe="/")
         return f"postgresql://{info.user}@/{info.dbname}?{place}"
@@ -53,7 +53,7 @@ class Postgres:
         self.conn.execute("vacuum analyze")
 
     def has(self, left: LiteralString) -> bool:
-        """A query in SQL, which has a row while jobs are left."""
+        """Takes a query in SQL that returns a row while jobs are left."""
         return self.conn.execute(left).fetchone() is not None
 
     def cpu_s(self) -> float:
@@ -80,7 +80,7 @@ class Redis:
         pass
 
     def has(self, left: LiteralString) -> bool:
-        """A script in Lua, which returns how many jobs are left."""
+        """Takes a script in Lua that returns the number of jobs left."""
         words = ("EVAL", left, "0")
         self.conn.sendall("".join([f"*{len(words)}\r\n", *(f"${len(word)}\r\n{word}\r\n" for word in words)]).encode())
         reply = self.conn.recv(4096)
@@ -93,7 +93,7 @@ class Redis:
 
 
 def redis() -> Start:
-    """Of the system, which has to have one; nothing of it is on disk."""
+    """Uses the system's redis-server, which has to be installed, without persistence."""
     program = shutil.which("redis-server")
     if program is None:
         raise SystemExit("redis-server is not installed: apt-get install redis-server")

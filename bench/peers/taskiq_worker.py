@@ -1,7 +1,7 @@
-"""taskiq in an environment of its own: `fill URL N` adds N jobs, `work URL` runs them.
+"""taskiq in its own environment: `fill URL N` adds N jobs, `work URL` runs them.
 
-As its documentation recommends: streams, for jobs that are acknowledged, prefetched as for many messages; uvloop, no
-results kept.
+Configured as its documentation recommends: streams with acknowledgement, prefetching for many messages, uvloop, no
+results.
 """
 
 import asyncio
@@ -31,6 +31,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "fill":
         asyncio.run(fill(int(sys.argv[3])))
     else:
-        # taskiq's own program imports this file anew, and gives it no arguments.
+        # taskiq's own program imports this file again and gives it no arguments.
         command = [sys.executable, "-m", "taskiq", "worker", *OPTIONS, "taskiq_worker:broker"]
         os.execve(sys.executable, command, {**os.environ, "TASKIQ_URL": sys.argv[2]})

@@ -1,3 +1,3 @@
-"""llmqueue: large numbers of LLM tasks from a Postgres table, as fast as the quotas allow and never faster."""
+"""llmqueue runs large numbers of LLM tasks from a Postgres table, as fast as the quotas allow and never faster."""
 
 __version__ = "0.1.0"

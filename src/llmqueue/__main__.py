@@ -1,4 +1,4 @@
-"""`python -m llmqueue`."""
+"""Runs the command line: `python -m llmqueue`."""
 
 from llmqueue.cli import main
 

@@ -1,17 +1,19 @@
 """The errors of llmqueue.
 
-LlmqueueError                     message says what, where and what to do; exit_code
+LlmqueueError                     base; the message names what failed, where, and the remedy; has an exit code
  ├─ UsageError                    2  wrong option, setting or input
- └─ Failure                       1  the thing asked for failed
+ └─ Failure                       1  the requested action failed
      ├─ DatabaseUnreachable          down, starting, or no route to it; a worker waits for it
-     │   ├─ DatabaseUnable           it answers, but cannot write now: read-only, a standby, no space; waited for too
-     │   └─ DatabaseSilent             a statement was not answered in time: it may be too large, or the connection dead
+     │   ├─ DatabaseUnable           it answers but cannot write now (read-only, a standby, no space); a worker waits
+     │   └─ DatabaseSilent           a statement had no answer in time: it is too large, or the connection is dead
      ├─ DatabaseRefused              wrong password, missing database or role
      ├─ NotInitialised               `llmqueue init` has not run, or has not finished
      ├─ SchemaTooNew                 a newer llmqueue has upgraded the schema
      ├─ AdoptionRefused              the table cannot be adopted as it is
-     └─ SqlError                     a statement failed; by SQLSTATE when our own SQL raised it (LQ001 …)
-         └─ SchemaOutgrown           … because a newer llmqueue has upgraded the schema under a running worker
+     └─ SqlError                     a statement failed; has its SQLSTATE (LQ001 … if our own SQL raised it)
+         ├─ WrongIsolation           LQ001: claim() outside READ COMMITTED
+         ├─ UnknownWorker            LQ002: the worker is not registered, or was swept
+         └─ SchemaOutgrown           a newer llmqueue has upgraded the schema under a running worker
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import ClassVar
 
 
 class LlmqueueError(Exception):
-    """The base of all errors shown to a user as one message without a traceback."""
+    """The base of all errors that the user sees as one message without a traceback."""
 
     exit_code: ClassVar[int] = 1
 
@@ -62,7 +64,7 @@ class AdoptionRefused(Failure):
 
 
 class SqlError(Failure):
-    """A statement failed though the database answers (a deadlock, no space, no right): worth another try later."""
+    """A statement failed although the database answers (a deadlock, no space, no right); retry it later."""
 
     sqlstate: str = "LQ000"
 
@@ -72,19 +74,19 @@ class SqlError(Failure):
 
 
 class WrongIsolation(SqlError):
-    """claim() runs under READ COMMITTED only (design I1)."""
+    """claim() ran outside READ COMMITTED (I1)."""
 
     sqlstate = "LQ001"
 
 
 class UnknownWorker(SqlError):
-    """The worker is not registered, or was swept; it registers anew."""
+    """The worker is not registered, or was swept; it has to register again."""
 
     sqlstate = "LQ002"
 
 
 class SchemaOutgrown(SqlError):
-    """A statement of a running worker failed, and a newer llmqueue has upgraded the schema: it has to end, in order."""
+    """A worker's statement failed because a newer llmqueue has upgraded the schema; the worker has to drain and end."""
 
 
 BY_SQLSTATE: dict[str, type[SqlError]] = {c.sqlstate: c for c in (WrongIsolation, UnknownWorker)}

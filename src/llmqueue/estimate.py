@@ -1,8 +1,8 @@
-"""The worker's estimate of input tokens, by kinds of characters: no tokenizer, no download.
+"""The worker's estimate of input tokens, by classes of characters. It needs no tokenizer and no download.
 
-The database charges by bytes, which is all it has time for under the model's lock. This is closer to what providers
-count, for code and for languages that need more than a byte per character. What is left over is constant enough per
-model to be learned from the usage of its answers (`char_class_ratio`).
+The database charges by bytes, which is all that it has time for under the model's lock. This estimate is closer to
+what providers count, for code and for languages with several bytes per character. The remaining error is nearly
+constant per model, so the database learns it from the usage of answers (`char_class_ratio`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from llmqueue.types import Json
 LIGHT_TOKENS = 1 / 4
 HEAVY_TOKENS = 1 / 2
 FOREIGN_TOKENS = 1
-# what a provider puts around a prompt
+# tokens that a provider adds to each prompt
 FRAME_TOKENS = 8
 
 _LIGHT = (string.ascii_letters + string.whitespace).encode()
 
 
 def estimate_input_tokens(prompt: Json) -> int:
-    """Returns the estimate for a prompt: text, or JSON, which counts as its text does. 150 kB take 0.1 ms."""
+    """Returns the estimate for a prompt: text, or JSON, which is estimated as text. 150 kB take 0.1 ms."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-    # Counted by C code only: what is left when the others are taken out.
+    # Counts with C code only: removes one class of characters and measures the rest.
     in_ascii = text.encode("ascii", "ignore")
     foreign = len(text) - len(in_ascii)
     heavy = len(in_ascii.translate(None, _LIGHT))

@@ -1,8 +1,8 @@
 """Settings: environment variables that begin with LLMQUEUE_, and the same names in a file `.env`.
 
-`load_settings()` is the only way in: what it returns is checked, what it refuses it names with the remedy. The
-fields of `Settings` are the whole list and docs/configuration.md is generated from them, so each says what it is for
-(`description`) and what it takes (`must`: the end of the sentence "LLMQUEUE_CONCURRENCY must …").
+`load_settings()` is the only entry: it checks every value, and its errors name the setting and the remedy. The fields
+of `Settings` are the complete list. docs/configuration.md is generated from them, so each field has its purpose
+(`description`) and its allowed values (`must`: the end of the sentence "LLMQUEUE_CONCURRENCY must …").
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 PREFIX = "LLMQUEUE_"
 DOTENV = ".env"
 
-# Designed, and refused with a word of its own until it is there.
+# Planned settings; each is refused with a message of its own until it exists.
 NOT_YET = frozenset({"METRICS_PORT"})
 
-# Kubernetes injects the first two for a Service named llmqueue; the third is our own test suite's.
+# Kubernetes injects the first two for a Service named llmqueue; our test suite uses the third.
 NOT_OURS = re.compile(r"LLMQUEUE_(PORT|SERVICE|TEST)(_.*)?")
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-# Credentials of a URL, also where the @ is missing, and the next line of a .env that lost its line end.
+# Credentials in a URL, also where the @ is missing, and the next line of a .env file without a line end.
 SECRET_INSIDE = re.compile(rf"@|//[^/?#]*:(?!\d*(?:[/?#]|$))|{PREFIX}", re.IGNORECASE)
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -59,8 +59,8 @@ def parse_duration(value: object) -> object:
 def default_home() -> Path:
     """The user's data folder; for root /var/lib/llmqueue.
 
-    PostgreSQL refuses to run as root, so root's embedded server runs as a user of its own, which cannot enter
-    root's home folder; and opening that folder to everybody is not ours to do.
+    PostgreSQL refuses to run as root, so the embedded server of root runs as another user. That user cannot enter
+    root's home folder, and llmqueue must not open that folder to everybody.
     """
     return Path("/var/lib/llmqueue") if os.geteuid() == 0 else platformdirs.user_data_path("llmqueue")
 
@@ -69,7 +69,7 @@ def _dsn(value: SecretStr) -> SecretStr:
     try:
         conninfo_to_dict(value.get_secret_value())
     except psycopg.Error:
-        # Not chained: libpq's message may quote a part of the password.
+        # Not chained: the message of libpq may quote a part of the password.
         raise ValueError("not a connection string") from None
     return value
 
@@ -80,7 +80,7 @@ def _http_url(value: str) -> str:
         raise ValueError("not an http URL")
     if parts.username is not None or parts.password is not None:
         raise ValueError("credentials belong into LLMQUEUE_BACKEND_TOKEN")
-    _ = parts.port  # a ValueError when it is not a number
+    _ = parts.port  # raises a ValueError if it is not a number
     return value.rstrip("/")
 
 
@@ -117,7 +117,7 @@ def _lower(value: object) -> object:
 def _folder(value: Path) -> Path:
     try:
         return value.expanduser().absolute()
-    except RuntimeError:  # the ~ of a user who is not there
+    except RuntimeError:  # the ~ of a user who does not exist
         raise ValueError("no such user") from None
 
 
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         env_file=DOTENV,
         env_file_encoding="utf-8",
         env_ignore_empty=True,  # compose files pass `LLMQUEUE_X: ${X:-}`
-        extra="ignore",  # unknown names are found by _unknown_names(), which can suggest the right one
+        extra="ignore",  # _unknown_names() finds unknown names and suggests the right ones
         frozen=True,
     )
 
@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     )
     listen_url: Dsn | None = Field(
         default=None,
-        description="a direct connection for LISTEN when DATABASE_URL goes through a pooler",
+        description="a direct connection for LISTEN, if DATABASE_URL goes through a pooler",
         json_schema_extra=_DSN,
     )
     backend_url: Annotated[str, AfterValidator(_http_url)] = Field(
@@ -208,8 +208,8 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         default=1000,
         ge=1,
-        description="calls that one worker holds in flight at most; a tenth of them (from 2 on at least one) is "
-        "kept for hot tasks (priority 100 and more)",
+        description="most calls that one worker holds in flight; a tenth of them (at least one, if there are two or "
+        "more) is reserved for hot tasks (priority 100 and more)",
         json_schema_extra={"must": "be a whole number of at least 1"},
     )
     lease_s: float = Field(
@@ -232,7 +232,8 @@ class Settings(BaseSettings):
         ge=0,
         le=10,
         allow_inf_nan=False,
-        description="a call is sent within this time after its grant, or given back; part of the sliding window",
+        description="time that the ledger allows between the grant of a call and its arrival at the backend; the "
+        "worker sends a call within two fifths of it or returns the grant",
         json_schema_extra={"must": "be a number of seconds from 0 to 10"},
     )
     keep_attempts: Annotated[timedelta, BeforeValidator(_time_to_keep)] = Field(
@@ -247,19 +248,19 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(
         default="info",
-        description="the least level that is logged",
+        description="the lowest level that is logged",
         json_schema_extra={"must": "be debug, info, warning or error"},
     )
     home: Annotated[Path, AfterValidator(_folder)] = Field(
         default_factory=default_home,
-        description="folder of the spill (answers that a worker has while its database is away), and of the "
+        description="folder of the spill files (answers of a worker that its database cannot take now) and of the "
         "embedded PostgreSQL",
         json_schema_extra={"must": "be the path of a folder"},
     )
 
 
 def load_settings() -> Settings:
-    """Reads and checks the settings; raises UsageError that names each wrong one, never its value if secret."""
+    """Reads and checks the settings. Raises UsageError that names each wrong setting, but never a secret value."""
     if wrong := _unknown_names():
         raise UsageError("\n".join(wrong))
     try:
@@ -284,13 +285,13 @@ def _unknown_names() -> list[str]:
 def _unknown(name: str, ours: set[str]) -> str:
     if name.removeprefix(PREFIX) in NOT_YET:
         return f"{name} is not available in this version"
-    # without the prefix, which makes all names look alike
+    # without the prefix, which would make all names similar
     near = get_close_matches(name.removeprefix(PREFIX), [own.removeprefix(PREFIX) for own in ours], n=1, cutoff=0.7)
     return f"unknown setting {name}" + (f"; did you mean {PREFIX}{near[0]}?" if near else "")
 
 
 def _explain(error: ErrorDetails) -> str:
-    """`LLMQUEUE_CONCURRENCY: must be a whole number of at least 1 (got 'x')`; a secret's value is left out."""
+    """Returns `LLMQUEUE_CONCURRENCY: must be a whole number of at least 1 (got 'x')`, without the value of a secret."""
     name = str(error["loc"][0]).lower().removeprefix(PREFIX.lower())
     field = Settings.model_fields[name]
     extra = field.json_schema_extra

@@ -1,4 +1,4 @@
-"""The values that travel between the loops: what a claim gives, what a backend replies, how an attempt ends."""
+"""The values that the loops exchange: results of a claim, replies of a backend, ends of attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, dataclass_transform
 from uuid import UUID
 
-# The only place where Any is meant: JSON as it came.
+# The only intended use of Any: JSON as it was received.
 Json = Any
 TaskId = int | str | UUID
 _T = TypeVar("_T")
@@ -14,7 +14,10 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True)
 def value(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass to the type checker. A really frozen one takes three times as long to make: a task has ten."""
+    """Makes a dataclass that the type checker treats as frozen.
+
+    A really frozen one takes three times as long to create, and each task needs about ten of them.
+    """
     return dataclass(slots=True, unsafe_hash=True)(cls)
 
 
@@ -22,8 +25,8 @@ def value(cls: type[_T]) -> type[_T]:
 class Task:
     """A claimed task. `prompt` is text, or JSON when the user's column is json or jsonb; `params` is any JSON.
 
-    `unreadable` says why it cannot be sent, when its JSON is beyond what can be read. `tokens` is what it was charged,
-    `input_charge` the part of that for its input; None: the model has no limit on tokens.
+    `unreadable` is the reason why its JSON cannot be read and the task cannot be sent, else None. `tokens` is the
+    number of tokens charged, `input_charge` the input's part of it; both are None if the model has no token limit.
     """
 
     id: TaskId
@@ -40,17 +43,17 @@ class Task:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for all attempts of one start, another after a restart by hand."""
+        """The same for all attempts of a task; it changes when the task is restarted by hand."""
         return f"{self.id}:{self.restarts}"
 
 
-# How a model's tasks are sent: each in a call of its own, several in one, or as the worker sees fit.
+# How a model's tasks are sent: one per call, several per call, or as the worker decides.
 Dispatch = Literal["auto", "single", "batch"]
 
 
 @value
 class ClaimRow:
-    """A row of llmqueue.claim, as it comes."""
+    """A row of llmqueue.claim, unchanged."""
 
     model: str
     task_id: TaskId | None
@@ -76,16 +79,16 @@ class ClaimRow:
     epoch: int | None
 
 
-# Of the guard, what the worker has to send a call; the rest is for what the ways of two calls differ by.
+# The worker's part of the guard, for sending a call. The rest covers differences in network delay between two calls.
 SEND_PART = 0.4
 
 
 @value
 class Grant:
-    """Leave to send one call of `model` before `send_before` (this process's monotonic clock, seconds).
+    """Permission to send one call of `model` before `send_before` (seconds of this process's monotonic clock).
 
-    `char_class_ratio` is what our own estimate of the prompt is multiplied by; None: 1. A call may carry up to
-    `max_batch` tasks of one claim, if `dispatch` lets it.
+    The worker multiplies its own estimate of the prompt by `char_class_ratio` (None: 1). A call may carry up to
+    `max_batch` tasks of one claim, if `dispatch` allows it.
     """
 
     model: str
@@ -100,7 +103,7 @@ class Grant:
 
 @value
 class Room:
-    """How many more tasks may be started: `for_any` of any kind, and `for_hot` more that are hot."""
+    """How many more tasks may start: `for_any` of any kind, and `for_hot` more that are hot."""
 
     for_any: int
     for_hot: int
@@ -117,10 +120,11 @@ class Room:
 
 @value
 class Refusal:
-    """What a claim found for one model.
+    """Why one model gave no tasks, or no more tasks, in a claim.
 
-    `reason` is None when all slots were filled, else rpm, pace, burst, tpm, day, cooldown, concurrency, empty, paused,
-    contended or unknown; `retry_in_s` says when more may be had, None when only a wake or the poll can tell.
+    `reason` is None if all slots were filled, else rpm, pace, burst, tpm, day, cooldown, concurrency, empty, paused,
+    contended or unknown. `retry_in_s` is the time until the model may give more; None: only a wake-up or the poll can
+    show it.
     """
 
     model: str
@@ -130,35 +134,36 @@ class Refusal:
 
 @value
 class Claim:
-    """What one claim gave: tasks to send, and what it found for each model."""
+    """The result of one claim: tasks to send, and one refusal per model asked."""
 
     grants: tuple[Grant, ...]
     refusals: tuple[Refusal, ...]
-    # the database's clock minus ours: at least and at most, over this round trip; None if nothing was looked at
+    # least and greatest possible value of database clock minus our clock; None if the claim looked at no model
     clock_offset_s: tuple[float, float] | None
-    # JSON that only the database reads, for the next claim: whose turn it is; None: as before
+    # JSON for the next claim, which only the database reads; None: keep the previous one
     claim_state: str | None = None
-    # number of the database's epoch: another one after a failover or a restore that may have lost state
+    # number of the database's epoch; it changes after a failover or a restore that may have lost state
     epoch: int | None = None
 
 
 @value
 class Usage:
-    """What the backend counted; None: it did not say."""
+    """The tokens that the backend counted; None: it did not report them."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
 
 
-# --- what a backend replies -------------------------------------------------------------------------------------
+# --- replies of a backend ---------------------------------------------------------------------------------------
 
-# quota: 429; capacity: 503, 529; credentials: 401, 407; failures: half of its last calls ended in a 5xx or a reset
+# quota: 429; capacity: 503, 529; credentials: 401, 407; failures: half of the model's last calls ended in a 5xx or a
+# lost connection
 ThrottleKind = Literal["quota", "capacity", "credentials", "failures"]
 
 
 @value
 class Answer:
-    """200 with an answer: text, or JSON."""
+    """A 200 with an answer, which is text or JSON."""
 
     answer: Json
     usage: Usage
@@ -166,19 +171,19 @@ class Answer:
 
 @value
 class Late:
-    """The grant had run out before the first byte; nothing was sent."""
+    """The grant expired before the first byte; nothing was sent."""
 
 
 @value
 class Unreachable:
-    """No connection: the backend's fault; nothing was sent."""
+    """There is no connection, which is the backend's fault; nothing was sent."""
 
     message: str
 
 
 @value
 class Throttled:
-    """429, 503, 529 or 401: the model's. `retry_after_s` is None when it did not say."""
+    """The model refused the call: 429, 503, 529, 401 or 407. `retry_after_s` is None if the reply names no time."""
 
     kind: ThrottleKind
     error_class: str
@@ -188,7 +193,7 @@ class Throttled:
 
 @value
 class TransientError:
-    """Timeout, reset, another 5xx, an unreadable reply: the attempt's. The call may have been paid."""
+    """The attempt failed: a timeout, a reset, another 5xx, an unreadable reply. The call may have been paid for."""
 
     error_class: str
     message: str
@@ -196,7 +201,7 @@ class TransientError:
 
 @value
 class PermanentError:
-    """Another 4xx: the task's. No other try would help."""
+    """The task failed for good: another 4xx, which a retry would not change."""
 
     error_class: str
     message: str
@@ -205,7 +210,7 @@ class PermanentError:
 Reply = Answer | Late | Unreachable | Throttled | TransientError | PermanentError
 
 
-# --- how an attempt ends ----------------------------------------------------------------------------------------
+# --- ends of attempts -------------------------------------------------------------------------------------------
 
 
 @value
@@ -218,11 +223,11 @@ class Complete:
 
 @value
 class Retry:
-    """Run again after `delay_s`; `counts` says whether it uses up one of the task's attempts.
+    """Run the task again after `delay_s`; `counts` tells whether this consumes one of its attempts.
 
-    With a `refusal` the model has a cooldown of `pause_s`, or for as long as the database thinks fit when that is None,
-    and the task waits until that ends; `delay_s` is added. `may_be_backends`: a 5xx or a lost connection, which starts
-    another cooldown if the call was the model's probe.
+    With a `refusal` the database starts a cooldown of the model, for `pause_s` or, if that is None, for a time of its
+    own choice. The task then waits until `delay_s` after the end of the cooldown. `may_be_backends` marks a 5xx or a
+    lost connection; if the call was the model's probe, the cooldown starts again.
     """
 
     error_class: str
@@ -245,7 +250,7 @@ class Bury:
 
 @value
 class Release:
-    """Give the task back unsent, with its grant and its attempt."""
+    """Return the task unsent, with its grant and its attempt."""
 
     error_class: str
 
@@ -257,9 +262,9 @@ LATE = Release("late_grant")
 
 @value
 class Settlement:
-    """The end of one attempt, on its way to the database. Times in seconds; None: not known.
+    """The end of one attempt, on its way to the database. Times are in seconds; None: unknown.
 
-    `char_class_estimate` is our estimate of the input tokens, from which the database learns `char_class_ratio`.
+    `char_class_estimate` is the worker's estimate of the input tokens; the database learns `char_class_ratio` from it.
     """
 
     grant: Grant
@@ -269,13 +274,16 @@ class Settlement:
     char_class_estimate: int | None = None
 
     def without_answer(self) -> Settlement:
-        """The same, light enough to be kept in memory while the answer lies in a file."""
+        """Returns the settlement without its answer, to be kept in memory while the answer is in a file."""
         if isinstance(self.decision, Complete | Bury):
             return replace(self, decision=replace(self.decision, answer=None))
         return self
 
     def after(self, waited_s: float) -> Settlement:
-        """The same, settled that long after it ended: the database counts pauses from when it learns of them."""
+        """Returns the settlement for `waited_s` later.
+
+        The database counts delays from the moment it is told of them, so the time already waited is subtracted.
+        """
         if not isinstance(self.decision, Retry):
             return self
         delay_s = max(0.0, self.decision.delay_s - waited_s)

@@ -1,9 +1,9 @@
-"""One worker process of tests/concurrency/test_fleet.py: claims and settles as fast as it can until told to stop.
+"""One worker process of tests/concurrency/test_fleet.py: claims and settles as fast as possible.
 
     python fleet_worker.py DSN SEED SECONDS
 
-It asks for everything all the time, whatever it was told to wait: the limiter must hold by itself. Prints what it saw
-as JSON: how many it claimed, and what became of them.
+It ignores every `retry_in_s`, because the limiter must hold by itself. It prints the numbers of its claims, refusals
+and outcomes as JSON.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def main(dsn: str, seed: int, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             some = rng.choice([None, rng.sample(models, 1), rng.sample(models, 4)])
-            chores = [chore for chore in ("heartbeat", "promote", "sweep", "prune") if rng.random() < 0.1]
-            args = (worker, some, rng.randint(1, 30), chores, rng.randint(0, 2))
+            maintenance = [work for work in ("heartbeat", "promote", "sweep", "prune") if rng.random() < 0.1]
+            args = (worker, some, rng.randint(1, 30), maintenance, rng.randint(0, 2))
             for _, task_id, fence, reason, _ in conn.execute(CLAIM, args).fetchall():
                 if task_id is None:
-                    seen[f"verdict {reason}"] += 1
+                    seen[f"refusal {reason}"] += 1
                 else:
                     seen["claimed"] += 1
                     running.append(item(rng, task_id, fence))

@@ -1,4 +1,4 @@
-"""Many workers see the new epoch at once: it begins once, nobody is granted anything before, nobody deadlocks."""
+"""Many workers see the new epoch at once: it begins once, there is no grant before it, and no deadlock."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def test_an_epoch_that_many_see_at_once_begins_once(
         conn.execute("update llmqueue.epoch set timeline = '000000FF'")
         [(highest,)] = conn.execute("select max(fence) from llmqueue.attempt").fetchall()
 
-        # the first to notice is held up in the middle, by who has a model's lock; meanwhile all the others come
+        # a session with a model's lock blocks the first worker that notices the epoch; meanwhile all others arrive
         with conn.transaction():
             conn.execute("select pg_advisory_xact_lock(llmqueue_internal.lock_space(), hashtext('m2'))")
-            claims = [opened.start(lambda queue=queue: queue.claim(50, chores=["sweep"])) for queue in queues]  # type: ignore[misc]
+            claims = [opened.start(lambda queue=queue: queue.claim(50, maintenance=["sweep"])) for queue in queues]  # type: ignore[misc]
             for queue in queues:
                 opened.wait_until_waiting(queue.conn)
         claimed = [claim.result(60) for claim in claims]

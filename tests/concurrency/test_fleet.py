@@ -47,7 +47,7 @@ WORKER = Path(__file__).with_name("fleet_worker.py")
 
 @dataclass(frozen=True)
 class Row:
-    """An attempt, as the log has it."""
+    """An attempt, as recorded in the log."""
 
     model: str
     granted_at: float
@@ -59,7 +59,7 @@ class Row:
 
 
 def run_fleet(dsn: str) -> list[dict[str, int]]:
-    """What each process saw; all start together."""
+    """Runs the processes, which start together; returns what each saw."""
     command = [sys.executable, str(WORKER), dsn]
     started = [
         subprocess.Popen([*command, str(seed), str(SECONDS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -94,7 +94,7 @@ def worst_window(charged: Iterable[tuple[float, int]], span_s: float) -> int:
 
 
 def worst_windows(attempts: Iterable[Row]) -> list[str]:
-    """What was used of each limit at the worst, `model limit: used of limit`; those that were exceeded with a `!`."""
+    """Returns the worst use of each limit as `model limit: used of limit`, with a `!` if the limit was exceeded."""
     # A grant that was given back may have been so before the one after it. What an answer has put right may have been
     # right by then: the less of both was charged for sure.
     charged = [row for row in attempts if row.outcome != "released"]
@@ -155,7 +155,7 @@ def test_a_fleet_never_exceeds_a_limit_and_loses_or_doubles_nothing(
 
 
 def check_tasks(conn: psycopg.Connection[tuple[object, ...]], attempts: Iterable[Row]) -> None:
-    """Each task is as its attempts say."""
+    """Checks that the state of each task matches its attempts."""
     by_task: dict[object, list[Row]] = {}
     for row in attempts:
         by_task.setdefault(row.task_id, []).append(row)

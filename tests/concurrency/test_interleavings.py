@@ -1,4 +1,4 @@
-"""Two sessions meet at every place where one may hold what the other wants: nobody waits, nothing is lost."""
+"""Two sessions meet wherever one may hold a lock that the other needs: neither waits, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def queue(two: Sessions) -> Queue:
 
 
 def holding(two: Sessions, statement: str, *args: object) -> psycopg.Connection[tuple[object, ...]]:
-    """Somebody's open transaction that has run this statement."""
+    """Yields an open transaction of another session that has run this statement."""
     conn = two.connect()
     conn.autocommit = False
     conn.execute(statement.encode(), args)
@@ -201,7 +201,7 @@ def test_a_row_whose_deletion_is_not_committed_is_busy(two: Sessions, queue: Que
 
 
 def sweeper_of_the_dead(two: Sessions, queue: Queue) -> Queue:
-    """A worker that has beaten for an hour, ten minutes from now; no other has beaten since."""
+    """Returns a worker with an hour of heartbeats, ten minutes from now, since when no other has sent any."""
     sweeper = two.queue()
     sweeper.now = sweeper.value("select clock_timestamp() + interval '10 minutes'")
     sweeper.rows(

@@ -1,7 +1,7 @@
-"""Claim, complete, retry, sweep, cancel and release of one task in every order, none waiting for the last one's commit.
+"""Claim, complete, retry, sweep, cancel and release of one task in every order, with open transactions.
 
-What must happen is worked out from the model of one task (tests/support/protocol.py) and three rules: what is not
-committed is not seen, a row or a model that another holds is passed over, and a person's cancel waits for the row.
+The expected results follow from the model of one task (tests/support/protocol.py) and three rules: uncommitted changes
+are invisible, a row or model that another session has locked is skipped, and a person's cancel waits for the row.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Actual:
         self.assert_holds_nothing(queue)
 
     def assert_holds_nothing(self, queue: Queue) -> None:
-        """Who waits for a task's row has locked nothing of the machine's (the lock order: nobody can wait for it)."""
+        """Checks that a session that waits for a task's row holds no internal lock, by the lock order."""
         held = self.watcher.values(
             "select relation::regclass::text from pg_locks where pid = %s and granted and locktype = 'relation' "
             "and mode <> 'AccessShareLock' union all select 'a model' from pg_locks where pid = %s and "

@@ -1,4 +1,4 @@
-"""The docs are those of this code: generated pages, links, diagrams, commands."""
+"""The docs match the code: generated pages, links, diagrams, commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQL functions: their headers, their rights, and what plpgsql_check finds in them."""
+"""The SQL functions: their headers, their rights, and the findings of plpgsql_check."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a claim, a flush and a promotion touch of a large table: as many rows as they take, with whatever statistics.
+"""A claim, a flush and a promotion read only as many rows of a large table as they take, with any statistics.
 
-Counted by the server itself (pg_stat_xact_user_tables, pg_stat_user_indexes) while the real functions run: a plan that
-scans or sorts the table reads it.
+The server itself counts the rows (pg_stat_xact_user_tables, pg_stat_user_indexes) while the real functions run, so a
+plan that scans or sorts the table shows.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
         for _ in range(60):
             reads.append((read := _read_by_claim(large, claim_state, BATCH_OF_MANY))[0])
             claim_state = read[1]
-            if claim_state.get("cursors"):  # no look behind them now, which reads all that has gone
+            if claim_state.get("cursors"):  # without looking behind the cursors, which would read all dead entries
                 claim_state["look_at"] = time.time() + 30
 
     # the first ones find out
@@ -275,7 +275,7 @@ def test_a_claim_reads_no_more_while_somebody_elses_transaction_is_open(
 
 @contextmanager
 def open_transaction(dsn: str) -> Iterator[None]:
-    """Somebody's who has a snapshot: until its end nothing that it might see is removed."""
+    """Yields another session with a snapshot: until its end, VACUUM removes no row that it might see."""
     with psycopg.connect(dsn) as holder:
         holder.execute("set transaction isolation level repeatable read")
         holder.execute("select from tasks limit 1")

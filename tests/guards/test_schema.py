@@ -1,4 +1,4 @@
-"""The schema is what the snapshot says, on every PostgreSQL, and however often it is installed."""
+"""The schema equals the snapshot, on every PostgreSQL, and after any number of installations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One grant in ten is the oldest's, whatever sets the tasks apart; where nothing does, order sees to it (I13)."""
+"""One grant in ten goes to the oldest task, however tasks differ; if they do not, the order ensures it (I13)."""
 
 from __future__ import annotations
 

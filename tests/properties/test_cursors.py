@@ -1,4 +1,4 @@
-"""Marks change how much is read, never what is claimed: the same work, with and without them."""
+"""Resume cursors change how much a claim reads, never which tasks it takes: the same work, with and without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fence against a small model: whatever workers, sweeps and operators do, each task has one end."""
+"""Compares the fence with a small model: whatever workers, sweeps and operators do, each task has one end."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class World:
         for attempt in self.attempts:
             row = stored[attempt.grant.fence]
             assert (row["outcome"], row["answer"]) == (attempt.outcome, attempt.kept), attempt
-        assert self.queue.aside() == {}
+        assert self.queue.quarantined() == {}
 
 
 INDEX = st.integers(0, 60)

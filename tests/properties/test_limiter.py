@@ -1,6 +1,6 @@
-"""The limiter against a brute-force log: no window over the limit, and no call that need wait waits.
+"""Compares the limiter with a brute-force log: no window exceeds the limit, and no call waits without need.
 
-The log is kept in true time, which never steps; the database's clock is true time plus an offset that does.
+The log is in true time, which never steps; the database's clock is true time plus an offset that does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Model:
 
 
 class Fleet:
-    """Workers of three models; `true` is the time that passes, `queue.now` what the database's clock says."""
+    """Workers of three models; `true` is the true time, `queue.now` the time of the database's clock."""
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.queue = Queue(conn)
@@ -105,7 +105,7 @@ class Fleet:
             logged.is_refunded = True
 
     def come_back(self) -> None:
-        """Asks each model again exactly when it said: there must be a call to be had."""
+        """Asks each model again exactly at its retry time, when it must grant a call."""
         for name in MODELS:
             claimed = self.queue.claim(1, [name])
             for grant in claimed.grants:
@@ -251,7 +251,7 @@ def test_no_window_is_over_the_limit_and_no_wait_is_in_vain(
 def test_a_limit_is_used_up_to_the_last_call_that_a_window_admits(
     backlog: psycopg.Connection[Any], rpm: int, slots: int, expiry: list[float], refunds: set[int]
 ) -> None:
-    """Coming back when told, a little late, a backlog gets at least what 60.75 s windows admit."""
+    """A worker that returns a little after each retry time gets at least what windows of 60.75 s admit."""
     with fleet(backlog) as world:
         world.set_rpm("a", rpm)
         log = world.models["a"].log

@@ -1,4 +1,4 @@
-"""Models that a claim passes over at once are those that would have found nothing in their lanes, and no others."""
+"""A claim skips exactly those models whose lanes have no task for it."""
 
 from __future__ import annotations
 

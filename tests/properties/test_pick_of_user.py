@@ -1,4 +1,4 @@
-"""Of a lane with one user the same is taken by the short way as by the long one, whoever holds what."""
+"""In a lane with one user, the short query takes the same tasks as the long one, whatever rows are locked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICK = """
     select picked::text, seen, has_more, looked, cursors::text
       from llmqueue_internal.pick_by_priority(%s, %s, %s, 0, %s, %s::llmqueue.task_id[], %s, %s, %s)
 """
-# user, seconds until it is due, priority, deadline has passed, set aside, locked by somebody, to be passed over
+# user, seconds until it is due, priority, deadline has passed, quarantined, locked by another session, to be skipped
 TASK = st.tuples(
     st.sampled_from([None, None, None, None, "u"]),
     st.sampled_from([-60, -60, -1, -1, 30]),

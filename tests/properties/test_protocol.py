@@ -1,6 +1,6 @@
-"""The attempt protocol, exhaustively: every state of a small model holds what is promised, and SQL does what it does.
+"""The attempt protocol, exhaustively: every state of a small model keeps the guarantees, and SQL matches the model.
 
-The second half keeps the model honest: each step from each state is taken on Postgres and the stored rows compared.
+The second half checks the model: it takes each step from each state on Postgres and compares the stored rows.
 """
 
 from __future__ import annotations

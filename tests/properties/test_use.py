@@ -1,4 +1,4 @@
-"""How much of its quota a backlog uses, by the SQL functions and a clock that the test moves."""
+"""The share of its quota that a backlog uses, with the SQL functions and a clock that the test moves."""
 
 from __future__ import annotations
 

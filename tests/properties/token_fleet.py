@@ -1,4 +1,4 @@
-"""Models whose every charge is looked at: what is done to the database is done to a log by hand, and compared."""
+"""Models whose every charge is checked: each action on the database is repeated on a log by hand, and compared."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ class Fleet:
             model.cooldown_until = model.probe = None
 
     def come_back(self, name: str) -> None:
-        """Comes back exactly when told: what it waited for is over, and soon there is a call to be had.
+        """Returns exactly at each retry time: the reason to wait is over, and soon there is a call.
 
         How large the next task is is known once there is leave to call; then it may wait for tokens, and for the pace.
         """
@@ -275,7 +275,7 @@ class Fleet:
     # --- what must hold -----------------------------------------------------------------------------------------
 
     def opened_by_waiting(self, name: str) -> bool:
-        """Whether the claim has opened the model: its probe was not refused for 5 s."""
+        """Returns whether the claim has ended the cooldown, because the probe was not refused for 5 s."""
         model = self.models[name]
         if self.queue.value("select cooldown_until from llmqueue.model_state where model = %s", name) is not None:
             return False

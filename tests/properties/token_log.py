@@ -1,4 +1,4 @@
-"""A fleet's log of charges, kept by hand: what tests/properties/test_tokens.py holds the ledger to.
+"""A fleet's log of charges, kept by hand, with which tests/properties/test_tokens.py compares the ledger.
 
 True time passes and never steps; the database's clock is true time plus an offset that does. Windows are looked at in
 true time, days and cooldowns by the database's clock, as the limiter promises them.
@@ -135,7 +135,7 @@ class Logged:
 
 @dataclass
 class Model:
-    """What is known of one model by hand."""
+    """The state of one model, kept by hand."""
 
     limits: Limits
     log: list[Logged] = field(default_factory=list)

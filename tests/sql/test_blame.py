@@ -1,4 +1,4 @@
-"""Failures that are the backend's cost no attempt, within a bound; one task alone closes no model for ever (I11)."""
+"""Failures of the backend consume no attempt, up to a bound; a single task cannot keep a model in cooldown (I11)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tests.support.sql import Grant, Queue, retry
 
 
 def spared(grant: Grant, **fields: object) -> dict[str, object]:
-    """A failure that a worker takes for the backend's."""
+    """Returns a failure that the worker attributes to the backend."""
     given = {"delay_s": 0, "counts": False, "may_be_backends": True, "error_class": "http_502", "error": "HTTP 502"}
     return retry(grant, **given | fields)
 
 
 def failed(grant: Grant, **fields: object) -> dict[str, object]:
-    """A failure that a worker takes for the attempt's."""
+    """Returns a failure that the worker attributes to the attempt."""
     return spared(grant, counts=True, delay_s=1, **fields)
 
 
 def of_model(grant: Grant) -> dict[str, object]:
-    """A failure by which a worker knows that the model is broken."""
+    """Returns a failure that shows the worker that the model is broken."""
     return spared(grant, refusal="failures")
 
 
@@ -100,7 +100,7 @@ def restore_attempts(queue: Queue, *grants: Grant) -> list[int]:
     )
 
 
-def test_a_forgiven_failure_gives_the_attempt_back_once(queue: Queue) -> None:
+def test_a_restored_attempt_is_given_back_once(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
     grant = queue.claim(1).only
@@ -146,7 +146,7 @@ def test_a_task_that_was_buried_for_it_waits_again(queue: Queue) -> None:
     assert queue.complete(queue.claim(1).only) == "completed"
 
 
-def test_a_failure_is_not_forgiven_once_a_later_attempt_is_lost_whose_answer_may_come(queue: Queue) -> None:
+def test_an_attempt_is_not_restored_once_a_later_one_is_lost_whose_answer_may_come(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
     first = queue.claim(1).only

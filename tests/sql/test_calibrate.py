@@ -1,4 +1,4 @@
-"""llmqueue.calibrate: what answers teach about the size of prompts and answers, and what is reserved for it."""
+"""calibrate: how the usage of answers changes the estimates of prompts and answers, and the reserved tokens."""
 
 from __future__ import annotations
 
@@ -164,11 +164,11 @@ def test_it_rides_along_with_a_claim_and_without_limits_on_tokens_does_nothing(q
     ready(queue, 21)
     answer(queue, [(150, 40)] * 20)
     queue.model("m", tpm=None)
-    queue.claim(0, chores=["calibrate"])
+    queue.claim(0, maintenance=["calibrate"])
     assert queue.values("select samples from llmqueue.model_state") == []
 
     queue.model("m", tpm=1000000)
-    queue.claim(0, chores=["calibrate"])
+    queue.claim(0, maintenance=["calibrate"])
     assert queue.values("select samples from llmqueue.model_state") == [20]
 
 

@@ -1,4 +1,4 @@
-"""llmqueue.cancel: what has not ended ends; what has is left alone."""
+"""llmqueue.cancel: it ends tasks that have not ended, and leaves ended tasks alone."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_a_cancelled_call_stays_charged_and_counts_as_running_until_it_ends(queu
     assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [2]
 
 
-def test_a_cancelled_task_that_was_set_aside_loses_its_note(queue: Queue) -> None:
+def test_a_cancelled_task_leaves_the_quarantine(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
     queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)
 
     assert queue.cancel(key) == [key]
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}

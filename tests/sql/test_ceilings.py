@@ -1,4 +1,4 @@
-"""What refusals teach: fewer calls per minute after a 429, fewer at a time after a 503 or 529; and the wake."""
+"""Learned limits: fewer calls per minute after a 429, fewer at a time after a 503 or 529; and the wake-up signal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def concurrency(queue: Queue, configured: int | None = None) -> int | None:
 
 
 def refuse(queue: Queue, flow: Flow, refusal: str = "quota", pause_s: float | None = 1.0) -> None:
-    """The last call gets it; then the model is opened again."""
+    """Gives the refusal to the last call, then ends the model's cooldown."""
     queue.settle(refused(flow.grants[-1][1], refusal, pause_s))
     queue.value("select llmqueue.end_cooldown('m')")
 
@@ -178,7 +178,7 @@ def test_other_failures_close_nothing(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("how", ["probe", "by hand"])
-def test_opening_rings_the_bell(conn: psycopg.Connection[Any], installed: str, how: str) -> None:
+def test_the_end_of_a_cooldown_sends_a_wake_up_signal(conn: psycopg.Connection[Any], installed: str, how: str) -> None:
     queue = Queue(conn)
     queue.model("m", 6000)
     queue.add(3)

@@ -348,18 +348,18 @@ def test_clock_at_is_the_databases_clock_at_the_grant(queue: Queue) -> None:
     assert row["clock_at"] == T0
 
 
-def test_chores_ride_along_with_a_claim(queue: Queue) -> None:
+def test_maintenance_runs_in_a_claim(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
     queue.retry(queue.claim(1).only, delay_s=1)
     queue.advance(2)
 
-    claimed = queue.claim(1, chores=["heartbeat", "promote", "sweep", "prune", "idle"])
+    claimed = queue.claim(1, maintenance=["heartbeat", "promote", "sweep", "prune", "idle"])
 
     assert claimed.ids == [key]
     assert queue.value("select heartbeat_at from llmqueue.worker where worker = %s", queue.worker) == queue.now
     assert queue.values("select worker from llmqueue.idle_worker") == [queue.worker]
-    queue.claim(1, chores=["busy"])
+    queue.claim(1, maintenance=["busy"])
     assert queue.values("select worker from llmqueue.idle_worker") == []
 
 

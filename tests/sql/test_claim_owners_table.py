@@ -16,14 +16,14 @@ def rejects(status: str) -> str:
     return f"if {BAD.format(status)} then raise exception 'not % this one', new.id; end if"
 
 
-def test_a_row_whose_claim_raises_is_set_aside_and_the_others_run(queue: Queue) -> None:
+def test_a_row_whose_claim_raises_is_quarantined_and_the_others_run(queue: Queue) -> None:
     queue.model("m", 6000)
     first, (bad,), last = queue.add(2), queue.add(prompt="bad"), queue.add(2)
     queue.owners_trigger(rejects("running"))
 
     assert queue.claim(10).ids == [*first, *last]
 
-    assert queue.aside() == {bad: "claim"}
+    assert queue.quarantined() == {bad: "claim"}
     assert f"not {bad} this one" in queue.value("select reason from llmqueue.quarantine")
     assert queue.task(bad)["status"] == "unsolved"
     assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [4]
@@ -41,17 +41,17 @@ def test_bad_rows_at_the_head_stop_no_lane(queue: Queue, slots: int) -> None:
     claimed = [key for _ in range(4) for key in queue.claim(slots).ids]
 
     assert claimed == good
-    assert set(queue.aside()) == set(bad)
+    assert set(queue.quarantined()) == set(bad)
 
 
-def test_a_row_whose_update_is_swallowed_is_set_aside(queue: Queue) -> None:
+def test_a_row_whose_update_is_swallowed_is_quarantined(queue: Queue) -> None:
     queue.model("m", 6000)
     bad, good = queue.add(2, prompt="bad"), queue.add(2)
     queue.owners_trigger(f"if {BAD.format('running')} then return null; end if")
 
     assert [key for _ in range(4) for key in queue.claim(1).ids] == good
 
-    assert queue.aside() == dict.fromkeys(bad, "claim")
+    assert queue.quarantined() == dict.fromkeys(bad, "claim")
     assert queue.values("select task_id from llmqueue.attempt order by fence") == good
 
 
@@ -61,7 +61,7 @@ def test_a_row_whose_status_is_put_back_is_not_run_over_and_over(queue: Queue) -
     queue.owners_trigger(f"if {BAD.format('running')} then new.status := 'unsolved'; end if")
 
     assert [key for _ in range(4) for key in queue.claim(1).ids] == good
-    assert queue.aside() == {bad: "claim"}
+    assert queue.quarantined() == {bad: "claim"}
 
 
 def test_a_restart_takes_the_note_away(queue: Queue) -> None:
@@ -69,12 +69,12 @@ def test_a_restart_takes_the_note_away(queue: Queue) -> None:
     (bad,) = queue.add(prompt="bad")
     queue.owners_trigger(rejects("running"))
     queue.claim(1)
-    assert queue.aside() == {bad: "claim"}
+    assert queue.quarantined() == {bad: "claim"}
 
     queue.rows("drop trigger theirs on tasks")
     queue.restart(bad)
 
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}
     assert queue.claim(1).ids == [bad]
 
 
@@ -90,7 +90,7 @@ def test_an_answer_that_cannot_be_written_is_kept_and_the_flush_goes_on(queue: Q
 
     bad = grants[2]
     assert outcomes == ["completed", "completed", "quarantined", "completed", "completed"]
-    assert queue.aside() == {bad.id: "complete"}
+    assert queue.quarantined() == {bad.id: "complete"}
     attempt = queue.attempt(bad)
     assert (attempt["outcome"], attempt["answer"], attempt["error_class"]) == (
         "quarantined",
@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_written_is_kept_and_the_flush_goes_on(queue: Q
         assert (queue.task(grant.id)["status"], queue.task(grant.id)["answer"]) == ("solved", f"answer {grant.id}")
 
 
-def test_a_set_aside_running_task_can_be_restarted(queue: Queue) -> None:
+def test_a_quarantined_running_task_can_be_restarted(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add(prompt="bad")
     grant = queue.claim(1).only
@@ -116,7 +116,7 @@ def test_a_set_aside_running_task_can_be_restarted(queue: Queue) -> None:
     assert queue.complete(again) == "completed"
 
 
-def test_a_row_whose_promotion_raises_is_set_aside_and_the_others_are_promoted(queue: Queue) -> None:
+def test_a_row_whose_promotion_raises_is_quarantined_and_the_others_are_promoted(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add()
     queue.add(prompt="bad")
@@ -129,11 +129,11 @@ def test_a_row_whose_promotion_raises_is_set_aside_and_the_others_are_promoted(q
     queue.promote()
 
     assert [queue.task(grant.id)["status"] for grant in grants] == ["unsolved", "delayed", "unsolved"]
-    assert queue.aside() == {grants[1].id: "promote"}
+    assert queue.quarantined() == {grants[1].id: "promote"}
     assert queue.promote() == 0
 
 
-def test_a_row_whose_sweep_raises_is_set_aside_and_the_others_are_swept(queue: Queue) -> None:
+def test_a_row_whose_sweep_raises_is_quarantined_and_the_others_are_swept(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add()
     queue.add(prompt="bad")
@@ -148,19 +148,19 @@ def test_a_row_whose_sweep_raises_is_set_aside_and_the_others_are_swept(queue: Q
     queue.sweep(sweeper)
 
     assert [queue.task(grant.id)["status"] for grant in grants] == ["unsolved", "running", "unsolved"]
-    assert queue.aside() == {grants[1].id: "sweep"}
+    assert queue.quarantined() == {grants[1].id: "sweep"}
     assert [queue.attempt(grant)["outcome"] for grant in grants] == ["lost", "quarantined", "lost"]
     assert queue.sweep(sweeper) == 0
 
 
-def test_a_row_whose_expiry_raises_is_set_aside(queue: Queue) -> None:
+def test_a_row_whose_expiry_raises_is_quarantined(queue: Queue) -> None:
     queue.model("m", 6000)
     (bad,) = queue.add(prompt="bad", deadline_at="2001-01-01 00:00+00")
     (good,) = queue.add()
     queue.owners_trigger(rejects("failed"))
 
     assert queue.claim(10).ids == [good]
-    assert queue.aside() == {bad: "fail_unsent"}
+    assert queue.quarantined() == {bad: "fail_unsent"}
 
 
 def test_a_deferred_constraint_trigger_that_raises_sets_one_row_aside(queue: Queue) -> None:
@@ -176,7 +176,7 @@ def test_a_deferred_constraint_trigger_that_raises_sets_one_row_aside(queue: Que
     )
 
     assert queue.claim(10).ids == good
-    assert queue.aside() == {bad: "claim"}
+    assert queue.quarantined() == {bad: "claim"}
 
 
 def test_a_trigger_that_writes_our_columns_hurts_only_its_own_row(queue: Queue) -> None:
@@ -215,7 +215,7 @@ def test_what_is_not_the_rows_fault_sets_nothing_aside(queue: Queue, state: str)
         queue.claim(10)
 
     assert raised.value.sqlstate == state
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}
     assert queue.count("llmqueue.attempt") == 0
     assert queue.count("llmqueue.ledger_grant") == 0
 
@@ -304,7 +304,7 @@ def test_an_after_trigger_that_cancels_the_others_lets_one_end_and_keeps_their_a
     assert outcomes == ["completed", "late", "late"]
     assert queue.task(first)["status"] == "solved"
     assert [queue.task(key)["status"] for key in others] == ["cancelled", "cancelled"]
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}
 
 
 def test_an_after_trigger_that_cancels_the_others_at_the_claim_sets_none_aside(queue: Queue) -> None:
@@ -318,7 +318,7 @@ def test_an_after_trigger_that_cancels_the_others_at_the_claim_sets_none_aside(q
     assert queue.claim(10).ids == [first]
 
     assert [queue.task(key)["status"] for key in others] == ["cancelled", "cancelled"]
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}
     assert queue.values("select sum(calls) from llmqueue.ledger_grant") == [1]
 
 
@@ -333,7 +333,7 @@ def test_a_trigger_that_swallows_an_end_is_asked_once(queue: Queue) -> None:
 
     assert outcomes == ["quarantined", "completed"]
     assert queue.value("select last_value from asked where is_called") == 1
-    assert queue.aside() == {bad: "complete"}
+    assert queue.quarantined() == {bad: "complete"}
     assert queue.task(good)["status"] == "solved"
 
 
@@ -353,7 +353,7 @@ SET_BACK = (
 )
 @pytest.mark.parametrize("others", [0, 2])
 @pytest.mark.parametrize("is_late", [False, True])
-def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
+def test_a_row_that_a_trigger_sets_back_at_its_end_is_quarantined(
     queue: Queue, body: str, when: str, others: int, *, is_late: bool
 ) -> None:
     queue.model("m", 6000)
@@ -368,18 +368,18 @@ def test_a_row_that_a_trigger_sets_back_at_its_end_is_set_aside(
     outcomes = queue.settle(*[complete(grant) for grant in grants], worker=grants[0].worker)
 
     assert outcomes == ["quarantined", *["completed"] * others]
-    assert queue.aside() == {bad: "complete"}
+    assert queue.quarantined() == {bad: "complete"}
     assert [queue.task(key)["status"] for key in good] == ["solved"] * others
 
 
-def test_a_row_whose_key_changes_at_the_claim_is_set_aside(queue: Queue) -> None:
+def test_a_row_whose_key_changes_at_the_claim_is_quarantined(queue: Queue) -> None:
     queue.model("m", 6000)
     (bad,), (good,) = queue.add(prompt="bad"), queue.add()
     queue.owners_trigger(f"if {BAD.format('running')} then new.id := new.id + 1000; end if")
 
     assert queue.claim(10).ids == [good]
 
-    assert queue.aside() == {bad: "claim"}
+    assert queue.quarantined() == {bad: "claim"}
     assert queue.values("select id from tasks where status = 'running'") == [good]
 
 
@@ -409,7 +409,7 @@ def test_an_after_trigger_that_puts_the_others_off_at_the_claim_is_obeyed(queue:
     assert queue.claim(10).ids == [first]
 
     assert [queue.task(key)["status"] for key in others] == ["unsolved", "unsolved"]
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}
 
 
 def test_the_triggers_of_a_table_that_was_renamed_are_known(queue: Queue) -> None:

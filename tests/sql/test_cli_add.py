@@ -96,7 +96,7 @@ def test_file_added_twice_adds_nothing_the_second_time(installed: str, tmp_path:
     first, second = run_cli(installed, "add", str(file)), run_cli(installed, "add", str(file))
 
     assert (first.code, second.code) == (1, 1)
-    assert first.err.splitlines()[0] == 'line 51: the id "1000" is there already'
+    assert first.err.splitlines()[0] == 'line 51: the id "1000" exists already'
     assert json.loads(run_cli(installed, "add", str(file), "--json").out)["bad"] == 60
     assert fetch(installed, "select count(*) from tasks") == [(50,)]
 

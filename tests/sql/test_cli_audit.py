@@ -1,4 +1,4 @@
-"""`llmqueue audit` on logs that were written by hand, and on one that the limiter has written."""
+"""`llmqueue audit` on logs written by hand, and on a log written by the limiter."""
 
 from __future__ import annotations
 

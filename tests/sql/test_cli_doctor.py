@@ -1,4 +1,4 @@
-"""`llmqueue doctor`: each fault is named with its remedy, and nothing else is."""
+"""`llmqueue doctor` names each fault with its remedy, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people read when the database is not as it should be: exact message, exit code, no traceback."""
+"""Messages about a database in a wrong state: exact text, exit code, no traceback."""
 
 from __future__ import annotations
 

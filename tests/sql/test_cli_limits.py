@@ -1,4 +1,4 @@
-"""`llmqueue models set`: every limit that a model can have, and what is answered when it cannot be."""
+"""`llmqueue models set`: every limit of a model, and the messages about wrong values."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_cancel_ends_what_has_not_ended(dsn: str) -> None:
     assert fetch(dsn, "select status from tasks where id in (1, 4) order by id") == [("cancelled",), ("solved",)]
 
 
-def test_dead_list_has_failed_and_set_aside_tasks_newest_first(dsn: str) -> None:
+def test_dead_list_has_failed_and_quarantined_tasks_newest_first(dsn: str) -> None:
     rows = run_cli(dsn, "dead", "list").rows
 
     assert [row[:5] for row in rows] == [

@@ -1,4 +1,4 @@
-"""Closing: what a 429, 503 or 529 does to its model and its task, and how the model comes back (design I11)."""
+"""Cooldown: the effect of a 429, 503 or 529 on its model and its task, and the end of the cooldown (design I11)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_call_of_before_the_closing_that_is_refused_after_the_reopening_says_n
 def test_no_storm_of_retry_after_0(queue: Queue) -> None:
     """A backend that refuses everything and says 'at once' is asked a handful of times in ten minutes."""
     ready(queue, 50, rpm=6000)
-    flow = Flow(queue, lambda _: 0.01, settle=lambda grant: refused(grant, pause_s=0), chores=["promote"])
+    flow = Flow(queue, lambda _: 0.01, settle=lambda grant: refused(grant, pause_s=0), maintenance=["promote"])
 
     flow.run(600)
 
@@ -322,7 +322,7 @@ def test_one_poisoned_task_does_not_close_the_model_for_others_for_ever(queue: Q
         queue,
         lambda _: 1.0,
         settle=lambda grant: refused(grant, "capacity") if grant.id == poison else complete(grant),
-        chores=["promote"],
+        maintenance=["promote"],
     )
 
     flow.run(540)
@@ -349,14 +349,14 @@ def test_a_trickle_is_not_held_up_by_a_poisoned_task_either(queue: Queue, pause_
         queue,
         lambda _: 1.0,
         settle=lambda grant: refused(grant, "capacity", pause_s) if grant.id == poison else complete(grant),
-        chores=["promote"],
+        maintenance=["promote"],
     )
     came: dict[Any, float] = {}
 
     def come() -> None:
         (key,) = queue.add(created_at=queue.now)
         came[key] = flow.now_s
-        flow.ring()
+        flow.wake()
 
     for n in range(90):
         flow.at(10 * n + 5, come)

@@ -1,4 +1,4 @@
-"""Limits per day: rpd and tpd, since the provider's midnight (day_allowance, day_start, when_free)."""
+"""Limits per day: rpd and tpd, since the provider's midnight (day_headroom, day_start, when_free)."""
 
 from __future__ import annotations
 

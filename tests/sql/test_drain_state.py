@@ -1,4 +1,4 @@
-"""llmqueue.drain_state: what --drain waits for, and what it names when it does not."""
+"""llmqueue.drain_state: the tasks that --drain waits for, and the ones that it reports and leaves."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_pool_that_nobody_serves_is_named(queue: Queue) -> None:
     assert drain(queue) == {("", "no model can take it"): 1}
 
 
-def test_tasks_set_aside_do_not_hold_a_drain(queue: Queue) -> None:
+def test_quarantined_tasks_do_not_hold_a_drain(queue: Queue) -> None:
     queue.model("m")
     (key,) = queue.add()
     queue.rows("select llmqueue_internal.quarantine(%s, 'claim', 'theirs')", key)

@@ -1,4 +1,4 @@
-"""llmqueue.check_epoch: after a failover or a restore nothing is granted for a window, and no fence is given twice."""
+"""check_epoch: after a failover or a restore there is no grant for a window, and no fence is used twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.expire: what waits past its deadline ends, whatever its model does; nothing else is touched."""
+"""expire: tasks that wait past their deadline end, whatever the state of their model; no other task changes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_restarted_task_that_is_past_its_deadline_ends_again(queue: Queue) -> 
     assert queue.task(key)["status"] == "failed"
 
 
-def test_rows_that_cannot_be_ended_are_set_aside_and_do_not_stand_before_the_others(queue: Queue) -> None:
+def test_rows_that_cannot_be_ended_are_quarantined_and_do_not_block_the_others(queue: Queue) -> None:
     raising = queue.add(2, prompt="raise", deadline_at=LATE - timedelta(days=1))
     swallowed = queue.add(2, prompt="swallow", status="delayed", deadline_at=LATE - timedelta(days=1))
     (good,) = queue.add(deadline_at=LATE)
@@ -63,4 +63,4 @@ def test_rows_that_cannot_be_ended_are_set_aside_and_do_not_stand_before_the_oth
 
     assert expire(queue, 4) == 1
     assert queue.task(good)["status"] == "failed"
-    assert queue.aside() == dict.fromkeys([*raising, *swallowed], "fail_unsent")
+    assert queue.quarantined() == dict.fromkeys([*raising, *swallowed], "fail_unsent")

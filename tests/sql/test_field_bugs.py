@@ -1,7 +1,7 @@
-"""What went wrong in other limiters (issue numbers are theirs), each once as a test: limits overshot, and limits lost.
+"""Bugs of other limiters (with their issue numbers), each as a test: limits exceeded, and limits lost.
 
-Each test is named after where it was seen. test_field_bugs_queueing.py has those of waiting and retrying, and the list
-of those that cannot occur here.
+Each test names its source. test_field_bugs_queueing.py has the bugs about waiting and retrying, and the list of those
+that cannot occur here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def several(installed: str) -> Iterator[Sessions]:
 
 
 def hammer(several: Sessions, workers: int, claims: int) -> list[Queue]:
-    """So many workers on connections of their own claim as fast as they can, whatever they were told to wait."""
+    """Lets workers, each on its own connection, claim as fast as they can and ignore all retry times."""
     queues = [several.queue() for _ in range(workers)]
 
     def claim(queue: Queue) -> None:
@@ -196,7 +196,7 @@ def test_oban_64201_what_counts_is_when_a_call_starts_and_a_retry_is_a_call(queu
             "verb": "retry", "fence": grant.fence, "task_id": str(grant.id), "delay_s": 0.5, "counts": True,
             "error_class": "timeout", "error": "none", "sent_after_s": 0.1, "latency_s": 1.0,
         },
-        chores=["promote"],
+        maintenance=["promote"],
     )  # fmt: skip
     flow.run(60)
 

@@ -1,6 +1,6 @@
-"""What went wrong in other queues (issue numbers are theirs), each once as a test: configuration, waiting, retrying.
+"""Bugs of other queues (with their issue numbers), each as a test: configuration, waiting, retrying.
 
-At the end: the field bugs of which this design has no place for a test, and why.
+The list at the end has the bugs that cannot occur in this design, and why.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_hatchet_1834_a_limit_stays_what_it_was_set_to(queue: Queue) -> None:
     """Hatchet #1834: a limit reset itself to 0."""
     queue.model("m", 60, tpm=500000)
     queue.add(300)
-    flow = Flow(queue, lambda _: 1.0, chores=["prune", "promote", "calibrate"])
+    flow = Flow(queue, lambda _: 1.0, maintenance=["prune", "promote", "calibrate"])
 
     flow.run(200)
 
@@ -138,7 +138,7 @@ def test_litellm_3646_tasks_wait_for_a_closed_model_and_do_not_fail(queue: Queue
     queue.advance(59)
     assert queue.claim(10).grants == []
 
-    flow = Flow(queue, lambda _: 0.5, chores=["promote"])
+    flow = Flow(queue, lambda _: 0.5, maintenance=["promote"])
     flow.run(20)
 
     assert {queue.task(key)["status"] for key in keys} == {"solved"}
@@ -190,7 +190,7 @@ def test_claude_code_queue_3_a_refusal_pauses_the_model_and_costs_the_tasks_noth
         queue,
         lambda _: 0.2,
         settle=lambda grant: refused(grant, "quota", 10) if flow.now_s < refuse_until else complete(grant),
-        chores=["promote"],
+        maintenance=["promote"],
     )
 
     flow.run(120)
@@ -227,7 +227,7 @@ def test_omniroute_495_a_deadline_ends_a_wait_for_a_model_that_takes_nothing(que
     queue.advance(3700)
 
     for _ in range(3):
-        queue.claim(10, chores=["heartbeat", "promote", "sweep", "prune"])
+        queue.claim(10, maintenance=["heartbeat", "promote", "sweep", "prune"])
 
     assert queue.task(key)["status"] == "failed"
 

@@ -1,4 +1,4 @@
-"""A little of `make fuzz` at each test run, always the same cases."""
+"""A few cases of `make fuzz` in each test run, always the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hot tasks wait for no more than an interval while cold ones fill the quota, and the oldest is never starved (I13)."""
+"""Hot tasks wait at most an interval while cold tasks fill the quota, and the oldest task is never starved (I13)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Load:
     def _arrive(self) -> None:
         (key,) = self.queue.add(priority=100, created_at=self.queue.now)
         self.arrived[key] = self.flow.now_s
-        self.flow.ring()
+        self.flow.wake()
         self.flow.at(self.flow.now_s + self.rng.expovariate(self.hot_per_minute / 60), self._arrive)
 
     def waits(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""`init --dry-run`: a script for psql that does the same as `init`, and what it warns of."""
+"""`init --dry-run`: a script for psql that does the same as `init`, and its warnings."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_warnings_name_what_new_columns_break_elsewhere(database: str) -> None:
 
     assert found == (
         (
-            "COPY without a column list, INSERT … SELECT *, and code that reads rows by position meet the new columns. "
-            "In clients' code they cannot be seen from here: look for them before you go on."
+            "the new columns affect COPY without a column list, INSERT … SELECT *, and code that reads rows by "
+            "position. init cannot see the code of clients: look for such statements before you continue."
         ),
         (
             "these functions depend on the table's list of columns; name the columns in them: "

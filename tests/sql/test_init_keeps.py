@@ -1,4 +1,4 @@
-"""What stays as it was in an adopted table."""
+"""The parts of an adopted table that stay unchanged."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ def test_a_valid_index_from_other_words_is_replaced(installed: str) -> None:
     lines = adopt(installed)
 
     assert lines == [
-        "[1/3] remember what the indexes are made from",
-        "[2/3] build the index that will replace llmqueue_ready, beside the writers",
-        "[3/3] put the new llmqueue_ready in the place of the old one",
+        "[1/3] record the definitions of the indexes",
+        "[2/3] build the index that will replace llmqueue_ready, without blocking writers",
+        "[3/3] replace the old llmqueue_ready by the new one",
         "done: public.tasks is adopted",
     ]
 
@@ -91,7 +91,7 @@ def test_init_waits_for_a_long_transaction_and_says_so_while_others_go_on(databa
     assert slowest < 5, "held up for as long as init waits"
     (waiting, *_) = [line for line in lines if line.startswith("waiting")]
     assert waiting.startswith(
-        f"waiting for a moment without a long transaction on public.tasks; blocked by pid {pid} (idle in "
+        f"waiting for the end of a long transaction on public.tasks; blocked by pid {pid} (idle in "
     )
     assert waiting.endswith("): insert into tasks (prompt) values ('not yet committed')")
     assert value(database, "select count(*) from llmqueue.task where is_ready") == 101
@@ -107,11 +107,11 @@ def test_init_gives_up_after_the_time_given_and_keeps_nothing_of_the_step(databa
 
     message = str(refusal.value)
     assert message.startswith(
-        "add 16 columns to public.tasks, without a rewrite: no moment without a long transaction on public.tasks "
-        f"within 0.5 s; blocked by pid {pid} ("
+        "add 16 columns to public.tasks, without a rewrite: within 0.5 s there was always a long transaction on "
+        f"public.tasks; blocked by pid {pid} ("
     )
     assert message.endswith(
-        "Nothing of this step was kept. End that transaction, or run init again with a longer --lock-wait."
+        "This step was rolled back. End that transaction, or run init again with a longer --lock-wait."
     )
     assert rows(database, "select from pg_attribute where attrelid = 'tasks'::regclass and attname = 'fence'") == []
     assert adopt(database)[-1] == "done: public.tasks is adopted"
@@ -131,7 +131,7 @@ def test_a_second_init_waits_for_the_first_and_finds_all_done(database: str) -> 
         second.result(timeout=60)
 
     assert lines == [
-        "another llmqueue init is at work on this database: waiting for it to end",
+        "another llmqueue init runs on this database: waiting for its end",
         "nothing to change: public.tasks is adopted and the schema is up to date",
     ]
 

@@ -1,4 +1,4 @@
-"""What `init` refuses before changing anything, with the remedy in the message."""
+"""Tables that `init` refuses before it changes anything, with the remedy in the message."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ REFUSALS: dict[str, tuple[str, dict[str, object], str]] = {
         f"create table tasks (id int primary key, {REST}, created_at timestamptz)",
         {},
         (
-            'column "created_at" is there already. Use it with --column created_at=created_at, '
+            'column "created_at" exists already. Use it with --column created_at=created_at, '
             "or give ours another name with --column created_at=llmqueue_created_at."
         ),
     ),
@@ -230,7 +230,7 @@ REFUSALS: dict[str, tuple[str, dict[str, object], str]] = {
         {},
         (
             "the index public.llmqueue_ready belongs to another table. "
-            "If it is left over from an earlier adoption, run: drop index public.llmqueue_ready;"
+            "If an earlier adoption has left it, run: drop index public.llmqueue_ready;"
         ),
     ),
 }
@@ -260,9 +260,9 @@ def test_all_problems_come_in_one_refusal(database: str) -> None:
     assert lines[0] == "cannot adopt public.tasks:"
     beginnings = [
         '  - it has no column "answer". It has: id, prompt',
-        '  - column "model" is there already. Use it with',
-        '  - column "error" is there already. Use it with',
-        "  - to use all columns of our names that are there: --column model=model --column error=error",
+        '  - column "model" exists already. Use it with',
+        '  - column "error" exists already. Use it with',
+        "  - to use all existing columns that have our names: --column model=model --column error=error",
         '  - its key "id" is not unique and NOT NULL. Make it so',
     ]
     assert len(lines) == 1 + len(beginnings)

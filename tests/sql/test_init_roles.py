@@ -1,4 +1,4 @@
-"""What `init` refuses because of who asks, and where from."""
+"""Refusals of `init` because of the role or the server."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def test_role_without_the_rights(database: str) -> None:
                 f"Let its owner run: grant create on database {name} to {role};"
             ),
             (
-                "  - it belongs to the role postgres, which is to own what init makes for it, and this session is "
-                f"{role}. Connect as postgres, or add ?options=-crole%3Dpostgres to the URL of a member of it."
+                "  - it belongs to the role postgres, which has to own the objects that init creates, and this "
+                f"session's role is {role}. Connect as postgres, or add ?options=-crole%3Dpostgres to "
+                "the URL of a member of it."
             ),
             (
                 f"  - this role may not create indexes in schema public. "

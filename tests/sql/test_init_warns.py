@@ -1,4 +1,4 @@
-"""What does not keep a table from being adopted, but is said before."""
+"""Warnings of `init` that do not prevent the adoption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and words that are SQL: they stay names and words, also in what `init --roles` grants."""
+"""Names and words that contain SQL stay names and words, also in the grants of `init --roles`."""
 
 from __future__ import annotations
 

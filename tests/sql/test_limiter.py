@@ -1,4 +1,4 @@
-"""The limiter's arithmetic, case by case; tests/properties/test_limiter.py holds it to a brute-force log."""
+"""The limiter's arithmetic, case by case; tests/properties/test_limiter.py compares it with a brute-force log."""
 
 from __future__ import annotations
 

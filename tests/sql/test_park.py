@@ -1,4 +1,4 @@
-"""on_crash = 'park': a call that may have been paid is not made again unasked, and its late answer is welcome (I8)."""
+"""on_crash = 'park': a call that may have been paid for is not repeated, and its late answer is accepted (I8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools: shares by weight while there is room, at once to the others where there is none (design I15)."""
+"""Pools: shares follow the weights while there is headroom; without it, the others take them at once (design I15)."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_a_pinned_task_is_not_starved_by_the_pool_nor_the_pool_by_pinned_ones(po
 def test_a_lane_gets_turns_by_how_few_can_take_it(pool: Queue, slots: int) -> None:
     """What only this model can do goes before what others can do too; neither waits for the other to end."""
     pool.rows("insert into llmqueue.pool_member (pool, model) values ('two', 'a'), ('two', 'b')")
-    pool.model("d", enabled=False)  # a paused one helps nobody, nor does one that is closed
+    pool.model("d", enabled=False)  # a paused model takes no share, nor does one in cooldown
     pool.model("e", PLENTY)
     pool.rows(
         "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until)"

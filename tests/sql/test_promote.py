@@ -1,4 +1,4 @@
-"""llmqueue.promote: what is due becomes ready, what is not stays out of the way."""
+"""promote: due tasks become ready, other delayed tasks stay out of the ready index."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_rows_whose_promotion_is_swallowed_do_not_stand_before_all_others(queue:
 
     assert queue.promote(3) == 1
     assert queue.task(good)["status"] == "unsolved"
-    assert queue.aside() == dict.fromkeys(bad, "promote")
+    assert queue.quarantined() == dict.fromkeys(bad, "promote")
 
 
-def test_an_owners_deferred_trigger_costs_its_row_and_no_other_chore(installed: str) -> None:
+def test_an_owners_deferred_trigger_costs_its_row_and_no_other_maintenance(installed: str) -> None:
     """With autocommit, as a worker's statements are: a constraint that is deferred would raise at the COMMIT."""
     with psycopg.connect(installed, autocommit=True) as conn:
         conn.execute(

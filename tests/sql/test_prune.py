@@ -1,4 +1,4 @@
-"""llmqueue.prune_ledger and prune_attempts: bounded steps, and nothing that is still needed."""
+"""prune_ledger and prune_attempts: they delete in bounded steps, and nothing that is still needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.release and disown: what was never sent goes back whole, once, to the cell that was charged."""
+"""release and release_unknown_claims: an unsent grant is refunded completely, once, in the charged cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.sql import Queue, release
 
 
 def calls_by_cell(queue: Queue) -> dict[int, int]:
-    """What the ledger counts, closed cells and the open one together."""
+    """Returns what the ledger counts in all cells, including the current one."""
     rows = queue.rows("""
         select cell, sum(calls)::integer as calls from (
             select cell, calls from llmqueue.ledger_cell
@@ -110,7 +110,7 @@ def test_a_refund_of_a_grant_from_before_a_step_back_gives_nothing(queue: Queue,
     assert max(sum(at - 60.5 < earlier <= at for earlier in granted_at) for at in granted_at) <= 6
 
 
-def test_disown_releases_what_the_worker_does_not_know(queue: Queue) -> None:
+def test_claims_that_the_worker_does_not_know_are_released(queue: Queue) -> None:
     queue.model("m", 6000)
     queue.add(3)
     other = queue.register()

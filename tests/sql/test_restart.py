@@ -1,4 +1,4 @@
-"""llmqueue.restart and cancel: an operator's word."""
+"""llmqueue.restart and cancel, which operators call."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_task_that_runs_or_waits_is_left_alone(queue: Queue) -> None:
     assert queue.complete(grant) == "completed"
 
 
-def test_a_restart_rings_the_bell(shared: str) -> None:
+def test_a_restart_sends_a_wake_up_signal(shared: str) -> None:
     with psycopg.connect(shared, autocommit=True) as conn:
         conn.execute("listen llmqueue")
         conn.execute("select llmqueue.restart('{}')")

@@ -1,4 +1,4 @@
-"""What people and programs do with each role, through the commands that they use, and what they are refused."""
+"""The work of people and programs with each role, through their commands, and the statements that are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def operator(granted: str) -> Iterator[str]:
 
 
 def _fill(dsn: str) -> None:
-    """A ready task (1), a failed one (2), one that is set aside (3), and an attempt with an answer that came late."""
+    """Adds a ready task (1), a failed one (2), a quarantined one (3), and an attempt with a late answer."""
     run(
         dsn,
         "insert into llmqueue.model_config (model, rpm, rpd) values ('small', 60, 1)",
@@ -109,7 +109,7 @@ def test_a_producer_inserts_from_a_file_and_by_sql(granted: str, producer: str) 
     with psycopg.connect(producer, autocommit=True) as conn:
         given = conn.execute("insert into tasks (prompt, params) values ('by SQL', '{}') returning id").fetchone()
 
-    assert 'the id "7" is there already' in done.err
+    assert 'the id "7" exists already' in done.err
     assert rows(granted, "select id, prompt, priority from tasks where id in (7, 8) order by id") == [
         (7, "one", 5),
         (8, "two", 0),
@@ -135,7 +135,7 @@ def test_a_producer_does_nothing_but_insert(granted: str, producer: str) -> None
     assert _not_refused(producer, REFUSED_TO_PRODUCERS) == []
 
 
-def test_a_producer_rings_the_bell_of_an_idle_worker(granted: str, producer: str) -> None:
+def test_a_producer_wakes_an_idle_worker(granted: str, producer: str) -> None:
     run(granted, f"insert into llmqueue.idle_worker values ('{uuid4()}', now())")
     with psycopg.connect(granted, autocommit=True) as listener, psycopg.connect(producer, autocommit=True) as conn:
         listener.execute("listen llmqueue")

@@ -1,4 +1,4 @@
-"""llmqueue.settle: every attempt ends once, a paid answer is never thrown away, a late one overwrites nothing."""
+"""llmqueue.settle: every attempt ends once, no answer that was paid for is lost, a late answer overwrites nothing."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_nonsensical_delay_still_gives_a_task_that_waits(queue: Queue, grant: 
     assert queue.retry(grant, delay_s=delay_s) == "retried"
 
     assert queue.task(grant.id)["status"] == "delayed"
-    assert queue.aside() == {}
+    assert queue.quarantined() == {}
 
 
 def test_refusals_give_the_attempt_back_until_there_are_20(queue: Queue) -> None:

@@ -1,4 +1,4 @@
-"""What a backend's words may hold goes through the Store into the database: no text of theirs may stop a flush."""
+"""Texts of a backend go through the Store into the database: no text can stop a flush."""
 
 from __future__ import annotations
 

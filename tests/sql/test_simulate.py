@@ -1,4 +1,4 @@
-"""`llmqueue simulate`: the real SQL functions in a database of its own, in simulated time."""
+"""`llmqueue simulate`: the real SQL functions in a temporary database, in simulated time."""
 
 from __future__ import annotations
 

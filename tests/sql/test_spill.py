@@ -1,4 +1,4 @@
-"""What comes out of a spill file is settled in the name of the worker that had the attempt, in this database only."""
+"""Ends from a spill file are settled in the name of the worker that made the attempt, and only in its database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def claimed(store: Store, conn: Conn) -> Grant:
 
 
 async def settle_spilled(store: Store, folder: Path, grant: Grant, answer: str, owner: UUID) -> dict[int, str]:
-    """The owner has spilled the answer and is gone; `store` is another worker's."""
+    """The owner has written the answer to its spill file and is dead; `store` belongs to another worker."""
     here = Database("1/1", "here")
     spill = Spill(folder, owner, here)
     spill.append([encode(Settlement(grant, Complete(answer, Usage(3, 4)), 0.01, 0.2))])

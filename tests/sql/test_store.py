@@ -1,4 +1,4 @@
-"""store.Store: the worker's door to the real functions; what it is given is what it hands on."""
+"""store.Store calls the real functions and passes arguments and results unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.sweep and heartbeat: the dead worker's tasks run again, the living one's are never touched (design I9)."""
+"""sweep and heartbeat: tasks of a dead worker run again, those of a living worker are never touched (design I9)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.sql import Queue
 
 @pytest.fixture
 def sweeper(queue: Queue) -> UUID:
-    """A worker whose heartbeats have come for a lease; the queue's own worker beats too."""
+    """Returns a worker with a lease of heartbeats; the queue's own worker sends heartbeats too."""
     worker = queue.register()
     for _ in range(3):
         queue.advance(10)
@@ -236,7 +236,7 @@ def test_after_a_step_back_of_the_clock_the_living_are_left_alone(queue: Queue, 
         assert queue.sweep(sweeper) == 0
 
 
-def test_a_heartbeat_rings_the_workers_own_bell(shared: str) -> None:
+def test_a_heartbeat_notifies_the_workers_own_channel(shared: str) -> None:
     worker = uuid4()
     with psycopg.connect(shared, autocommit=True) as conn:
         conn.execute("select llmqueue.register(%s, 'w', '0', null, 20, 0.5)", (worker,))

@@ -1,4 +1,4 @@
-"""An outage that ends just before the leases do: who is back first must not take the others for dead (design I9)."""
+"""An outage that ends just before the leases do: the first worker back must not count others as dead (I9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens after the charge: topped up before the first byte, put right by the answer, given back if unsent (I4, I5)."""
+"""Tokens after the charge: topped up before the first byte, reconciled by the answer, refunded if unsent (I4, I5)."""
 
 from __future__ import annotations
 

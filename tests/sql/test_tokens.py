@@ -1,4 +1,4 @@
-"""Tokens before the call: what each token_mode charges, what waits for room, and what can never be sent (design I5)."""
+"""Tokens before the call: the charge of each token_mode, tasks that wait, and tasks that can never be sent (I5)."""
 
 from __future__ import annotations
 

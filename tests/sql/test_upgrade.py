@@ -56,7 +56,7 @@ def test_migrations_functions_and_views_of_an_upgrade_are_one_transaction(instal
     lines = adopt(installed)
 
     assert lines == [
-        f"[1/1] upgrade llmqueue's schema to version {before[-1] + 1}, {before[-1] + 2}, under the workers",
+        f"[1/1] upgrade llmqueue's schema to version {before[-1] + 1}, {before[-1] + 2}, while workers run",
         "done: public.tasks is adopted",
     ]
     assert versions(installed) == [*before, before[-1] + 1, before[-1] + 2]
@@ -72,7 +72,9 @@ def test_a_migration_that_fails_is_named_and_leaves_nothing_behind(installed: st
     with pytest.raises(Failure) as failure:
         adopt(installed)
 
-    assert f"(schema/{broken.name}): the database says: division by zero. Nothing of this step" in str(failure.value)
+    assert f"(schema/{broken.name}): the database says: division by zero. This step was rolled back" in str(
+        failure.value
+    )
     assert (dump(installed), versions(installed)) == (before, known)
     broken.write_text("create table llmqueue.two (n integer);")
     adopt(installed)
@@ -143,7 +145,7 @@ def test_an_upgrade_gives_way_to_a_long_transaction_and_tries_again(installed: s
     with psycopg.connect(installed) as long, ThreadPoolExecutor(1) as pool:
         long.execute("select from llmqueue.worker")
         started = pool.submit(install, installed, AdoptionSpec(), report=lines.append)
-        eventually(lambda: any(line.startswith("waiting for a moment") for line in lines))
+        eventually(lambda: any(line.startswith("waiting for the end of") for line in lines))
         with psycopg.connect(installed, autocommit=True) as other:
             other.execute("set statement_timeout = '5s'")
             other.execute("select from llmqueue.worker")
@@ -271,7 +273,7 @@ def test_the_index_of_open_attempts_is_replaced_beside_the_workers(installed: st
     lines = adopt(installed)
 
     assert lines == [
-        "[1/2] build the index attempt_running of the attempt log, beside the workers",
+        "[1/2] build the index attempt_running of the attempt log, without blocking workers",
         "[2/2] drop the index attempt_open, which attempt_running replaces",
         "done: public.tasks is adopted",
     ]
@@ -296,7 +298,7 @@ def test_a_replacement_from_yet_another_definition_is_not_taken(installed: str) 
 
     lines = adopt(installed)
 
-    assert lines[0].endswith("drop the index llmqueue_ready_new, it is of no use any more")
+    assert lines[0].endswith("drop the index llmqueue_ready_new, no longer needed")
     assert snapshot(installed) == expected
     assert "coalesce" in value(installed, "select lower(pg_get_indexdef('llmqueue_ready'::regclass))")
 

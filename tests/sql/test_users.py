@@ -1,4 +1,4 @@
-"""Users take turns inside a priority, at a cost that does not grow with how many they are (design I13)."""
+"""Users take turns inside a priority, at a cost that does not grow with their number (design I13)."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_minus_infinity_is_no_time_for_people(conn: Conn) -> None:
     assert fetch(conn, "select tasks, oldest_at from llmqueue.backlog") == [(1, None)]
 
 
-def test_dead_letters_are_failed_and_set_aside_tasks(conn: Conn) -> None:
+def test_dead_letters_are_failed_and_quarantined_tasks(conn: Conn) -> None:
     conn.execute(
         """
         insert into tasks (id, prompt, model, status, attempts, error, finished_at) values

@@ -1,4 +1,4 @@
-"""What the views say of tokens, days, cooldowns and pools."""
+"""The views of tokens, days, cooldowns and pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmqueue.wake_up: the insert path pays next to nothing, and never fails because of us (design I17)."""
+"""wake_up: the insert path costs next to nothing, and never fails because of llmqueue (design I17)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def listening(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
 
 
 def heard(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
-    """What rang before now: notifications of earlier commits come with the next round trip."""
+    """Discards earlier notifications, which arrive with the next round trip."""
     conn.execute("notify llmqueue, 'mark'")
     payloads = []
     for wake in conn.notifies(timeout=10):
@@ -89,7 +89,7 @@ def test_a_hostile_search_path_changes_nothing(conn: psycopg.Connection, install
         assert heard(listener) == ["task"]
 
 
-def test_a_change_of_a_limit_rings_the_bell(conn: psycopg.Connection, installed: str) -> None:
+def test_a_change_of_a_limit_sends_a_wake_up_signal(conn: psycopg.Connection, installed: str) -> None:
     with listening(installed) as listener:
         conn.execute("insert into llmqueue.model_config (model, rpm) values ('m', 60)")
         conn.execute("update llmqueue.model_config set rpm = 30")

@@ -1,4 +1,4 @@
-"""llmqueue.why(): one test per thing that a task may wait for, with the clock in the test's hand."""
+"""llmqueue.why(): one test per reason to wait, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tests.support.sql import T0, Queue
-from tests.support.why import EARLIER, add, close, detail, only, verdict, why
+from tests.support.why import EARLIER, add, detail, only, start_cooldown, summary, why
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_no_such_task(queue: Queue) -> None:
 def test_an_ended_task(queue: Queue, status: str) -> None:
     key = add(queue, status=status, finished_at=T0, error="boom", attempts=2)
 
-    assert verdict(queue, key) == (status, "ended", "m", None)
+    assert summary(queue, key) == (status, "ended", "m", None)
     assert detail(queue, key, "error", "attempts") == ("boom", 2)
 
 
@@ -39,11 +39,11 @@ def test_a_dead_letter_says_what_its_last_attempt_came_to(queue: Queue) -> None:
     assert found == ("buried", "rejected", "400", "rejected: 400")
 
 
-def test_a_task_that_is_set_aside(queue: Queue) -> None:
+def test_a_quarantined_task(queue: Queue) -> None:
     key = add(queue)
     queue.rows("insert into llmqueue.quarantine (task_id, step, reason) values (%s, 'claim', 'too long')", key)
 
-    assert verdict(queue, key) == ("quarantined", "quarantined", "m", None)
+    assert summary(queue, key) == ("quarantined", "quarantined", "m", None)
     assert detail(queue, key, "step", "error") == ("claim", "too long")
 
 
@@ -51,7 +51,7 @@ def test_a_status_that_is_none_of_ours(queue: Queue) -> None:
     queue.rows("alter table tasks drop constraint tasks_status_check")
     key = add(queue, status="draft")
 
-    assert verdict(queue, key) == ("unknown", "not_queued", "m", None)
+    assert summary(queue, key) == ("unknown", "not_queued", "m", None)
     assert detail(queue, key, "status") == ("draft",)
 
 
@@ -61,7 +61,7 @@ def test_a_running_task_until_its_timeout(queue: Queue) -> None:
     queue.claim()
     queue.advance(3)
 
-    assert verdict(queue, key) == ("running", "running", "m", T0 + timedelta(minutes=5))
+    assert summary(queue, key) == ("running", "running", "m", T0 + timedelta(minutes=5))
     assert detail(queue, key, "attempt", "max_attempts", "is_alive", "heartbeat_age_s") == (1, 5, True, 3)
 
 
@@ -70,7 +70,7 @@ def test_the_task_of_a_dead_worker_until_its_lease_is_over(queue: Queue) -> None
     queue.claim()
     queue.advance(25)
 
-    assert verdict(queue, key) == ("running", "worker_dead", "m", T0 + timedelta(seconds=20))
+    assert summary(queue, key) == ("running", "worker_dead", "m", T0 + timedelta(seconds=20))
     assert detail(queue, key, "is_alive", "live_workers") == (False, 0)
     queue.register()
     assert detail(queue, key, "live_workers") == (1,)
@@ -79,14 +79,14 @@ def test_the_task_of_a_dead_worker_until_its_lease_is_over(queue: Queue) -> None
 def test_a_task_that_runs_by_its_status_only(queue: Queue) -> None:
     key = add(queue, status="running")
 
-    assert verdict(queue, key) == ("running", "no_attempt", "m", None)
+    assert summary(queue, key) == ("running", "no_attempt", "m", None)
 
 
 def test_a_retry_is_not_due(queue: Queue) -> None:
     key = add(queue)
     queue.retry(queue.claim().only, delay_s=30)
 
-    assert verdict(queue, key) == ("delayed", "retry", "m", T0 + timedelta(seconds=30))
+    assert summary(queue, key) == ("delayed", "retry", "m", T0 + timedelta(seconds=30))
     assert detail(queue, key, "error", "attempts", "live_workers") == ("timeout: no reply", 1, 1)
 
 
@@ -94,7 +94,7 @@ def test_a_refused_task_is_not_due(queue: Queue) -> None:
     key = add(queue)
     queue.retry(queue.claim().only, delay_s=0, counts=False, error_class="429", refusal="quota", pause_s=40)
 
-    state, reason, model, until_at = verdict(queue, key)
+    state, reason, model, until_at = summary(queue, key)
 
     assert (state, reason, model) == ("delayed", "refused", "m")
     assert until_at is not None
@@ -104,13 +104,13 @@ def test_a_refused_task_is_not_due(queue: Queue) -> None:
 def test_a_task_delayed_by_its_owner(queue: Queue) -> None:
     key = add(queue, status="delayed", run_at=T0 + timedelta(minutes=1))
 
-    assert verdict(queue, key) == ("delayed", "run_at", "m", T0 + timedelta(minutes=1))
+    assert summary(queue, key) == ("delayed", "run_at", "m", T0 + timedelta(minutes=1))
 
 
 def test_a_task_whose_run_at_is_ahead(queue: Queue) -> None:
     key = add(queue, run_at=T0 + timedelta(minutes=1))
 
-    assert verdict(queue, key) == ("ready", "not_due", "m", T0 + timedelta(minutes=1))
+    assert summary(queue, key) == ("ready", "not_due", "m", T0 + timedelta(minutes=1))
 
 
 def test_a_task_that_never_becomes_due(queue: Queue) -> None:
@@ -124,7 +124,7 @@ def test_a_task_that_never_becomes_due(queue: Queue) -> None:
 def test_a_task_past_its_deadline(queue: Queue) -> None:
     key = add(queue, deadline_at=T0)
 
-    assert verdict(queue, key) == ("ready", "expired", "m", None)
+    assert summary(queue, key) == ("ready", "expired", "m", None)
 
 
 # --- models that cannot take it -------------------------------------------------------------------------------------
@@ -133,14 +133,14 @@ def test_a_task_past_its_deadline(queue: Queue) -> None:
 def test_a_task_that_could_be_claimed_now(queue: Queue) -> None:
     key = add(queue)
 
-    assert verdict(queue, key) == ("ready", None, "m", None)
+    assert summary(queue, key) == ("ready", None, "m", None)
     assert queue.claim().ids == [key]
 
 
 def test_a_model_that_nobody_has_configured(queue: Queue) -> None:
     key = add(queue, model="nobody's")
 
-    assert verdict(queue, key) == ("ready", "unknown", "nobody's", None)
+    assert summary(queue, key) == ("ready", "unknown", "nobody's", None)
 
 
 @pytest.mark.parametrize("columns", [{"enabled": False}, {"rpm": 0}, {"tpm": 0}, {"max_concurrency": 0}, {"rpd": 0}])
@@ -148,14 +148,14 @@ def test_a_paused_model(queue: Queue, columns: dict[str, object]) -> None:
     queue.model("m", **columns)  # type: ignore[arg-type]
     key = add(queue)
 
-    assert verdict(queue, key) == ("ready", "paused", "m", None)
+    assert summary(queue, key) == ("ready", "paused", "m", None)
 
 
 def test_a_charge_that_can_never_fit(queue: Queue) -> None:
     queue.model("m", tpm=100, max_output=99)
     key = add(queue, prompt="p" * 400)
 
-    assert verdict(queue, key) == ("ready", "never_fits", "m", None)
+    assert summary(queue, key) == ("ready", "never_fits", "m", None)
     assert detail(queue, key, "tokens", "tpm", "fits_elsewhere") == (108 + 99, 100, False)
     assert queue.claim().ids == []
     assert only(queue, key)["state"] == "failed"
@@ -177,7 +177,7 @@ def test_no_live_worker_serves_the_model(queue: Queue) -> None:
     queue.rows("update llmqueue.worker set models = array['other']")
     queue.rows("update llmqueue.worker set is_draining = true where worker = %s", queue.register())
 
-    assert verdict(queue, key) == ("ready", "no_worker", "m", None)
+    assert summary(queue, key) == ("ready", "no_worker", "m", None)
     workers = {"live": 1, "serving": 0, "idle": 0, "running": 0, "draining": 1}
     assert detail(queue, key, "workers") == (workers,)
     queue.rows("update llmqueue.worker set models = array['other', 'm']")
@@ -188,42 +188,42 @@ def test_no_live_worker_serves_the_model(queue: Queue) -> None:
 
 def test_a_closed_model_until_it_opens(queue: Queue) -> None:
     key = add(queue)
-    close(queue, 30)
+    start_cooldown(queue, 30)
 
-    assert verdict(queue, key) == ("ready", "cooldown", "m", T0 + timedelta(seconds=30))
+    assert summary(queue, key) == ("ready", "cooldown", "m", T0 + timedelta(seconds=30))
     assert detail(queue, key, "cooldown_reason") == ("429",)
 
 
 def test_a_closed_model_whose_probe_this_task_may_be(queue: Queue) -> None:
     key = add(queue)
-    close(queue, -1)
+    start_cooldown(queue, -1)
 
-    assert verdict(queue, key) == ("ready", None, "m", None)
+    assert summary(queue, key) == ("ready", None, "m", None)
     assert queue.claim().ids == [key]
 
 
 def test_asking_why_changes_nothing_and_works_where_nothing_can_be_written(queue: Queue) -> None:
     key = add(queue)
-    close(queue, -1)
+    start_cooldown(queue, -1)
     probe = queue.claim().only
     queue.rows("update llmqueue.model_state set probe_fence = %s", probe.fence)
-    queue.advance(10)  # not refused for 5 s: a claim would open the model
+    queue.advance(10)  # not refused for 5 s: a claim would end the cooldown
     waiting = add(queue)
     queue.rows("set transaction_read_only = on")
 
-    assert verdict(queue, waiting)[0] == "ready"
-    assert verdict(queue, key)[0] == "running"
+    assert summary(queue, waiting)[0] == "ready"
+    assert summary(queue, key)[0] == "running"
 
     assert queue.values("select cooldown_until is not null from llmqueue.model_state") == [True]
 
 
 def test_a_closed_model_that_is_probed(queue: Queue) -> None:
     probe = add(queue)
-    close(queue, -1)
+    start_cooldown(queue, -1)
     queue.claim()
     key = add(queue)
 
-    assert verdict(queue, key) == ("ready", "probe", "m", T0 + timedelta(seconds=5))
+    assert summary(queue, key) == ("ready", "probe", "m", T0 + timedelta(seconds=5))
     assert detail(queue, key, "cooldown_reason") == ("429",)
     assert detail(queue, probe, "is_probe") == (True,)
 
@@ -234,7 +234,7 @@ def test_concurrency_is_full(queue: Queue) -> None:
     queue.claim()
     key = add(queue)
 
-    assert verdict(queue, key) == ("ready", "concurrency", "m", None)
+    assert summary(queue, key) == ("ready", "concurrency", "m", None)
     assert detail(queue, key, "most_in_flight", "kept_for_hot") == (2, 0)
 
 
@@ -256,7 +256,7 @@ def test_no_quota_until_the_claim_says_so_too(queue: Queue) -> None:
     queue.advance(5)
     key = add(queue)
 
-    state, reason, _, until_at = verdict(queue, key)
+    state, reason, _, until_at = summary(queue, key)
 
     assert (state, reason) == ("ready", "rpm")
     assert detail(queue, key, "calls_60s", "rpm", "effective_rpm") == (2, 2, 2)
@@ -275,7 +275,7 @@ def test_no_quota_of_tokens(queue: Queue) -> None:
     queue.claim()
 
     assert only(queue, first)["state"] == "running"
-    assert verdict(queue, second)[:3] == ("ready", "tpm", "m")
+    assert summary(queue, second)[:3] == ("ready", "tpm", "m")
     assert detail(queue, second, "tokens", "tpm") == (58, 100)
 
 
@@ -284,7 +284,7 @@ def test_no_quota_of_the_day(queue: Queue) -> None:
     add(queue)
     queue.claim()
 
-    assert verdict(queue, add(queue)) == ("ready", "day", "m", datetime(2040, 1, 2, tzinfo=T0.tzinfo))
+    assert summary(queue, add(queue)) == ("ready", "day", "m", datetime(2040, 1, 2, tzinfo=T0.tzinfo))
 
 
 def test_no_quota_in_a_short_window(queue: Queue) -> None:
@@ -292,7 +292,7 @@ def test_no_quota_in_a_short_window(queue: Queue) -> None:
     add(queue)
     queue.claim()
 
-    state, reason, _, until_at = verdict(queue, add(queue))
+    state, reason, _, until_at = summary(queue, add(queue))
 
     assert (state, reason) == ("ready", "burst")
     assert until_at is not None
@@ -305,7 +305,7 @@ def test_calls_are_spread_over_the_minute(queue: Queue) -> None:
     queue.claim()
     (first, *_) = queue.values("select id from llmqueue.task where is_ready order by id")
 
-    state, reason, _, until_at = verdict(queue, first)
+    state, reason, _, until_at = summary(queue, first)
 
     assert (state, reason) == ("ready", "pace")
     assert until_at is not None
@@ -316,4 +316,4 @@ def test_a_quiet_minute_after_a_step_of_the_clock(queue: Queue) -> None:
     key = add(queue)
     queue.rows("select llmqueue_internal.fill_ledger('m')")
 
-    assert verdict(queue, key)[:3] == ("ready", "clock", "m")
+    assert summary(queue, key)[:3] == ("ready", "clock", "m")

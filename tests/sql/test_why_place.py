@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from tests.support.sql import T0, Queue
-from tests.support.why import EARLIER, add, close, detail, only, verdict, why
+from tests.support.why import EARLIER, add, detail, only, start_cooldown, summary, why
 
 PLACE = ("ahead", "higher", "own", "users", "turns", "ahead_is_exact")
 
@@ -21,7 +21,7 @@ def test_a_task_of_the_default_pool_has_a_row_for_each_model(queue: Queue) -> No
     queue.model("off", enabled=False)
     queue.model("alone", weight=0)
     queue.model("n")
-    close(queue, 30)
+    start_cooldown(queue, 30)
     key = add(queue, model=None)
 
     assert {row["model"]: row["reason"] for row in why(queue, key)} == {"m": "cooldown", "n": None}
@@ -38,7 +38,7 @@ def test_a_task_of_a_named_pool(queue: Queue) -> None:
 def test_no_model_may_take_tasks_of_the_default_pool(queue: Queue) -> None:
     queue.model("m", enabled=False)
 
-    assert verdict(queue, add(queue, model=None)) == ("ready", "no_model", None, None)
+    assert summary(queue, add(queue, model=None)) == ("ready", "no_model", None, None)
 
 
 def test_better_tasks_of_its_lane(queue: Queue) -> None:
@@ -48,7 +48,7 @@ def test_better_tasks_of_its_lane(queue: Queue) -> None:
     queue.add(5, model="m", run_at=EARLIER + timedelta(seconds=1))
     queue.add(6, model="m", priority=-1, run_at=EARLIER - timedelta(seconds=1))
 
-    assert verdict(queue, key) == ("ready", "behind", "m", None)
+    assert summary(queue, key) == ("ready", "behind", "m", None)
     assert detail(queue, key, *PLACE) == (7, 3, 4, 0, 0, True)
     assert detail(queue, key, "older", "older_is_exact") == (13, True)
 
@@ -60,7 +60,7 @@ def test_what_will_not_run_goes_before_nothing(queue: Queue) -> None:
     add(queue, priority=7, deadline_at=T0)
     key = add(queue)
 
-    assert verdict(queue, key) == ("ready", None, "m", None)
+    assert summary(queue, key) == ("ready", None, "m", None)
 
 
 def test_users_take_turns(queue: Queue) -> None:
@@ -82,7 +82,7 @@ def test_better_tasks_in_other_lanes_of_the_model(queue: Queue) -> None:
     queue.add(5, model="other", priority=7, run_at=EARLIER)
     key = add(queue)
 
-    assert verdict(queue, key) == ("ready", "behind", "m", None)
+    assert summary(queue, key) == ("ready", "behind", "m", None)
     assert detail(queue, key, "ahead", "other_lanes", "older", "older_is_exact") == (0, 5, 9, True)
 
 

@@ -1,4 +1,4 @@
-"""Calls for the audit, made by hand, and what it says about them."""
+"""Calls for the audit, made by hand, and the audit's report on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ START = 1_800_000_000 * S
 
 
 def audit(calls: Sequence[Call], scope: Scope) -> ModelReport:
-    """The report about calls of one model."""
+    """Returns the report on calls of one model."""
     auditor = Auditor(scope)
     for call in calls:
         auditor.push(call)
@@ -26,11 +26,11 @@ def judged(report: ModelReport, what: str = "calls") -> Judged:
 
 
 def sent(at_s: float, rpm: int = 60, **fields: Any) -> Call:
-    """A call that was granted and sent at a moment."""
+    """Returns a call that was granted and sent at `at_s`."""
     at_us = START + round(at_s * S)
     return Call("m", at_us, rpm, at_us)._replace(**fields)
 
 
 def unknown(at_s: float, rpm: int = 60, **fields: Any) -> Call:
-    """A call that was granted at a moment, and sent nobody knows when."""
+    """Returns a call that was granted at `at_s` and sent at an unknown time."""
     return Call("m", START + round(at_s * S), rpm)._replace(**fields)

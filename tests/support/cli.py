@@ -1,4 +1,4 @@
-"""Runs `llmqueue …` inside the test's process: exact output and exit code, without half a second per call."""
+"""Runs `llmqueue …` in the test's process: the same output and exit code, without half a second per call."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Result:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The tab-separated cells of a listing."""
+        """The tab-separated cells of a list."""
         return [line.split("\t") for line in self.out.splitlines()]
 
 
 def run_cli(dsn: str, *arguments: str, stdin: bytes = b"", **settings: str) -> Result:
-    """Runs a command on a database, as if piped."""
+    """Runs a command on a database, with piped output."""
     ours = {f"LLMQUEUE_{name.upper()}": value for name, value in {"database_url": dsn, **settings}.items()}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LLMQUEUE_")}
     out, err = io.StringIO(), io.StringIO()

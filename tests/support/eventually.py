@@ -1,4 +1,4 @@
-"""Waiting for a fact instead of for a time."""
+"""Waits for a condition instead of a fixed time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def eventually(is_so: Callable[[], object], timeout_s: float = 60, every_s: float = 0.02) -> None:
-    """Returns when `is_so()` is true; fails the test if that takes longer than any healthy machine needs."""
+    """Returns when `is_so()` is true; fails the test after a time that no healthy machine needs."""
     deadline = time.monotonic() + timeout_s
     while not is_so():
-        assert time.monotonic() < deadline, f"still not so after {timeout_s:.0f} s"
+        assert time.monotonic() < deadline, f"still false after {timeout_s:.0f} s"
         time.sleep(every_s)

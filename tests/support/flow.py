@@ -1,4 +1,4 @@
-"""A worker on a clock in the test's hand: it comes back when told to, and its calls end when the test says so."""
+"""A worker on a clock that the test controls: it claims when the last refusal allows, and the test ends its calls."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ TICK = timedelta(microseconds=1)
 
 
 def answered(grant: Grant, input_tokens: int | None, output_tokens: int | None, **more: object) -> dict[str, object]:
-    """A completed call, with what the backend says that it used."""
+    """Returns the end of a completed call, with the usage that the backend reports."""
     return {**complete(grant), "input_tokens": input_tokens, "output_tokens": output_tokens, **more}
 
 
 def refused(grant: Grant, refusal: str = "quota", pause_s: float | None = None) -> dict[str, object]:
-    """A call that the model refused: 'quota' is a 429, 'capacity' a 503 or 529."""
-    said = {"quota": "rate_limited", "capacity": "overloaded"}[refusal]
-    return retry(grant, delay_s=0, counts=False, refusal=refusal, pause_s=pause_s, error_class=said, error="no more")
+    """Returns the end of a call that the model refused: 'quota' is a 429, 'capacity' a 503 or 529."""
+    error_class = {"quota": "rate_limited", "capacity": "overloaded"}[refusal]
+    cause = {"error_class": error_class, "error": "no more"}
+    return retry(grant, delay_s=0, counts=False, refusal=refusal, pause_s=pause_s, **cause)
 
 
 @dataclass
 class Flow:
-    """Runs one worker of a queue. `latency_s` tells how long a call takes; inf: for ever. Times are since the start."""
+    """Runs one worker of a queue. `latency_s` gives the duration of a call; inf: for ever."""
 
     queue: Queue
     latency_s: Callable[[Grant], float] = lambda _: math.inf
     slots: int = MAX_CLAIM
     hot_slots: int = 0
     models: Sequence[str] | None = None
-    chores: Sequence[str] = ()
+    maintenance: Sequence[str] = ()
     settle: Callable[[Grant], dict[str, object]] = complete
     on_claim: Callable[[Claimed], None] = lambda _: None
     grants: list[tuple[float, Grant]] = field(default_factory=list)
@@ -54,8 +55,8 @@ class Flow:
     def at(self, at_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (at_s, next(self._number), action))
 
-    def ring(self) -> None:
-        """All models are asked now, as after NOTIFY."""
+    def wake(self) -> None:
+        """Lets the worker ask all models now, as after a NOTIFY."""
         self._polled_at = -math.inf
 
     def run(self, until_s: float) -> None:
@@ -82,7 +83,7 @@ class Flow:
         if is_poll:
             self._polled_at = self.now_s
         claimed = self.queue.claim(
-            self.slots, self.models if is_poll else due, hot_slots=self.hot_slots, chores=self.chores
+            self.slots, self.models if is_poll else due, hot_slots=self.hot_slots, maintenance=self.maintenance
         )
         self.claims += 1
         for model, reason in claimed.reasons.items():

@@ -1,7 +1,7 @@
 """A worker that freezes itself: `python -m tests.support.frozen_worker POINT MARKER [options of the worker]`.
 
-It is the real worker with a hook at one point of its way, which writes MARKER and stops the process (SIGSTOP) the first
-time it comes there. Whoever started it sends SIGCONT.
+It is the real worker with a hook at one point. When the worker first reaches that point, the hook writes MARKER and
+stops the process (SIGSTOP). The test sends SIGCONT.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def hook(owner: type, name: str, when: str, marker: Path) -> None:
 
 
 def hook_statement(function: str, marker: Path) -> None:
-    """Freezes when the statement that calls this function is on its way and its answer is not read yet."""
+    """Freezes when the statement that calls this function is sent and its result is not read yet."""
     real_execute, real_wait = psycopg.AsyncCursor.execute, psycopg.AsyncConnection.wait
 
     async def execute(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def hook_statement(function: str, marker: Path) -> None:
 
 
 def _freezing(generator: Any, connection: Any, marker: Path) -> Any:
-    """Passes a psycopg generator on, and freezes where it waits for the server with all of the statement sent."""
+    """Wraps a psycopg generator, and freezes when it waits for the server after the whole statement is sent."""
     try:
         wanted = next(generator)
         while True:
@@ -95,7 +95,7 @@ def _freezing(generator: Any, connection: Any, marker: Path) -> Any:
 
 
 def _is_empty(result: Any) -> bool:
-    """A claim without a grant is no moment worth freezing at."""
+    """Returns whether the result is a claim without a grant, at which freezing makes no sense."""
     return getattr(result, "grants", True) == ()
 
 

@@ -1,4 +1,4 @@
-"""A Models Backend whose calls end when the test says so; it notes the key of each call that arrives."""
+"""A Models Backend whose calls end when the test releases them; it records the key of each call that arrives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp import web
 
 
 class HeldBackend:
-    """Runs in a thread of its own. `calls` are Idempotency-Keys in the order of arrival."""
+    """Runs in its own thread. `calls` are Idempotency-Keys in the order of arrival."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -20,7 +20,7 @@ class HeldBackend:
         self._may_end = asyncio.Semaphore(0)
 
     def release(self, how_many: int) -> None:
-        """Lets that many calls end, those that wait longest first."""
+        """Ends `how_many` calls, the oldest first."""
 
         def end() -> None:
             for _ in range(how_many):
@@ -46,7 +46,7 @@ class HeldBackend:
 
 
 def answer_to(prompt: str) -> str:
-    """What the backend says: `large …` is answered at length."""
+    """Returns the backend's answer; the answer to a prompt `large …` is long."""
     return f"secret answer to {prompt}" + " word" * (20_000 if prompt.startswith("large") else 0)
 
 

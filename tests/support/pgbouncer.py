@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from tests.support.eventually import eventually
 from tests.support.server import Server
 
-PORT = 6432  # only a part of the socket's name
+PORT = 6432  # only part of the socket's name
 INI = """
 [databases]
 {database} = host={host} port={port} dbname={database}
@@ -53,7 +53,7 @@ class Bouncer:
 
 @contextmanager
 def bouncer_of(server: Server, database: str, *, swallows_options: bool = False) -> Iterator[Bouncer]:
-    """A running PgBouncer; skips the test where the program is not installed. It refuses to run as root."""
+    """Yields a running PgBouncer; skips the test if it is not installed. It refuses to run as root."""
     program = shutil.which("pgbouncer", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
     if program is None:
         pytest.skip("no pgbouncer here (Debian: apt-get install pgbouncer)")

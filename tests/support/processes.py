@@ -1,4 +1,4 @@
-"""Real processes of the command line, as a user would start them."""
+"""Real processes of the command line, started as a user would start them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LLMQUEUE = [sys.executable, "-m", "llmqueue"]
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
+    """Returns a free port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -43,13 +43,13 @@ class Process:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment with only these LLMQUEUE_ settings."""
+    """Returns this process's environment with only these LLMQUEUE_ settings."""
     rest = {name: value for name, value in os.environ.items() if not name.startswith("LLMQUEUE_")}
     return rest | {f"LLMQUEUE_{name}": value for name, value in settings.items()}
 
 
 def start(out_path: Path, *arguments: str, env: Mapping[str, str]) -> Process:
-    """Its LLMQUEUE_HOME is the folder `home` beside its output, unless `env` says another."""
+    """Starts a process. Its LLMQUEUE_HOME is the folder `home` beside its output, unless `env` has another."""
     env = {"LLMQUEUE_HOME": str(out_path.parent / "home")} | dict(env)
     with out_path.open("wb") as out:
         popen = subprocess.Popen(
@@ -73,7 +73,7 @@ def run(*arguments: str, env: Mapping[str, str], timeout_s: float = 120) -> subp
 
 @contextmanager
 def backend(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
-    """The simulated Models Backend; its call log is folder/calls.jsonl. Yields its URL."""
+    """Runs the simulated Models Backend, with the call log folder/calls.jsonl. Yields its URL."""
     out_path = folder / "backend.out"
     with out_path.open("wb") as out:
         command = [*LLMQUEUE, "backend", "--port", str(port), "--log", str(folder / "calls.jsonl"), *options]

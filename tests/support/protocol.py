@@ -1,7 +1,8 @@
-"""What the SQL functions promise about one task, as a small pure model: states, actions, and what each action does.
+"""The guarantees of the SQL functions about one task, as a small pure model: states, actions, and their effects.
 
-The environment is as bad as it can be: any end of any attempt may come at any time, twice, after a sweep, after its
-worker has died and its spill was replayed. So there is no action for these: they are orders of the ones here.
+The environment is as hostile as possible: any end of any attempt may come at any time, twice, after a sweep, or after
+its worker has died and its spill file was recovered. These cases need no actions of their own, because they are orders
+of the actions here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SETTLES: Final = ("complete", "retry", "refuse", "release", "bury")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One execution under one claim; its fence is its place in the log, from 1."""
+    """One execution under one claim; its fence is its position in the log, from 1."""
 
     worker: int
     number: int
@@ -28,7 +29,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A task and the log of its attempts. A life begins when the task is set back by hand."""
+    """A task and the log of its attempts. A life is the time between two restarts by hand."""
 
     status: str = "unsolved"
     attempts: int = 0
@@ -43,12 +44,12 @@ class State:
 
     @property
     def is_begun(self) -> bool:
-        """Whether this life had a claim; before it, the row still shows the attempts of the last life."""
+        """Whether this life had a claim; before that, the row still shows the attempts of the previous life."""
         return any(attempt.life == self.life for attempt in self.log)
 
     @property
     def charged(self) -> int:
-        """Calls in the ledger: all but those that were given back unsent."""
+        """The number of calls in the ledger: all except those returned unsent."""
         return sum(attempt.outcome != "released" for attempt in self.log)
 
     def holds(self, fence: int) -> bool:
@@ -61,7 +62,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """`who` is a worker (claim, sweep: whose lease has run out) or a fence (the ends of attempts)."""
+    """`who` is a worker (claim, or sweep of its expired lease) or a fence (ends of attempts)."""
 
     verb: str
     who: int = 0
@@ -71,7 +72,7 @@ class Action:
 
 
 def act(state: State, action: Action, max_attempts: int) -> State:
-    """Return the state after an action that meets no other transaction."""
+    """Return the state after an action without a concurrent transaction."""
     match action.verb:
         case "claim":
             return _claim(state, action.who)
@@ -127,18 +128,18 @@ def _settle(state: State, verb: str, fence: int, max_attempts: int) -> State:
         return ended.with_attempt(fence, is_answer_kept=verb == "bury")
     is_last = verb == "bury" or (verb == "retry" and state.attempts >= max_attempts)
     status = "failed" if is_last else "unsolved" if verb == "release" else "delayed"
-    given_back = verb in {"release", "refuse"}
-    after = replace(state, status=status, attempts=state.attempts - given_back)
+    is_returned = verb in {"release", "refuse"}
+    after = replace(state, status=status, attempts=state.attempts - is_returned)
     outcome = "buried" if is_last else outcomes[verb]
     return after.with_attempt(fence, outcome=outcome, is_answer_kept=verb == "bury")
 
 
-# --- all of it ------------------------------------------------------------------------------------------------------
+# --- all states -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How far to look: `claims` and `lives` of the task, and how many attempts it has in each."""
+    """The bounds of the search: `claims` and `lives` of the task, and the attempts in each life."""
 
     workers: int = 2
     claims: int = 2
@@ -147,7 +148,7 @@ class Bounds:
 
 
 def actions(state: State, bounds: Bounds) -> Iterator[Action]:
-    """Yield what may happen next. Workers are alike: the first claim is by the first of them."""
+    """Yield the possible next actions. Workers are interchangeable, so the first claim is by the first worker."""
     if state.fence < bounds.claims or state.status != "unsolved":
         for worker in range(1, min(bounds.workers, 1 + len({attempt.worker for attempt in state.log})) + 1):
             yield Action("claim", worker)
@@ -163,7 +164,7 @@ def actions(state: State, bounds: Bounds) -> Iterator[Action]:
 
 
 def reachable(bounds: Bounds) -> dict[State, dict[Action, State]]:
-    """Return every state that can come to be, breadth first, with all that may happen in it."""
+    """Return every reachable state, breadth first, with all possible actions and their results."""
     found: dict[State, dict[Action, State]] = {}
     ahead = deque([State()])
     seen = {State()}

@@ -1,4 +1,4 @@
-"""A TCP proxy that can be cut, made to go silent, and restored: what a network does to a connection."""
+"""A TCP proxy that simulates network faults: it can cut connections, become silent, and be restored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CHUNK = 65_536
-# close() sends a reset instead of an orderly end
+# makes close() send a reset instead of a FIN
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -29,7 +29,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Resets every connection, and each new one at once."""
+        """Resets every connection, and every new one at once."""
         self._is_refusing = True
         self.reset()
 
@@ -46,23 +46,23 @@ class Proxy:
                 end.close()
 
     def silence(self) -> None:
-        """Half-open: connections stay, new ones are accepted, and not a byte passes."""
+        """Makes the link half-open: connections stay and new ones are accepted, but no byte passes."""
         self._flows.clear()
 
     def strand(self) -> None:
-        """Half-open for ever: connections stay without a byte passing, new ones are served."""
+        """Makes the present connections half-open for ever: no byte passes, but new connections work."""
         self._flows.clear()
         self._stranded.append(self._flows)
         self._flows = threading.Event()
         self._flows.set()
 
     def lead_to(self, target: tuple[str, int] | str) -> None:
-        """Another server behind the same address, as after a failover. Connections to the old one are reset."""
+        """Leads to another server, as after a failover. Connections to the old server are reset."""
         self._target = target
         self.reset()
 
     def restore(self) -> None:
-        """Serves again. What was held back by silence() goes on its way."""
+        """Serves again, and forwards the bytes that silence() held back."""
         self._is_refusing = False
         self._flows.set()
 

@@ -1,4 +1,4 @@
-"""Other releases of this program: the last one from the git history, and a next one made from this tree."""
+"""Other releases of this program: the last one from the git history, and a next one created from this tree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Release:
-    """A tree with `src` and `sql`; its programs are started with PYTHONPATH, which goes before the installed one."""
+    """A tree with `src` and `sql`; its programs start with a PYTHONPATH, which precedes the installed package."""
 
     folder: Path
 
@@ -46,7 +46,7 @@ class Release:
         return path
 
     def edit(self, name: str, old: str, new: str) -> None:
-        """Replaces the one place in a file of the tree."""
+        """Replaces the only occurrence in a file of the tree."""
         path = self.folder / name
         text = path.read_text()
         assert text.count(old) == 1, f"{old!r} in {name}: {text.count(old)} times"
@@ -54,14 +54,14 @@ class Release:
 
 
 def next_release(folder: Path) -> Release:
-    """A copy of this tree, to be changed."""
+    """Returns a copy of this tree, for changes."""
     for part in ("src", "sql"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     return Release(folder)
 
 
 def last_release(folder: Path) -> Release:
-    """The tree of the newest tag; skips the test where there is none, as before the first release."""
+    """Returns the tree of the newest tag; skips the test if there is none, as before the first release."""
     tags = _git("tag", "--list", "v[0-9]*", "--sort=-version:refname").decode().split()
     with tarfile.open(fileobj=io.BytesIO(_git("archive", tags[0], "src", "sql"))) as tar:
         tar.extractall(folder, filter="data")
@@ -71,7 +71,7 @@ def last_release(folder: Path) -> Release:
 def _git(*arguments: str) -> bytes:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
-        pytest.skip("no git history here: an earlier release cannot be had")
+        pytest.skip("no git history here, so there is no earlier release")
     done = subprocess.run([git, "-C", str(ROOT), *arguments], capture_output=True, check=False, timeout=60)
     if done.returncode or not done.stdout:
         pytest.skip(
@@ -81,7 +81,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def program_of(release: Release) -> str:
-    """The file that `import llmqueue` finds in a process of this release."""
+    """Returns the file that `import llmqueue` finds in a process of this release."""
     code = "import llmqueue; print(llmqueue.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=release.environment(), capture_output=True, text=True, check=True, timeout=60

@@ -1,8 +1,8 @@
-"""What each role may do with every object of the schema and with the tasks table; everything else is denied.
+"""The rights of each role on every object of the schema and on the tasks table; everything else is denied.
 
-Whoever adds an object lists it here: a table, view or sequence in RELATIONS (and FOR_NOBODY, unless a role needs
-it), a column of llmqueue.attempt as known or hidden, a column of the tasks table by who writes it, a function of schema
-llmqueue under the roles that call it. What a role needs is granted in src/llmqueue/install/rights.py.
+List each new object here: a table, view or sequence in RELATIONS (and FOR_NOBODY, unless a role needs it), a column of
+llmqueue.attempt as known or hidden, a column of the tasks table by its writer, a function of schema llmqueue under the
+roles that call it. src/llmqueue/install/rights.py grants the rights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def _names(words: str) -> set[str]:
 
 
 VIEWS = {"backlog", "dead_letters", "epoch_status", "eta", "model_status", "throughput", "worker_status"}
-# Tables, the view over the tasks, and sequences that at least one role may do something with; the others nobody may.
+# Tables, the view over the tasks, and sequences; no role has a right on those FOR_NOBODY.
 LIMITS = {"model_config", "pool_member"}
 FOR_NOBODY = {"applied", "epoch", "idle_worker", "ledger_cell", "ledger_grant", "ledger_minute", "worker", "fence_seq"}
 RELATIONS = (
@@ -34,7 +34,7 @@ WHOLE: dict[str, set[tuple[str, str]]] = {
     | {("pool_member", "DELETE"), ("model_state", "SELECT")}
     | {("quarantine", "DELETE"), ("task", "DELETE")},
 }
-# Columns of relations that a role has no right on as a whole.
+# Columns of relations on which a role has no right as a whole.
 KNOWN_OF_ATTEMPT = _names(
     """
         fence task_id model worker attempt_no granted_at cell rpm sent_at ended_at outcome error_class
@@ -43,7 +43,7 @@ KNOWN_OF_ATTEMPT = _names(
         output_tokens_charged top_up_cell top_up_tokens tokens_final output_tokens_final
         """
 )
-HIDDEN_OF_ATTEMPT = {"answer", "error"}  # an answer that came late, and what a backend said: it may quote a prompt
+HIDDEN_OF_ATTEMPT = {"answer", "error"}  # late answers, and messages of a backend, which may quote a prompt
 MAY_INSERT = _names("id prompt status model priority params run_at deadline_at max_attempts user_id created_at")
 ONLY_MACHINE_WRITES = _names("answer attempts error input_tokens output_tokens started_at finished_at fence restarts")
 COLUMNS: dict[str, dict[tuple[str, str], set[str]]] = {
@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, set[str]] = {
     READER: READ_FUNCTIONS,
     OPERATOR: READ_FUNCTIONS | _names("cancel restart end_cooldown"),
 }
-# Functions of schema llmqueue_internal, which no role may name: the views call these with the rights of who reads them.
+# Functions of schema llmqueue_internal, which no role can name: the views call them with the rights of their reader.
 VIEW_FUNCTIONS = _names(
     """
         clock count_backlog count_60s count_today count_ready day_start effective_rpm effective_concurrency is_enabled
@@ -83,7 +83,7 @@ VIEW_FUNCTIONS = _names(
 INTERNAL_FUNCTIONS: dict[str, set[str]] = {
     WORKER: set(), PRODUCER: set(), READER: VIEW_FUNCTIONS, OPERATOR: VIEW_FUNCTIONS,
 }  # fmt: skip
-EVERYBODYS = {"user_key"}  # in an index expression: checked against whoever inserts
+EVERYBODYS = {"user_key"}  # in an index expression: PostgreSQL checks it for the role that inserts
 PRIVILEGES = {
     "r": ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"),
     "v": ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"),

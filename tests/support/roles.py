@@ -1,4 +1,4 @@
-"""Logins that are members of llmqueue's roles, as an administrator makes them."""
+"""Logins that are members of llmqueue's roles, as an administrator creates them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBER = count(1)
 
 @contextmanager
 def member(dsn: str, role: str) -> Iterator[str]:
-    """A new login in the role; yields its DSN. Roles are the cluster's: it is dropped afterwards."""
+    """Creates a login in the role and yields its DSN. Drops it afterwards, because roles belong to the cluster."""
     login = sql.Identifier(name := f"login_{next(_NUMBER)}")
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("create role {} login in role {}").format(login, sql.Identifier(role)))
@@ -30,7 +30,7 @@ def member(dsn: str, role: str) -> Iterator[str]:
 
 @contextmanager
 def stranger(dsn: str, attributes: str = "login") -> Iterator[str]:
-    """A new login that is a member of nothing; yields its name."""
+    """Creates a login without any membership and yields its name."""
     name = f"stranger_{next(_NUMBER)}"
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("create role {} {}").format(sql.Identifier(name), sql.SQL(attributes)))

@@ -1,4 +1,4 @@
-"""The Postgres that the tests run on: 16 and 18 from the wheel, 15 from the folder LLMQUEUE_TEST_PG15_BIN."""
+"""The Postgres of the tests: 16 and 18 from the wheel, 15 from the folder LLMQUEUE_TEST_PG15_BIN."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-SERVER_USER_OF_15 = "postgres"  # Debian's package makes it; initdb refuses root
+SERVER_USER_OF_15 = "postgres"  # Debian's package creates it, because initdb refuses root
 
 
 @dataclass(frozen=True)
 class Server:
-    """What pytest-postgresql's noproc fixtures ask of the fixture they depend on."""
+    """A server, with the attributes that pytest-postgresql's noproc fixtures need."""
 
     host: str
     port: int
@@ -58,9 +58,9 @@ def start_server(version: int) -> Iterator[Server]:
     starter = _start_15 if version == 15 else _start_from_wheel
     with starter(version) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            # No test here takes the power away; kills of processes are survived without fsync.
+            # No test simulates a power failure, and kills of processes need no fsync.
             connection.execute("alter system set fsync = off")
-            # so that a test can count what one program asks: alter database … set log_statement = 'all'
+            # lets a test count the statements of one program: alter database … set log_statement = 'all'
             connection.execute("alter system set log_line_prefix = '%m [%p] db=%d app=%a: '")
             connection.execute("select pg_reload_conf()")
         yield server

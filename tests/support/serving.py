@@ -1,4 +1,4 @@
-"""A backend of a test's own: handlers by path, served on a free port while the test needs them."""
+"""A backend made by a test: handlers by path, served on a free port during the test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 async def serving(
     handlers: dict[str, Handler], port: int = 0, ssl_context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """The port of 127.0.0.1 on which a POST to each path goes to its handler; with a port, that one."""
+    """Yields the port of 127.0.0.1 on which each path passes a POST to its handler; port 0 picks a free one."""
     app = web.Application()
     app.router.add_routes([web.post(path, handler) for path, handler in handlers.items()])
     runner = web.AppRunner(app)

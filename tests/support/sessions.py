@@ -1,4 +1,4 @@
-"""Two sessions at once: one runs in the background, and the test goes on when it is seen to wait."""
+"""Concurrent sessions: one runs in the background, and the test continues when the database shows that it waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE_S = 20.0
 
 
 class Sessions:
-    """Opens queues, each on a connection of its own, and runs what may have to wait beside the test."""
+    """Opens queues, each on its own connection, and runs actions that may have to wait in background threads."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -31,7 +31,7 @@ class Sessions:
         return conn
 
     def queue(self) -> Queue:
-        """A registered worker on the real clock."""
+        """Returns a registered worker on the real clock."""
         return Queue(self.connect(), now=None)
 
     def start(self, action: Callable[[], T]) -> Future[T]:
@@ -50,7 +50,7 @@ class Sessions:
     def eventually(self, is_so: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE_S
         while not is_so():
-            assert time.monotonic() < until, "it did not come to that"
+            assert time.monotonic() < until, "the condition did not become true"
             time.sleep(0.002)
 
     def close(self) -> None:

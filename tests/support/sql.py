@@ -1,4 +1,4 @@
-"""Calls of the SQL functions as a worker makes them, with the clock in the test's hand."""
+"""Calls of the SQL functions as a worker makes them, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from psycopg.types.json import Jsonb
 from llmqueue.forecast import simulated_clock
 from tests.support.server import Server
 
-# After the server's start and after every row's default now(): a sweep may happen, everything is due.
+# Later than the server's start and every row's default now(), so a sweep is possible and every task is due.
 T0 = datetime(2040, 1, 1, 12, tzinfo=UTC)
 
 CLAIM = """
     select model, (task).task_id, (task).fence, (task).attempt_no, (task).max_attempts, (task).restarts, (task).prompt,
            (task).params, reason, retry_in_s, waited_s, clock_at, timeout_s, guard_s,
            (task).tokens, (task).is_hot, (task).lane, claim_state
-      from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(chores)s::text[], 0,
+      from llmqueue.claim(%(worker)s, %(models)s::text[], %(slots)s, %(maintenance)s::text[], 0,
                            %(hot_slots)s, %(claim_state)s::jsonb)"""
 
 HAS_SIMULATED_CLOCK = """
@@ -37,7 +37,7 @@ _NUMBER = count(1)
 
 @dataclass(frozen=True)
 class Grant:
-    """A claimed task, and who claimed it."""
+    """A claimed task and its worker."""
 
     worker: UUID
     model: str
@@ -72,7 +72,7 @@ class Claimed:
 
 
 class Queue:
-    """One connection, one registered worker, and a clock that moves when the test says so (now=None: the real one)."""
+    """One connection, one registered worker, and a clock that the test moves (now=None: the real clock)."""
 
     def __init__(self, conn: psycopg.Connection[Any], now: datetime | None = T0) -> None:
         conn.row_factory = dict_row
@@ -84,7 +84,7 @@ class Queue:
 
     @property
     def now(self) -> datetime | None:
-        """What the database's clock shows in this session; None: the real time."""
+        """The time of the database's clock in this session; None: the real time."""
         return self._now
 
     @now.setter
@@ -118,17 +118,17 @@ class Queue:
         (found,) = self.rows("select * from llmqueue.attempt where fence = %s", grant.fence)
         return found
 
-    def aside(self) -> dict[Any, str]:
-        """The tasks that are set aside, and in which step."""
+    def quarantined(self) -> dict[Any, str]:
+        """Returns the quarantined tasks and the step in which each failed."""
         return {row["task_id"]: row["step"] for row in self.rows("select task_id, step from llmqueue.quarantine")}
 
     def count(self, table: str) -> int:
         return int(self.value(f"select count(*) from {table}"))
 
-    # --- what owners and operators do ---------------------------------------------------------------------------
+    # --- actions of owners and operators ------------------------------------------------------------------------
 
     def model(self, name: str, rpm: int = 600, **columns: object) -> None:
-        """Creates the model, or changes it."""
+        """Creates or changes the model."""
         given: dict[str, object] = {"model": name, "rpm": rpm, **columns}
         names = sql.SQL(", ").join(map(sql.Identifier, given))
         values = sql.SQL(", ").join(map(sql.Placeholder, given))
@@ -153,11 +153,11 @@ class Queue:
         return self.values("select llmqueue.cancel(%s::llmqueue.task_id[])", list(keys))
 
     def owners_trigger(self, body: str, when: str = "before update", name: str = "theirs") -> None:
-        """A trigger of the owner's on the tasks table, for each row; `body` is plpgsql without the closing return."""
+        """Creates an owner's row trigger on the tasks table; `body` is plpgsql without the closing return."""
         self.rows(f"create function {name}() returns trigger language plpgsql as $f$ begin {body}; return new; end $f$")
         self.rows(f"create trigger {name} {when} on tasks for each row execute function {name}()")
 
-    # --- what workers do ----------------------------------------------------------------------------------------
+    # --- actions of workers -------------------------------------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
         assert self.now is not None
@@ -178,7 +178,7 @@ class Queue:
         models: Sequence[str] | None = None,
         *,
         worker: UUID | None = None,
-        chores: Sequence[str] = (),
+        maintenance: Sequence[str] = (),
         hot_slots: int = 0,
     ) -> Claimed:
         worker = worker or self.worker
@@ -186,13 +186,13 @@ class Queue:
             "worker": worker,
             "models": models,
             "slots": slots,
-            "chores": list(chores),
+            "maintenance": list(maintenance),
             "hot_slots": hot_slots,
             "claim_state": Jsonb(self.claim_state.get(worker)),
         }
         found = self.conn.execute(CLAIM, args).fetchall()
         self.claim_state[worker] = next((row["claim_state"] for row in found if row["claim_state"] is not None), None)
-        verdicts = [row for row in found if row["task_id"] is None]
+        refusals = [row for row in found if row["task_id"] is None]
         names = tuple(field.name for field in fields(Grant) if field.name not in {"worker", "id"})
         return Claimed(
             [
@@ -200,8 +200,8 @@ class Queue:
                 for row in found
                 if row["task_id"] is not None
             ],
-            {row["model"]: row["reason"] for row in verdicts},
-            {row["model"]: row["retry_in_s"] for row in verdicts},
+            {row["model"]: row["reason"] for row in refusals},
+            {row["model"]: row["retry_in_s"] for row in refusals},
         )
 
     def settle(self, *items: Mapping[str, object], worker: UUID | None = None) -> list[str]:
@@ -238,7 +238,7 @@ class Queue:
         return int(self.value("select llmqueue_internal.promote(%s)", limit))
 
     def lose(self, *grants: Grant) -> None:
-        """Lets the lease of every worker but a new one run out, and that one sweep; time goes on by two leases."""
+        """Lets the lease of every worker except a new one expire, and lets that one sweep; time advances 50 s."""
         sweeper = self.register()
         for _ in range(5):
             self.advance(10)
@@ -275,7 +275,7 @@ def release(grant: Grant) -> dict[str, object]:
 
 @contextmanager
 def clock_at(conn: psycopg.Connection[Any], now: object) -> Iterator[None]:
-    """Shows this time to the functions that are called in this session meanwhile."""
+    """Sets the database's clock in this session to `now` for the duration of the context."""
     conn.execute(simulated_clock.INSTALL)
     conn.execute(simulated_clock.SET, (now,))
     try:
@@ -286,7 +286,7 @@ def clock_at(conn: psycopg.Connection[Any], now: object) -> Iterator[None]:
 
 @contextmanager
 def cloned(server: Server, template_name: str, prefix: str = "clone") -> Iterator[str]:
-    """The DSN of a database that is a copy of the template, for as long as it is needed."""
+    """Yields the DSN of a copy of the template database, which is dropped afterwards."""
     name = f"{prefix}_{next(_NUMBER)}"
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute(
@@ -300,7 +300,7 @@ def cloned(server: Server, template_name: str, prefix: str = "clone") -> Iterato
 
 @contextmanager
 def rolled_back(dsn: str) -> Iterator[Queue]:
-    """A queue in a transaction that never ends; the database stays as it was."""
+    """Yields a queue in a transaction that is rolled back, so that the database stays unchanged."""
     with psycopg.connect(dsn) as conn:
         try:
             yield Queue(conn)

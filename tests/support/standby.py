@@ -1,4 +1,4 @@
-"""A standby of a test's server: pg_basebackup, streaming, cut off, promoted."""
+"""A standby of a test's server, by pg_basebackup and streaming; it can be cut off and promoted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.server import Server, control
 
 @contextmanager
 def standby_of(primary: Server) -> Iterator[Server]:
-    """A streaming standby, asynchronous; it has all that is committed when this returns."""
+    """Yields an asynchronous streaming standby that has caught up with the primary."""
     folder = Path(tempfile.mkdtemp(prefix="llmqueue-standby-"))
     owner = primary.data_path.owner()
     user = owner if os.geteuid() == 0 else None
@@ -39,7 +39,7 @@ def standby_of(primary: Server) -> Iterator[Server]:
 
 
 def cut_off(standby: Server) -> None:
-    """Nothing of the primary reaches the standby from here on: what is committed now is lost with the primary."""
+    """Stops the streaming: transactions committed from now on would be lost with the primary."""
     with psycopg.connect(standby.dsn(), autocommit=True) as conn:
         conn.execute("alter system set primary_conninfo = ''")
         conn.execute("select pg_reload_conf()")

@@ -1,6 +1,6 @@
-"""A Postgres that listens on TCP for a password, and for TLS with a certificate of our own authority.
+"""A Postgres that listens on TCP with a password, and with TLS by a certificate of our own authority.
 
-The wheel's PostgreSQL is built without TLS; Debian's 15 has it, and is taken where it is installed.
+The wheel's PostgreSQL is built without TLS. Debian's 15 has it and is used if it is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TlsServer:
     has_tls: bool
 
     def admin(self, database: str = "postgres") -> str:
-        """The superuser, over the socket, without a password."""
+        """Returns the superuser's DSN over the socket, without a password."""
         return make_conninfo(self.server.dsn(database), port=self.port)
 
     def dsn(self, user: str, password: str, **more: str) -> str:

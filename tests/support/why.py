@@ -1,4 +1,4 @@
-"""What llmqueue.why() says of a task, at the time of the queue's clock."""
+"""Results of llmqueue.why() about a task, at the time of the queue's clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def only(queue: Queue, key: object) -> dict[str, Any]:
     return row
 
 
-def verdict(queue: Queue, key: object) -> tuple[str, str | None, str | None, datetime | None]:
+def summary(queue: Queue, key: object) -> tuple[str, str | None, str | None, datetime | None]:
     row = only(queue, key)
     return row["state"], row["reason"], row["model"], row["until_at"]
 
@@ -30,15 +30,15 @@ def detail(queue: Queue, key: object, *names: str) -> tuple[Any, ...]:
 
 
 def add(queue: Queue, **columns: Any) -> Any:
-    """One ready task of model m, due for an hour."""
+    """Inserts a ready task of model m that has been due for an hour; returns its key."""
     return queue.add(**{"model": "m", "run_at": EARLIER, **columns})[0]
 
 
-def close(queue: Queue, seconds: float) -> None:
+def start_cooldown(queue: Queue, seconds: float) -> None:
     assert queue.now is not None
     queue.rows(
-        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason)"
-        " values ('m', %s, %s, '429')",
+        "insert into llmqueue.model_state (model, cooldown_started_at, cooldown_until, cooldown_reason) "
+        "values ('m', %s, %s, '429')",
         queue.now,
         queue.now + timedelta(seconds=seconds),
     )

@@ -1,4 +1,4 @@
-"""Must show: adoption of a big table in use, and nobody's statement waits for longer than half a second.
+"""During the adoption of a large table in use, no statement waits for longer than half a second.
 
 LLMQUEUE_TEST_ROWS sets the number of finished rows; 5000000 is the figure in the documentation.
 """

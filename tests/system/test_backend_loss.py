@@ -1,4 +1,4 @@
-"""The backend fails, is away, or one task of many is the trouble: nobody else is buried for it (design I11)."""
+"""The backend fails or is unreachable, or one task of many fails: no other task becomes a dead letter (design I11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dispatch = 'batch' end to end: each task of a call is charged, answered and retried by itself (design §6, I4)."""
+"""dispatch = 'batch' end to end: each task of a call is charged, answered and retried by itself (I4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database is lost in ways that happen: the worker lives, calls go on, every answer is kept, each paid for once."""
+"""The database is lost in realistic ways: the worker survives, calls continue, every answer is kept."""
 
 from __future__ import annotations
 

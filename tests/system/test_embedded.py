@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: who meets in it, how long it lives, and what it survives."""
+"""The embedded PostgreSQL: several users at once, its lifetime, and the faults that it survives."""
 
 from __future__ import annotations
 

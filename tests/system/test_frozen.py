@@ -1,4 +1,4 @@
-"""Workers frozen (SIGSTOP) at chosen points of their way: the fleet goes on, and a thawed one sends nothing late."""
+"""Workers frozen (SIGSTOP) at chosen points: the fleet continues, and a thawed worker sends nothing late."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job on real input: 8,792 prompts in somebody's existing table, two workers, ten models."""
+"""The main use on real input: 8,792 prompts in an existing table, two workers, ten models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows, replies and neighbours that would take a worker down, or an answer to the wrong place."""
+"""Rows, replies and other sessions that could crash a worker or misplace an answer."""
 
 from __future__ import annotations
 

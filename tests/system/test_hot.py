@@ -1,4 +1,4 @@
-"""Hot tasks do not wait for cold ones to end: slots of the worker and of the model are kept for them (design I13)."""
+"""Hot tasks do not wait for cold ones to end: slots of the worker and of the model are reserved for them (I13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An idle worker: how soon an INSERT reaches the backend, and what it costs Postgres to wait."""
+"""An idle worker: the time from an INSERT to the backend, and the cost of waiting for Postgres."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker adds to the limits that the database keeps: its own look at a prompt, and what a refusal said."""
+"""The worker's part in the limits: its own estimate of a prompt, and its reports of refusals."""
 
 from __future__ import annotations
 

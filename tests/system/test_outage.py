@@ -1,4 +1,4 @@
-"""The database goes away under the worker, or is not there yet, or does not want it."""
+"""The database becomes unreachable under the worker, does not run yet, or refuses the worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode: all but LISTEN goes through it, and a worker finds it out by itself (I20)."""
+"""Behind PgBouncer in transaction mode: everything except LISTEN works, and a worker detects the pooler (I20)."""
 
 from __future__ import annotations
 

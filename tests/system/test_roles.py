@@ -1,4 +1,4 @@
-"""A worker that may do nothing but its work."""
+"""A worker with only the rights of its role."""
 
 from __future__ import annotations
 

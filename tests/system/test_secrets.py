@@ -1,4 +1,4 @@
-"""TLS to the database, and what must never be seen: passwords, keys, prompts and answers."""
+"""TLS to the database, and secrets that must never appear: passwords, keys, prompts and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM at several moments under load: what was not sent goes back whole, what was is waited for, the exit is 0."""
+"""SIGTERM at several moments under load: unsent tasks are returned, sent calls are awaited, the exit code is 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llmqueue simulate` as a user runs it: with an embedded PostgreSQL of its own."""
+"""`llmqueue simulate` as a user runs it: with its own embedded PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database is away while calls end: their answers outlive the outage, the worker, and a full disk."""
+"""The database is unreachable while calls end: their answers survive the outage, the worker, and a full disk."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_what_two_workers_had_spilled_outlives_kill_9_of_one_and_sigterm_of_the_
     ends = attempts(dsn)
     del ends["released"]  # a grant that a slow machine could not use in time costs nothing
     assert ends == Counter(completed=12, retried=ended - 8) + Counter(lost=12 - ended)
-    assert recovery.output.count('"spill_inherited"') == recovery.output.count('"spill_damaged"') == 2
+    assert recovery.output.count('"spill_recovered"') == recovery.output.count('"spill_damaged"') == 2
     assert "Traceback" not in recovery.output + stopped.output
     assert "secret answer" not in killed.output + stopped.output + recovery.output
 

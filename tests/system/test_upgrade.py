@@ -151,7 +151,7 @@ def test_a_worker_of_this_release_works_on_when_the_next_one_changes_what_it_cal
                 eventually(lambda: completed_by(conn, before) > 50)
                 lines = following.run("init", env=next_env).stdout
                 assert "upgrade llmqueue's schema" in lines
-                assert "put the new llmqueue_oldest in the place of the old one" in lines
+                assert "replace the old llmqueue_oldest by the new one" in lines
                 upgraded_at = now(conn)
                 # also one that starts only now, as after a crash of its machine
                 late = processes.start(tmp_path / "late.out", "worker", env=env)

@@ -1,4 +1,4 @@
-"""The daemon as its user runs it: real processes, a real Postgres, the simulated backend as witness."""
+"""The worker as its user runs it: real processes, a real Postgres, and the simulated backend's log as evidence."""
 
 from __future__ import annotations
 

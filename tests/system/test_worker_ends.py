@@ -1,4 +1,4 @@
-"""A worker that is stopped before its drain is done, and one under which the schema is upgraded."""
+"""A worker that is stopped before its drain is complete, and one whose schema is upgraded."""
 
 from __future__ import annotations
 

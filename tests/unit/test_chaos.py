@@ -9,7 +9,7 @@ import pytest
 
 from bench.chaos import scene
 from bench.chaos.evidence import Attempt, Evidence, Stall, Task
-from bench.chaos.judge import Refusal, judge
+from bench.chaos.judge import Verdict, judge
 from bench.chaos.mishaps import Mishap
 from bench.chaos.plan import Fault, kinds, schedule
 from bench.chaos.recovery import felt
@@ -46,7 +46,7 @@ def judged(
     calls: list[LoggedCall],
     *mishaps: Mishap,
     stalls: tuple[Stall, ...] = (),
-) -> Refusal:
+) -> Verdict:
     return judge(Evidence(tasks, attempts, calls, mishaps, stalls, [{"w0"}, {"w1"}, {"w2"}]))
 
 

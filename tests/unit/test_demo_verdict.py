@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from llmqueue.demo import summary
-from llmqueue.demo.verdict import Refusal, Row, judge
+from llmqueue.demo.verdict import Row, Verdict, judge
 from llmqueue.demo.windows import Period, change_periods
 from llmqueue.fake_backend import LoggedCall, expected_answer
 
@@ -70,7 +70,7 @@ def test_a_run_without_any_call_is_a_problem_not_a_crash():
     assert "3 of 3 tasks were not solved" in judge([replace(row, state="new") for row in ROWS], [], PERIODS).problems
 
 
-def shown(verdict: Refusal) -> str:
+def shown(verdict: Verdict) -> str:
     stream = io.StringIO()
     summary.show(Console(file=stream, width=80, highlight=False), verdict)
     return stream.getvalue()

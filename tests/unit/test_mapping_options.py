@@ -40,7 +40,7 @@ USAGE: dict[str, tuple[dict[str, object], str]] = {
         {"words": {"running": "doing"}, "own_status": True},
         (
             "--word running=doing: with --own-status llmqueue writes its own words into its own column. Leave it out; "
-            "--queued-value and --done-value are the words of yours."
+            "--queued-value and --done-value are the values of your column."
         ),
     ),
     "no table name": (

@@ -36,6 +36,6 @@ def test_an_old_server_a_standby_and_a_foreign_schema_are_refused_with_the_remed
     ]
     (problem,) = judge(replace(GOOD, has_schema=True, schema_owner="App Owner"))
     assert problem == (
-        'the schema llmqueue belongs to the role "App Owner", and this session is owner. '
+        'the schema llmqueue belongs to the role "App Owner", and this session\'s role is owner. '
         'Connect as "App Owner", or add ?options=-crole%3DApp%20Owner to the URL of a member of it.'
     )

@@ -1,25 +1,25 @@
-"""A call as the attempt log has it."""
+"""A call, as recorded in the attempt log."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# What is limited, in the order of Call.limits.
+# The limited quantities, in the order of Call.limits.
 KINDS = ("calls", "tokens", "output_tokens")
 
 LATE_GRANT = "late_grant"
 RATE_LIMITED = "rate_limited"
-# Error classes of a refusal that has used up the task's patience and ended as an attempt (retry.sql).
+# Error classes of a refusal that ended as an attempt, after the task's free retries (retry.sql).
 REFUSALS = frozenset({RATE_LIMITED, "unavailable", "overloaded", "credentials_refused"})
 FAILED = frozenset({"retried", "refused", "buried", "late"})
 
 
-# A named tuple: a frozen dataclass takes four times as long to make, and there are millions.
+# A named tuple, because a frozen dataclass takes four times as long to create, and there are millions of calls.
 class Call(NamedTuple):
-    """One attempt. Times are microseconds since 1970, None: not known.
+    """One attempt. Times are microseconds since 1970; None: unknown.
 
-    `tokens` is all that was charged against tpm before sending, topped up or not, `tokens_final` what that became when
-    the usage was known.
+    `tokens` is the whole charge against tpm before sending, with any top-up; `tokens_final` is the charge after the
+    correction by the usage.
     """
 
     model: str
@@ -38,10 +38,10 @@ class Call(NamedTuple):
 
     @property
     def is_unsent(self) -> bool:
-        """Whether nothing was sent and the charge went back.
+        """Whether nothing was sent and the charge was refunded.
 
-        An attempt that failed before anything was sent has no moment of sending, but an error; only complete() and
-        sweep() leave the error out, and their calls may have been sent.
+        An attempt that failed before sending has an error and no moment of sending. Only complete() and sweep() record
+        no error, and their calls may have been sent.
         """
         if self.outcome == "released":
             return True
@@ -53,5 +53,5 @@ class Call(NamedTuple):
 
     @property
     def limits(self) -> tuple[int | None, ...]:
-        """By KINDS; None: no limit."""
+        """The limits in the order of KINDS; None: no limit."""
         return self.rpm, self.tpm, self.output_tpm

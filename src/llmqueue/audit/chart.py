@@ -1,4 +1,4 @@
-"""What a model used over time, in a few hundred columns however long the log is."""
+"""The use of a model over time, in a fixed number of columns for a log of any length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_CHANGES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A limit that changed: from this grant on."""
+    """A changed limit, in force from the grant at `at_us` on."""
 
     at_us: int
     kind: int
@@ -26,9 +26,9 @@ class Change:
 
 @dataclass(slots=True)
 class Chart:
-    """By kind and column: the fullest window that ends in it, and the limit then; None where nothing is known.
+    """For each kind and column: the fullest window that ends in it and the limit then; None if unknown.
 
-    Changes of limits are kept up to a thousand; the columns show the rest.
+    The first thousand changes of limits are kept; the columns show the others.
     """
 
     from_us: int
@@ -47,7 +47,7 @@ class Chart:
         return self.from_us - (self.from_us - self.to_us) * column // self.columns  # rounded up
 
     def edges(self, after_us: int, until_us: int) -> Iterator[int]:
-        """The starts of columns in (after, until]."""
+        """Yields the starts of columns in (after, until]."""
         first = 0 if after_us < self.from_us else self._column(after_us)
         for column in range(first, self.columns):
             at_us = self.start_of(column)
@@ -57,7 +57,7 @@ class Chart:
                 yield at_us
 
     def note(self, at_us: int, used: Sequence[int], limits: tuple[int | None, ...] | None) -> None:
-        """A window that ends at `at_us`; `limits` None: it is empty, and the limits are as they were."""
+        """Records a window that ends at `at_us`; `limits` None: it is empty, and the limits are unchanged."""
         if limits is None:
             limits = self._last
         elif limits != self._last:

@@ -1,4 +1,4 @@
-"""Judges the calls of the log one after the other, in the order of their grants, holding one window of each model."""
+"""Judges the calls of the log one by one, in the order of their grants, with one window per model in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmqueue.audit.chart import Chart
 
 SECOND_US = 1_000_000
-# Steps of the clock of up to 1 s back are held by the limiter; after a larger one it lets a window pass (design I7).
+# The limiter compensates steps of the clock back by up to 1 s; after a larger one it waits for a window (design I7).
 HELD_US = SECOND_US
 MOST_VIOLATIONS = 100
 # The moment of sending is stored in whole microseconds.
@@ -25,7 +25,7 @@ ROUNDING_US = 1
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is judged: windows that end at `since_us` or later. `guard_s` is the largest that was in force."""
+    """The windows to judge: those that end at `since_us` or later. `guard_s` is the largest guard that was in force."""
 
     window_s: float = 60.0
     guard_s: float = 0.5
@@ -37,15 +37,15 @@ class Scope:
 
     @property
     def send_within_us(self) -> int:
-        """A call is sent by half a guard after its grant, of today's workers by two fifths; the rest is for its way."""
+        """The time after its grant in which a call is sent: half a guard (for present workers, two fifths)."""
         return round(self.guard_s * SECOND_US / 2)
 
 
 class Auditor:
-    """Takes calls of any models in the order of their grants, that is of their fences; `finish` gives the reports."""
+    """Takes calls of any models in the order of their grants, that is of their fences; `finish` returns reports."""
 
     def __init__(self, scope: Scope, chart: Callable[[str], Chart] | None = None) -> None:
-        """`chart` makes the chart that a model's windows are drawn into."""
+        """`chart` creates the chart for the windows of a model."""
         self._scope = scope
         self._chart = chart
         self._models: dict[str, _Model] = {}
@@ -58,13 +58,13 @@ class Auditor:
         model.push(call)
 
     def finish(self) -> list[ModelReport]:
-        """The reports by name, of models with a call since the start. Call it once, at the end."""
+        """Returns the reports, by name, of all models with a call since the start. Call it once, at the end."""
         reports = (model.finish() for _, model in sorted(self._models.items()))
         return [report for report in reports if report is not None]
 
 
 class _Kind:
-    """The worst and the violations of one limit of one model."""
+    """The worst window and the violations of one limit of one model."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -76,7 +76,7 @@ class _Kind:
         self._is_kept = False
         self._final: Final | None = None
         self.overshoot = 0
-        self.sent = 0  # used, times microseconds: the integral over the ends of full windows
+        self.sent = 0  # used amount times microseconds: the integral over the ends of full windows
         self.allowed = 0
 
     def judge(self, from_us: int, to_us: int, used: int, limit: int) -> None:
@@ -102,7 +102,7 @@ class _Kind:
             self._final = Final(moment(from_us), moment(to_us), used, limit, overshoot)
 
     def report(self) -> Judged | None:
-        """None if nothing was judged: there was no limit."""
+        """Returns the result; None if nothing was judged because there was no limit."""
         if self._worst is None:
             return None
         is_calls = self._what == KINDS[0]
@@ -149,11 +149,11 @@ class _Model:
         self._first_us: int | None = None
         self._last_us = 0
         self._granted_us: int | None = None
-        self._blind_until_us = -(2**62)  # windows that end before it also hold what was sent before the clock stepped
+        self._blind_until_us = -(2**62)  # windows that end before this also hold calls from before the clock's step
         self._restart()
 
     def _restart(self) -> None:
-        """An empty window: at the start, and after the clock has stepped back."""
+        """Begins with an empty window, at the start and after the clock has stepped back."""
         self._waiting: list[tuple[int, int, Member]] = []
         self._window = SlidingWindow(self._window_us, self._send_within_us)
         self._at_us: int | None = None
@@ -177,7 +177,7 @@ class _Model:
         else:
             lo_us = hi_us = max(call.sent_us, call.granted_us)
         heappush(self._waiting, (lo_us, self._no, Member(call, self._no, lo_us, hi_us)))
-        # No call that is still to come was sent before its grant.
+        # No later call was sent before its own grant.
         self._slide(self._granted_us - HELD_US)
 
     def finish(self) -> ModelReport | None:
@@ -251,7 +251,7 @@ class _Model:
                 kind.judge_final(from_us, at_us, sums.final, limit, sums.overshoot)
 
     def _pass_time(self, at_us: int) -> None:
-        """Adds what the limits allowed since the last window, and learns when the first is full."""
+        """Adds what the limits allowed since the last window, and notes when the first window is full."""
         if self._at_us is None:
             self._full_us = max(at_us + self._window_us, self._since_us)
         elif self._limits is not None and at_us > self._full_us:
@@ -261,7 +261,7 @@ class _Model:
         self._at_us = at_us
 
     def _use(self, member: Member) -> None:
-        """Adds the call to the windows that it is in: those that end in the 60 s from its sending on."""
+        """Adds the call to its windows: those that end in the 60 s after it was sent."""
         counted_us = member.lo_us + self._window_us - max(member.lo_us, self._full_us)
         if counted_us > 0:
             self._add_use(member, counted_us)
@@ -277,7 +277,7 @@ class _Model:
                     kind.sent += amount * for_us
 
     def _end_of_time(self) -> None:
-        """Judges what waits; what the last calls would be in after the last window counts for nothing."""
+        """Judges the waiting calls, and subtracts the time after the last window, which does not count."""
         self._slide(2**63)
         if self._at_us is None:
             return
@@ -289,7 +289,7 @@ class _Model:
             self._draw_until(self._chart.to_us)
 
     def _draw_until(self, at_us: int) -> None:
-        """Draws the windows at the edges of the chart's columns, where no call enters."""
+        """Draws the windows that end at the edges of the chart's columns, where no call enters."""
         if self._chart is None or self._at_us is None:
             return
         for edge_us in self._chart.edges(self._at_us, at_us):
@@ -300,7 +300,7 @@ class _Model:
 
 
 def _is_fuller(used: int, limit: int, other: Window | Final) -> bool:
-    """Whether used / limit is more than the other's; both over a limit of 0: by the calls."""
+    """Returns whether used / limit exceeds the other's; with a limit of 0 for both, compares the amounts."""
     if limit == other.limit:
         return used > other.used
     return used * other.limit > other.used * limit

@@ -1,10 +1,9 @@
-"""Reads the attempt log, from its oldest entry to the newest one there is when reading begins.
+"""Reads the attempt log, from its oldest entry to the newest one at the begin of reading.
 
-In pages by the primary key, each a short read-only transaction: a log of months is read without sorting it, without a
-snapshot that would keep VACUUM from its work for as long, and through a pooler too. The fences of a model are in the
-order of its grants, since both come under the model's lock. And the pages fit together as if they were one snapshot:
-a grant that is not committed when its place is passed holds up all later ones of its model, so their fences are beyond
-the newest, and they are not read.
+It reads pages by the primary key, each in a short read-only transaction. So a log of months needs no sort, no long
+snapshot that would block VACUUM, and works through a pooler. The fences of a model are in the order of its grants,
+because both are made under the model's lock. The pages are as consistent as one snapshot: while a grant is not
+committed, it blocks all later grants of its model, so their fences lie beyond the newest entry and are not read.
 
 A million attempts take about 15 s of a core, and memory only for the calls of one window of each model.
 """
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
 PAGE = 20_000
-# Fences of different models come in the order of their grants but for a claim that was under way.
+# Fences of different models are in the order of their grants, except during one claim.
 DISORDER_S = 60.0
 
 FRAME = """
@@ -62,7 +61,7 @@ CALLS = """
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The limiter's constants, the database's clock, and the fences of the oldest and the newest attempt, if any."""
+    """The limiter's constants, the database's clock, and the fences of the oldest and the newest attempt, or None."""
 
     window_s: float
     guard_s: float
@@ -84,7 +83,7 @@ def read_frame(conn: psycopg.Connection[TupleRow]) -> Frame:
 
 
 class AttemptLog:
-    """The attempts up to the newest of `frame`, those before `since` as far as windows need them."""
+    """The attempts from `since` to the newest of `frame`, and the earlier ones that the first windows need."""
 
     def __init__(
         self, conn: psycopg.Connection[TupleRow], frame: Frame, since: datetime | None, models: Sequence[str] | None
@@ -94,11 +93,11 @@ class AttemptLog:
         self._frame = frame
         self._since = since
         self._models = None if models is None else list(models)
-        # All models of the pages that were read, asked for or not.
+        # All models in the pages that were read, requested or not.
         self.models: set[str] = set()
 
     def reach(self) -> tuple[datetime, datetime] | None:
-        """The first and the last grant of the log; None without any."""
+        """Returns the times of the first and the last grant in the log; None if there is none."""
         first, last = self._frame.first, self._frame.last
         if first is None or last is None:
             return None
@@ -106,7 +105,7 @@ class AttemptLog:
         return None if oldest is None or newest is None else (oldest[1], newest[1])
 
     def calls(self, progress: Callable[[float], None]) -> Iterator[Call]:
-        """The calls in the order of their grants; `progress` is told which part of the log is behind."""
+        """Yields the calls in the order of their grants; calls `progress` with the part of the log that is read."""
         begin, last = self._begin(), self._frame.last
         if begin is None or last is None:
             return
@@ -125,7 +124,7 @@ class AttemptLog:
             progress((first - begin) / (last + 1 - begin))
 
     def _begin(self) -> int | None:
-        """The first fence to read: that of the grants a window and some more before `since`, found by halving."""
+        """Finds, by bisection, the first fence to read: a window, a guard and some disorder before `since`."""
         first, last = self._frame.first, self._frame.last
         if self._since is None or first is None or last is None:
             return first

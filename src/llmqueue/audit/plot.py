@@ -1,4 +1,4 @@
-"""Draws what each model used against its limits, as SVG or PNG. Needs matplotlib (llmqueue[plot]), but no display."""
+"""Draws the use of each model and its limits, as SVG or PNG. Needs matplotlib (llmqueue[plot]), but no display."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = {CALLS: "calls", TOKENS: "tokens charged", OUTPUT: "output tokens charg
 NOUNS = {CALLS: "calls", TOKENS: "tokens", OUTPUT: "output tokens"}
 VIOLATION = "#d62728"
 PANEL_INCHES = (10.0, 2.6)
-# Agg draws at most 65,535 pixels, and nobody looks at more.
+# Agg draws at most 65,535 pixels, and nobody reads more panels.
 MOST_PANELS = 60
 MOST_MARKS = 60
 MOST_LABELS = 12
@@ -38,18 +38,18 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A model's chart and what was found about it."""
+    """A model's chart and report."""
 
     report: ModelReport
     chart: Chart
 
 
 def draw(panels: Sequence[Panel], file: Path, window_s: float, zone: tzinfo | None) -> int:
-    """Writes the file, one panel per model. Returns how many were drawn: the fullest, in the order given."""
+    """Writes the file, one panel per model. If there are too many models, draws the fullest. Returns their number."""
     chosen = sorted(range(len(panels)), key=lambda n: -_fullest(panels[n].report))[:MOST_PANELS]
     drawn = [panels[n] for n in sorted(chosen)]
     width, height = PANEL_INCHES
-    # Names are no formulas; the text stays text; the same log gives the same file.
+    # Names are not parsed as formulas, text is not drawn as paths, and the same log gives the same file.
     with mpl.rc_context(
         {"date.converter": "concise", "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "llmqueue"}
     ):
@@ -114,7 +114,7 @@ def _draw_kind(axes: Axes, panel: Panel, kind: int, *, is_second: bool = False) 
 
 
 def _mark_changes(axes: Axes, changes: Sequence[Change]) -> None:
-    """A line where a limit changed; the first ones with what it was and became."""
+    """Draws a line where a limit changed; the first ones have the old and the new value."""
     for number, change in enumerate(changes[:MOST_MARKS]):
         at = _days(change.at_us)
         axes.axvline(at, color=COLOURS[change.kind], linewidth=0.8, linestyle=":")
@@ -132,7 +132,7 @@ def _mark_changes(axes: Axes, changes: Sequence[Change]) -> None:
 
 
 def _days(at_us: int) -> float:
-    """Matplotlib's time: days since 1970."""
+    """Returns matplotlib's time, in days since 1970."""
     return at_us / DAY_US
 
 

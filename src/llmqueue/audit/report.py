@@ -1,4 +1,4 @@
-"""What an audit says about a model."""
+"""The audit's report on a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def moment(us: int) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The window (from_at, to_at]: the most that it can have held, and the limit of its newest grant."""
+    """The window (from_at, to_at]: the most that it can have held (`used`), and the limit of its newest grant."""
 
     from_at: datetime
     to_at: datetime
@@ -28,7 +28,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """A window by what its charges became; at most its limit plus the overshoot of its calls."""
+    """A window by its corrected charges: at most its limit plus the overshoot of its calls."""
 
     from_at: datetime
     to_at: datetime
@@ -39,13 +39,13 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One limit of a model: `what` is calls, tokens or output_tokens.
+    """The result for one limit of a model; `what` is calls, tokens or output_tokens.
 
-    `worst` comes nearest to its limit or exceeds it most. `over` counts the windows above their limit; of each row of
-    such windows, one overlapping the next, `violations` names the worst, of the first hundred rows. `use_pct` is what
-    was sent as a share of what the limit allowed, over all full windows between the first call and the last: the
-    integral over their ends of what they hold, divided by that of the limit; charges count as what they became. None
-    if no window is full. `final` and `overshoot` (of all calls) are None for calls.
+    `worst` is the window that comes nearest to its limit or exceeds it most. `over` counts the windows above their
+    limit. Such windows that overlap form a group; `violations` has the worst window of each of the first hundred
+    groups. `use_pct` is the amount used as a share of the limit, over all full windows between the first call and the
+    last: the integral of their contents over their ends, divided by the integral of the limit; charges count as
+    corrected. It is None if no window is full. `final` and `overshoot` (of all calls) are None for calls.
     """
 
     what: str
@@ -60,14 +60,14 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What the log says about a model since the audit's start.
+    """The figures of a model since the audit's start.
 
-    `attempts` = `sent` (at a known moment) + `unknown` + `unsent`; `forfeited` are the unsent whose grant had run out.
-    `sent_late` counts calls sent later than half a guard after their grant, `slowest_s` is the longest such time of all
-    calls. `sent_early` counts calls sent before their grant, which cannot be: such a record is a violation. `refused`
-    counts refusals of the backend, `rate_limited` those by status 429. `clock_steps` counts steps of the database's
-    clock back by over a second; no window is judged across one: of those that end within 60 s of it, `not_judged` in
-    all, only what was sent after it is known.
+    `attempts` = `sent` (at a known moment) + `unknown` + `unsent`; `forfeited` counts the unsent calls whose grant had
+    expired. `sent_late` counts calls sent later than half a guard after their grant; `slowest_s` is the longest time
+    from grant to sending. `sent_early` counts calls sent before their grant, which is impossible: such a record is a
+    violation. `refused` counts refusals of the backend, `rate_limited` those by status 429. `clock_steps` counts steps
+    of the database's clock back by more than a second. No window is judged across a step: `not_judged` counts the
+    windows that end within 60 s after one, of which only the calls after the step are known.
     """
 
     model: str

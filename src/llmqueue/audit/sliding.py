@@ -1,12 +1,13 @@
-"""A window that slides over the calls of one model, and holds at any moment the most that it can have held.
+"""A window that slides over the calls of one model and always counts the most that it can have held.
 
-A call sent at an unknown moment of [lo, hi] can be in the window (t - 60, t] if lo <= t and hi > t - 60, and one of its
-moments then is. So the number of calls for which both hold is an upper bound for this window over all placements, and
-one that is reached: put each of them to such a moment. (For two windows at once it need not be: a call is in one
-place.) The sum of their charges likewise. A call sent at a known moment is the case lo = hi.
+A call sent at an unknown moment of [lo, hi] can be in the window (t - 60, t] if lo <= t and hi > t - 60, because then
+one of these moments lies in the window. So the number of calls that meet both conditions is an upper bound for this
+window over all placements, and some placement reaches it: put each call at such a moment. (Two windows need not reach
+their bounds at once, because a call is sent only once.) The same holds for the sum of their charges. A call sent at a
+known moment is the case lo = hi.
 
-As t grows, a call enters at lo and leaves at hi + 60. What a window holds grows only when a call enters: windows that
-end at some lo are enough to find the worst.
+As t grows, a call enters at lo and leaves at hi + 60. The content of the window grows only when a call enters, so the
+windows that end at some lo suffice to find the worst.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Member:
-    """A call in the window. `no` is its place among the grants; charges are by kind: tokens, output tokens."""
+    """A call in the window. `no` is its number in the order of grants; charges are a pair: tokens, output tokens."""
 
     __slots__ = ("call", "charged", "final", "has_charge", "held", "hi_us", "lo_us", "no")
 
@@ -39,7 +40,7 @@ class Member:
 
 
 class Sums:
-    """What the members hold of one kind: as charged, as it became, and by how much that is more than was charged."""
+    """Sums over the members for one kind: held charges, corrected charges, and the excess of these over the charges."""
 
     __slots__ = ("final", "held", "overshoot")
 
@@ -51,12 +52,12 @@ class SlidingWindow:
     """The calls that may lie in (t - length, t]. Call `move`, then `enter`, with times that never fall."""
 
     def __init__(self, length_us: int, slack_us: int) -> None:
-        """`slack_us`: how much before its recorded end an attempt's settlement may have been seen by a grant."""
+        """`slack_us`: how long before its recorded end a grant may have seen an attempt as settled."""
         self._length_us = length_us
         self._slack_us = slack_us
         self._exits: list[tuple[int, int, Member]] = []
         self._settlements: list[tuple[int, int, Member]] = []
-        # Those that can become the newest: each was granted before the one in front of it and leaves after it.
+        # The members that can become the newest: each was granted before its predecessor here and leaves after it.
         self._newest: list[Member] = []
         self.sums = (Sums(), Sums())
 
@@ -73,7 +74,7 @@ class SlidingWindow:
         return self._newest[0].call if self._newest else None
 
     def move(self, now_us: int) -> None:
-        """Lets the window end at `now_us`."""
+        """Moves the end of the window to `now_us`."""
         start_us = now_us - self._length_us
         while self._exits and self._exits[0][0] <= start_us:
             member = heappop(self._exits)[2]
@@ -89,14 +90,14 @@ class SlidingWindow:
                 self._add(member, 1)
 
     def enter(self, member: Member) -> None:
-        """Takes a call in at its full charge, at its `lo`."""
+        """Adds a call with its full charge, at its `lo`."""
         heappush(self._exits, (member.hi_us, member.no, member))
         self._note_newest(member)
         if not member.has_charge:
             return
         ended_us = member.call.ended_us
         if ended_us is not None and member.final != member.charged:
-            # no grant had seen it settled when it was sent itself
+            # not before it was sent: until then no grant can have seen it settled
             settled_us = max(ended_us - self._slack_us, member.lo_us + 1)
             heappush(self._settlements, (settled_us, member.no, member))
         self._add(member, 1)
@@ -105,7 +106,7 @@ class SlidingWindow:
         found = self._newest
         at = bisect_left(found, member.hi_us, key=_leaves)
         if at < len(found) and found[at].no > member.no:
-            return  # granted later, and stays as long
+            return  # another member was granted later and stays as long
         if at < len(found) and found[at].hi_us == member.hi_us:
             del found[at]
         first = at
@@ -122,7 +123,7 @@ class SlidingWindow:
 
 
 def _settle(member: Member) -> None:
-    """From the settlement on the ledger holds what the charge became, which counts here only where it is less."""
+    """From its settlement on, a call counts with its corrected charge if that is less, as in the ledger."""
     charged, final = member.charged, member.final
     member.held = (min(charged[0], final[0]), min(charged[1], final[1]))
 

@@ -64,14 +64,14 @@ def _apply(
 ) -> None:
     import psycopg
 
-    from llmqueue.load.copy import is_fault_of_row
+    from llmqueue.load.copy import is_row_fault
 
     try:
         with conn.transaction():
             done = statement(keys)
         outcome.applied += done
     except psycopg.Error as error:
-        if not is_fault_of_row(error):
+        if not is_row_fault(error):
             raise
         if len(keys) == 1:
             outcome.failed[keys[0]] = error.diag.message_primary or str(error)

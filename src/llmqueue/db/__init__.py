@@ -1,1 +1,1 @@
-"""The database: connections, the calls of our SQL functions, LISTEN, and what an outage looks like."""
+"""The database: connections, calls of our SQL functions, LISTEN, outages, and the mapping of the user's table."""

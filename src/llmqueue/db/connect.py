@@ -1,7 +1,7 @@
-"""Connections to the database, and what to say when there is none.
+"""Connections to the database, and the errors when a connection fails.
 
-Every message says what, where and what to do; none holds a password. `classify()` is the one place that decides
-whether an error is worth waiting for (DatabaseUnreachable) or ends a worker (DatabaseRefused, NotInitialised …).
+Every message names what failed, where, and the remedy; none contains a password. `classify()` alone decides whether a
+worker waits for the end of an error (DatabaseUnreachable) or ends (DatabaseRefused, NotInitialised …).
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ if TYPE_CHECKING:
     from llmqueue.settings import Settings
 
 CONNECT_TIMEOUT_S = 10
-# A half-open connection raises nothing by itself. The kernel gives it up after 15 s without an acknowledgement.
-STEADFAST = {
+# A half-open connection raises no error by itself. With these the kernel closes it after 15 s without an
+# acknowledgement.
+KEEPALIVES = {
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 3,
     "keepalives_count": 3,
     "tcp_user_timeout": 15000,
 }
-# What asking the server to give a statement up may take.
+# How long a request to cancel a statement may take.
 CANCEL_S = 2.0
 SETTING = "LLMQUEUE_DATABASE_URL"
 
-# What the database or the role may have set otherwise. A transaction pooler does not pass it on: by the last one we see
-# whether there is one.
+# Settings that the database or the role may have changed. A transaction pooler does not pass them on: the last one
+# shows whether there is a pooler.
 SESSION = " ".join(
     f"-c {setting}"
     for setting in (
@@ -60,17 +61,17 @@ SESSION = " ".join(
         "llmqueue.session=own",
     )
 )
-# PgBouncer to 1.19, from 1.20 on (which reads them), and others
+# the messages of PgBouncer up to 1.19, of PgBouncer from 1.20 on (which reads the options), and of other poolers
 OPTIONS_REFUSED = re.compile(r"unsupported (options )?startup parameter")
 
-# Answers that a worker waits out, as it waits for a database that is away, besides 53: insufficient resources.
+# SQLSTATEs that a worker waits out as if the database were unreachable. Class 53, insufficient resources, is another.
 UNABLE = {
     "25006": f"it is a standby or set read-only. After a failover {SETTING} must lead to the new primary, for example "
     "with both hosts and target_session_attrs=read-write",
     "58030": "an input/output error of the server: see its log",
 }
 
-# libpq reports a failed connection as text only, without SQLSTATE. First match wins.
+# libpq reports a failed connection as text only, without a SQLSTATE. The first match decides.
 UNREACHABLE = (
     (r"the database system is (starting up|not yet accepting|in recovery)", "it is starting up"),
     (r"the database system is shutting down", "it is shutting down"),
@@ -94,47 +95,47 @@ WRONG_SETTING = re.compile(
 
 
 def dsn(settings: Settings) -> str:
-    """The DSN of the database; starts the embedded PostgreSQL when LLMQUEUE_DATABASE_URL is unset."""
+    """Returns the DSN of the database; starts the embedded PostgreSQL if LLMQUEUE_DATABASE_URL is unset."""
     if settings.database_url is None:
         return embedded.start(settings.home)
     return settings.database_url.get_secret_value()
 
 
 def listen_dsn(settings: Settings, database: str) -> str:
-    """The DSN for LISTEN: LLMQUEUE_LISTEN_URL when set, else that of the database."""
+    """Returns the DSN for LISTEN: LLMQUEUE_LISTEN_URL if it is set, else that of the database."""
     return database if settings.listen_url is None else settings.listen_url.get_secret_value()
 
 
 def connect(dsn: str, *, application_name: str) -> psycopg.Connection[TupleRow]:
     """Opens an autocommit connection; raises DatabaseUnreachable or DatabaseRefused."""
     try:
-        # no prepared statements: there may be a pooler before the database (design I20)
+        # no prepared statements: the database may be behind a pooler (design I20)
         return psycopg.connect(with_defaults(dsn, application_name), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise classify(error, dsn) from None
 
 
 def with_defaults(dsn: str, application_name: str) -> str:
-    """Adds the name and a connect timeout to a DSN that does not say its own timeout."""
+    """Adds the application name to a DSN, and a connect timeout unless the DSN has its own."""
     timeout = {} if "connect_timeout" in conninfo_to_dict(dsn) else {"connect_timeout": CONNECT_TIMEOUT_S}
-    # UTF-8 whatever the database's own encoding and PGCLIENTENCODING are: prompts are text of every kind
+    # UTF-8 whatever the database's encoding and PGCLIENTENCODING are, because a prompt may contain any character
     return make_conninfo(dsn, application_name=application_name, client_encoding="utf8", **timeout)
 
 
-def steadfast(dsn: str, application_name: str) -> str:
-    """Adds to the DSN of a daemon what finds a dead connection out, where it does not say so itself."""
+def with_keepalives(dsn: str, application_name: str) -> str:
+    """Adds keepalive parameters, by which a worker detects dead connections, unless the DSN has its own."""
     given = conninfo_to_dict(with_defaults(dsn, application_name))
-    return make_conninfo("", **(STEADFAST | given))
+    return make_conninfo("", **(KEEPALIVES | given))
 
 
 def with_session(dsn: str) -> str:
-    """Adds to a DSN what a session of ours must be like, after the DSN's own options."""
+    """Adds the settings of a worker's session to a DSN, after the DSN's own options."""
     own = conninfo_to_dict(dsn).get("options")
     return make_conninfo(dsn, options=f"{own} {SESSION}" if own else SESSION)
 
 
 def is_pooler(dsn: str) -> bool:
-    """Whether a pooler such as PgBouncer stands before the database: it refuses or swallows options of a session."""
+    """Returns whether the database is behind a pooler such as PgBouncer, which refuses or ignores session options."""
     try:
         with psycopg.connect(with_session(with_defaults(dsn, "llmqueue worker")), autocommit=True) as connection:
             row = connection.execute("select current_setting('llmqueue.session', true)").fetchone()
@@ -147,20 +148,20 @@ def is_pooler(dsn: str) -> bool:
 
 @asynccontextmanager
 async def deadline(connection: psycopg.AsyncConnection[TupleRow], timeout_s: float) -> AsyncIterator[None]:
-    """Raises TimeoutError when the block takes longer; then the statement is cancelled, or the connection closed.
+    """Raises TimeoutError if the block takes longer; then the statement is cancelled, or the connection closed.
 
-    The server is asked to give the statement up, over a connection of its own, which may hang like the first: after
-    CANCEL_S this one is closed without another word (psycopg does that when it is interrupted while it cancels).
+    The request to cancel uses another connection, which may hang like the first. After CANCEL_S the first connection is
+    closed at once (psycopg does that if it is interrupted while it cancels).
     """
     cancelling: set[asyncio.Task[None]] = set()
-    # a timer and not a task that sleeps: each claim and each flush has one, and nearly none is needed
+    # a timer instead of a sleeping task: each claim and each flush needs one, and it almost never fires
     timer = asyncio.get_running_loop().call_later(
         timeout_s, lambda: cancelling.add(asyncio.create_task(_cancel(connection)))
     )
     try:
         with anyio.fail_after(timeout_s + CANCEL_S):
             yield
-            if cancelling:  # it ended by itself meanwhile; what was asked must not meet the next statement
+            if cancelling:  # the statement ended by itself meanwhile; the request must not cancel the next one
                 await asyncio.wait(cancelling)
     except psycopg.errors.QueryCanceled as error:
         raise TimeoutError from error
@@ -178,7 +179,7 @@ async def _cancel(connection: psycopg.AsyncConnection[TupleRow]) -> None:
 
 
 def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
-    """Raises NotInitialised or SchemaTooNew unless this program and the schema fit together."""
+    """Raises NotInitialised or SchemaTooNew unless this program fits the schema."""
     database = conn.info.dbname
     if conn.execute("select to_regnamespace('llmqueue') is null").fetchone() == (True,):
         raise NotInitialised(f'database "{database}" has no llmqueue schema. Run: llmqueue init')
@@ -207,7 +208,7 @@ def require_schema(conn: psycopg.Connection[TupleRow]) -> None:
 
 
 def _is_still_served(conn: psycopg.Connection[TupleRow], knows: int) -> bool:
-    """Whether a newer schema still works with programs that know version `knows` (docs/architecture.md, Upgrades)."""
+    """Returns whether a newer schema serves programs that know version `knows` (docs/architecture.md, Upgrades)."""
     try:
         oldest = conn.execute("select llmqueue.oldest_program()").fetchone()
     except psycopg.errors.UndefinedFunction:
@@ -216,15 +217,15 @@ def _is_still_served(conn: psycopg.Connection[TupleRow], knows: int) -> bool:
 
 
 def newest_version() -> int:
-    """The newest schema version that this program knows: the number of its last migration."""
-    from llmqueue.db.resources import sql_dir  # noqa: PLC0415 - not needed by most of this module's users
+    """Returns the newest schema version that this program knows: the number of its last migration."""
+    from llmqueue.db.resources import sql_dir  # noqa: PLC0415 - most users of this module do not need it
 
     names = (file.name for file in (sql_dir() / "schema").iterdir())
     return max(int(name[:4]) for name in names if re.match(r"\d{4}_", name))
 
 
 def classify(error: psycopg.Error, dsn: str) -> LlmqueueError:
-    """Turns an error of the driver into one of ours, with the remedy in its message."""
+    """Returns our error for an error of the driver, with the remedy in its message."""
     if error.sqlstate is not None:
         return _classify_sqlstate(error, error.sqlstate, dsn)
     text = str(error)
@@ -247,7 +248,7 @@ def _classify_sqlstate(error: psycopg.Error, sqlstate: str, dsn: str) -> Llmqueu
     if sqlstate.startswith(("08", "57P")) or sqlstate == "53300":
         return _unreachable(message, dsn)
     if sqlstate in UNABLE or sqlstate[:2] == "53":
-        remedy = UNABLE.get(sqlstate, "it goes on by itself once there is room")
+        remedy = UNABLE.get(sqlstate, "work continues by itself once there is room")
         return DatabaseUnable(f"the database {place(dsn)} cannot write now: {message}; {remedy}")
     if sqlstate == "3D000" or sqlstate.startswith("28"):
         is_missing = sqlstate == "3D000"
@@ -272,7 +273,7 @@ def _refused_login(text: str, dsn: str) -> str:
 
 
 def place(dsn: str) -> str:
-    """`at host db.example port 5432`, for messages; a DSN by service name is named by that."""
+    """Returns where the database is, for messages: `at host db.example port 5432`, or `of service NAME`."""
     parameters = _parameters(dsn)
     if "host" not in parameters and "hostaddr" not in parameters and "service" in parameters:
         return f"of service {parameters['service']}"
@@ -285,7 +286,7 @@ def place(dsn: str) -> str:
 
 
 def _parameters(dsn: str) -> dict[str, str]:
-    """The connection parameters of a DSN, completed from libpq's own environment (PGHOST …)."""
+    """Returns the connection parameters of a DSN, completed from libpq's environment (PGHOST …)."""
     environment = {
         option.keyword.decode(): option.val.decode()
         for option in psycopg.pq.Conninfo.get_defaults()
@@ -293,12 +294,12 @@ def _parameters(dsn: str) -> dict[str, str]:
     }
     given = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
     if "service" in given:
-        environment = {}  # the service's file overrides it, and only libpq reads that
+        environment = {}  # the service file overrides the environment, and only libpq reads that file
     return environment | given
 
 
 def _detail(text: str) -> str:
-    """The part of libpq's message that says what happened, as one line without a full stop."""
+    """Returns the reason from a message of libpq, as one line without a full stop."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "FATAL:" in line or "failed:" in line), lines[0] if lines else "")
     last = re.sub(r"^.*FATAL:\s*|^.*failed:\s*|^connection is bad:\s*", "", last)

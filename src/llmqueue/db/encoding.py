@@ -1,4 +1,4 @@
-"""What a row or a backend may hold that cannot be sent or stored, found before it can hurt its neighbours."""
+"""Finds values that cannot be sent to a backend or stored in Postgres, before they fail a whole statement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUL = "the answer has a NUL character, which Postgres cannot store"
 
 
 def read_task(key: TaskId, row: ClaimRow, *, prompt_is_json: bool) -> Task:
-    """Returns the task; one whose prompt or params cannot be read has `unreadable` set, and must not be sent."""
+    """Returns the task. If its prompt or params cannot be read, `unreadable` is set and the task must not be sent."""
     unreadable = None
     prompt: Json = row.prompt
     params: Json = None
@@ -41,9 +41,8 @@ def read_task(key: TaskId, row: ClaimRow, *, prompt_is_json: bool) -> Task:
 
 def _read_json(text: str) -> Json:
     value = json.loads(text, parse_float=_finite)
-    json.dumps(
-        value, ensure_ascii=False
-    ).encode()  # a lone surrogate cannot be sent: UnicodeEncodeError is a ValueError
+    # Raises for a lone surrogate, which cannot be sent: UnicodeEncodeError is a ValueError.
+    json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -55,8 +54,8 @@ def _finite(text: str) -> float:
 
 
 def why_unstorable(answer: Json) -> str | None:
-    """Returns why Postgres cannot hold this answer as text or JSON, or None if it can."""
-    if isinstance(answer, str) and answer.isascii():  # nearly every answer, or a short one: nothing else to look for
+    """Returns why Postgres cannot store this answer as text or JSON, or None if it can."""
+    if isinstance(answer, str) and answer.isascii():  # fast path: in ASCII text only a NUL can be wrong
         return NUL if "\x00" in answer else None
     try:
         text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, allow_nan=False)
@@ -69,8 +68,8 @@ def why_unstorable(answer: Json) -> str | None:
 
 
 def has_nul(value: Json) -> bool:
-    """Tells whether a text anywhere in the value has a NUL."""
-    # no recursion: json.dumps goes deeper than Python's own stack does, and a paid answer must not fail here
+    """Returns whether any text inside the value has a NUL."""
+    # no recursion: json.dumps nests deeper than Python's own stack, and an answer that was paid for must not fail here
     left = [value]
     while left:
         match left.pop():
@@ -86,7 +85,7 @@ def has_nul(value: Json) -> bool:
 
 
 def in_ascii(answer: Json) -> str | None:
-    """Returns the answer as ASCII JSON for the attempt log, which any database can hold; None if it is no JSON."""
+    """Returns the answer as ASCII JSON for the attempt log, which any database can store; None if it is no JSON."""
     try:
         return json.dumps(answer)
     except (TypeError, ValueError, RecursionError):
@@ -94,5 +93,5 @@ def in_ascii(answer: Json) -> str | None:
 
 
 def storable(text: str) -> str:
-    """Returns a message with what Postgres cannot hold replaced."""
+    """Returns a message in which all characters that Postgres cannot store are replaced."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Wake-ups: LISTEN on a connection of its own. A wake-up only ends a wait early; the poll needs none (design I16)."""
+"""Wake-up signals: LISTEN on a separate connection. The poll is the truth, a signal ends a wait early (design I16)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RECONNECT_S = (0.2, 10.0)
 
 
 class WakeSignal:
-    """Collects signals until they are consumed: `task`, `hot`, `config`, or any other that only ends a wait early.
+    """Collects the reasons to end a wait early since the last consume(): `task`, `hot`, `config` and others.
 
-    `can_listen`: a NOTIFY can come; not through a pooler.
+    `can_listen` tells whether a NOTIFY can arrive; through a pooler it cannot.
     """
 
     def __init__(self, *, can_listen: bool = True) -> None:
@@ -29,17 +29,17 @@ class WakeSignal:
         self._event = anyio.Event()
         self._reasons: set[str] = set()
 
-    def set(self, what: str) -> None:
-        self._reasons.add(what)
+    def set(self, reason: str) -> None:
+        self._reasons.add(reason)
         self._event.set()
 
     @property
     def is_set(self) -> bool:
-        """Tells whether a signal has come since they were last consumed."""
+        """Whether there is a reason since the last consume()."""
         return bool(self._reasons)
 
     def consume(self) -> frozenset[str]:
-        """Returns the signals and forgets them. Call before looking, never after: a signal in between would be lost."""
+        """Returns the reasons and clears them. Call it before you look for work: after it, a signal would be lost."""
         reasons = frozenset(self._reasons)
         self._reasons.clear()
         self._event = anyio.Event()
@@ -54,9 +54,9 @@ class WakeSignal:
 
 
 class Listener:
-    """Listens to the fleet's channel and to the worker's own, on which each heartbeat sends a NOTIFY.
+    """Listens to the fleet's channel and to the worker's own channel, which each of its heartbeats notifies.
 
-    A heartbeat that is not heard proves that the connection is dead, even a half-open one that never raises.
+    If no heartbeat arrives within `deaf_after_s`, the connection is dead, even a half-open one that never raises.
     """
 
     def __init__(self, dsn: str, worker: UUID, wake: WakeSignal, silent_after_s: float) -> None:
@@ -67,7 +67,7 @@ class Listener:
         self._is_lost = False
 
     async def run(self) -> None:
-        """Never returns and never raises for an outage; while no NOTIFY can come the poll goes on alone."""
+        """Runs until it is cancelled. It raises no database error; without a connection only the poll is left."""
         pause_s = RECONNECT_S[0]
         while True:
             started_at = time.monotonic()
@@ -83,13 +83,13 @@ class Listener:
     async def _listen(self) -> None:
         with anyio.fail_after(10):
             connection = await psycopg.AsyncConnection.connect(
-                connect.steadfast(self._dsn, "llmqueue listener"), autocommit=True
+                connect.with_keepalives(self._dsn, "llmqueue listener"), autocommit=True
             )
         async with connection:
             with anyio.fail_after(10):
                 for channel in (CHANNEL, self._own_channel):
                     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-            # what was inserted while nobody listened
+            # tasks may have been inserted while there was no listener
             self._wake.set("task")
             self._wake.set("hot")
             heard = 0
@@ -98,12 +98,12 @@ class Listener:
                 async for notify in connection.notifies(timeout=self._silent_after_s, stop_after=1):
                     heard += 1
                     if heard > 1:
-                        self._found()  # a transaction pooler accepts LISTEN and passes one NOTIFY on at most
+                        self._found()  # not after one: through a transaction pooler a single NOTIFY arrives by chance
                     if notify.channel == CHANNEL:
                         self._wake.set(notify.payload or "task")
                 if heard == before:
                     raise TimeoutError(
-                        f"no heartbeat heard for {self._silent_after_s:.0f} s: half-open, or through a pooler"
+                        f"no heartbeat arrived for {self._silent_after_s:.0f} s: half-open, or through a pooler"
                     )
 
     def _lost(self, error: Exception) -> None:

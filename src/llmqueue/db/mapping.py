@@ -1,4 +1,4 @@
-"""How the user's table maps to ours: the one row of llmqueue.mapping."""
+"""The mapping of the user's table: the one row of llmqueue.mapping."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from llmqueue.errors import NotInitialised
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """The adopted table. Types are base types without a length, as SQL text that can stand in a cast."""
+    """The adopted table. Types are base types without a length, as SQL text for use in a cast."""
 
     table_schema: str
     table_name: str
-    columns: dict[str, str]  # our name -> their column; with own_status `status` is our own column
+    columns: dict[str, str]  # our name -> the owner's column; with own_status `status` is our own column
     words: dict[str, str]  # our status -> the value in the `status` column
     own_status: bool
-    owner_status_column: str | None  # with own_status: theirs; None when the table has none
-    queued_value: str | None  # with own_status: the values of theirs
+    owner_status_column: str | None  # with own_status: the owner's status column; None if the table has none
+    queued_value: str | None  # with own_status: the values of the owner's status column
     done_value: str | None
     key_type: str
     prompt_type: str
     answer_type: str
-    status_type: str  # of the column that `words` are written to
+    status_type: str  # type of the column that `words` are written to
     owner_status_type: str | None
     prompt_is_json: bool
     answer_is_json: bool
@@ -39,11 +39,11 @@ class Mapping:
 
     @property
     def label(self) -> str:
-        """The table's name as SQL text: what messages and plans show."""
+        """The table's name as SQL text, for messages and plans."""
         return f"{quoted(self.table_schema)}.{quoted(self.table_name)}"
 
     def column(self, name: str) -> str:
-        """Return their column for one of our names."""
+        """Return the owner's column for one of our names."""
         return self.columns[name]
 
 
@@ -54,7 +54,7 @@ def quoted(name: str) -> str:
 
 
 def find_mapping(conn: psycopg.Connection[TupleRow]) -> Mapping | None:
-    """Return the mapping, complete or not; None when no `init` has begun in this database."""
+    """Return the mapping, complete or not; None if no `init` has begun in this database."""
     known = conn.execute("select to_regclass('llmqueue.mapping') is not null").fetchone()
     if known is None or not known[0]:
         return None
@@ -77,9 +77,9 @@ def read_mapping(conn: psycopg.Connection[TupleRow]) -> Mapping:
     """
     mapping = find_mapping(conn)
     if mapping is None:
-        msg = "this database has no llmqueue yet: run `llmqueue init` (with --dry-run it only shows what it would do)."
+        msg = "this database has no llmqueue yet: run `llmqueue init` (with --dry-run it only shows its plan)."
         raise NotInitialised(msg)
     if not mapping.is_complete:
-        msg = f"`llmqueue init` has not finished on {mapping.label}: run it again, it goes on where it stopped."
+        msg = f"`llmqueue init` has not finished on {mapping.label}: run it again, it continues where it stopped."
         raise NotInitialised(msg)
     return mapping

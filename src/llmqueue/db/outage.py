@@ -27,7 +27,7 @@ class Tolerated:
 
 
 class Outage:
-    """One outage at a time; `began` and `ended` may be called as often as it is noticed."""
+    """One outage at a time; callers may report `began` and `ended` repeatedly."""
 
     def __init__(self) -> None:
         self._began_at: float | None = None

@@ -1,4 +1,4 @@
-"""Where the SQL files are: in the wheel beside the package, in an editable install at the top of the repository."""
+"""Finds the SQL files: inside the package in a wheel, at the top of the repository in an editable install."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class SqlFile:
-    """One file of `sql/`, by the name that messages and the dry run show."""
+    """One file of `sql/`; `name` appears in messages and in the dry run."""
 
     name: str
     text: str
@@ -29,12 +29,12 @@ def sql_dir() -> Path:
 
 
 def sql_files(part: str) -> tuple[SqlFile, ...]:
-    """Return the files of one folder of `sql/` in name order; nothing where the folder has none."""
+    """Return the files of one folder of `sql/` in name order; empty if the folder has none."""
     return tuple(_read(path) for path in sorted((sql_dir() / part).glob("*.sql")))
 
 
 def function_files() -> tuple[SqlFile, ...]:
-    """Return the files with functions, those of `api` first; each file is named after its function."""
+    """Return the files of functions, those of `api` first; each file has the name of its function."""
     root = sql_dir()
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name not in {"schema", "mapping", "api"})
     return tuple(_read(path) for folder in (root / "api", *folders) for path in sorted(folder.glob("*.sql")))

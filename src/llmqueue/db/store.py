@@ -1,6 +1,6 @@
-"""The daemon's door to the database: one method per SQL function, and nothing but calls of them.
+"""The worker's access to the database: one method per SQL function of the API, with the name of that function.
 
-Each statement has a deadline on this side too: a half-open connection never raises by itself.
+Each statement has a deadline on this side too, because a half-open connection never raises by itself.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from llmqueue.types import (
 
 STATEMENT_TIMEOUT_S = 15.0
 CONNECT_WAIT_S = 2.0
-# Shorter than the wait: the pool must not be in a long pause of its own when the database is back.
+# Shorter than CONNECT_WAIT_S, so that the pool is not in a long pause of its own when the database is back.
 RECONNECT_S = 1.5
-# With those for claims and for LISTEN this makes four for a busy worker (design I20).
+# With the connections for claims and for LISTEN, a busy worker has four (design I20).
 POOL_SIZE = 2
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
@@ -63,13 +63,13 @@ CLAIM = """
            (task).params, (task).tokens, (task).input_charge, (task).is_hot, reason, retry_in_s, waited_s,
            extract(epoch from clock_at)::float8 as clock_s, timeout_s, guard_s, dispatch, max_batch,
            char_class_ratio, claim_state::text as claim_state, (claim_state ->> 'epoch')::integer as epoch
-      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(chores)s, %(running)s, %(hot_slots)s,
+      from llmqueue.claim(%(worker)s, %(models)s, %(slots)s, %(maintenance)s, %(running)s, %(hot_slots)s,
                           %(claim_state)s::jsonb)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Stranded:
-    """Tasks that keep a drain from being complete. All None when there are none."""
+    """Tasks that keep a drain from being complete. All fields but `is_done` are None if there are none."""
 
     is_done: bool
     lane: str | None
@@ -81,9 +81,9 @@ class Stranded:
 class Store:
     """Calls the SQL functions for one worker.
 
-    Raises DatabaseUnreachable when the database cannot be reached or does not answer in time; then it is not known
-    whether the call took effect. Raises SqlError for errors of our own SQL. `outgrown` is set once a statement has
-    failed because a newer llmqueue has upgraded the schema.
+    Raises DatabaseUnreachable if the database cannot be reached or does not answer in time; the call may have taken
+    effect or not. Raises SqlError for errors of our own SQL. `outgrown` is set once a statement has failed because a
+    newer llmqueue has upgraded the schema.
     """
 
     def __init__(self, dsn: str, worker: UUID, *, prompt_is_json: bool, answer_is_json: bool, is_pooled: bool) -> None:
@@ -95,16 +95,16 @@ class Store:
         self._answer_is_json = answer_is_json
         # A transaction pooler knows neither session options nor, before 1.21, prepared statements (design I20).
         kwargs: dict[str, Any] = {"autocommit": True}
-        self._conninfo = connect.steadfast(dsn, "llmqueue worker")
+        self._conninfo = connect.with_keepalives(dsn, "llmqueue worker")
         if is_pooled:
             kwargs["prepare_threshold"] = None
         else:
             self._conninfo = connect.with_session(self._conninfo)
-        # Claims have a connection of their own: the first claim of a session compiles and plans for up to 100 ms, which
-        # would be taken from the grants' time once for each connection of a pool.
+        # Claims have a connection of their own: the first claim of a session compiles and plans for up to 100 ms, and
+        # a pool would lose that time of its grants once per connection.
         self._claiming = self._make_pool(kwargs, min_size=1, max_size=1)
-        # All else takes turns on one connection and leaves the other to the heartbeat: were both held by statements
-        # that hang, the worker would be taken for dead before they are given up.
+        # All other calls share one connection and leave the second to the heartbeat. If hanging statements held both,
+        # the fleet would count the worker as dead before they time out.
         self._pool = self._make_pool(kwargs, min_size=0, max_size=POOL_SIZE)
         self._turn = anyio.Semaphore(POOL_SIZE - 1)
 
@@ -143,7 +143,7 @@ class Store:
                     async with connect.deadline(connection, timeout_s):
                         yield connection
                 except psycopg.errors.ReadOnlySqlTransaction:
-                    await connection.close()  # it leads to a standby: the next one may lead to the primary
+                    await connection.close()  # it leads to a standby; the next connection may lead to the primary
                     raise
         except PoolTimeout as error:
             raise await self._why_unreachable() from error
@@ -153,12 +153,12 @@ class Store:
             raise self._translate(error) from error
         except TimeoutError as error:
             for each in (self._claiming, self._pool):
-                await each.drain()  # idle ones may be as dead as this one: whoever comes next gets a new one
+                await each.drain()  # idle connections may be dead too: the next statement gets a new one
             message = f"the database has not answered for {timeout_s:.0f} s"
             raise DatabaseSilent(message) from error
 
     def _translate(self, error: psycopg.Error) -> LlmqueueError:
-        """Whatever is not a reason to end is a reason to try again: DatabaseUnreachable or SqlError (design I10)."""
+        """Returns an error that ends the worker, or one to retry: DatabaseUnreachable or SqlError (design I10)."""
         own = connect.classify(error, self._dsn)
         is_final = isinstance(own, DatabaseRefused | NotInitialised | SchemaTooNew)
         return (
@@ -166,7 +166,7 @@ class Store:
         )
 
     async def _why_unfit(self, error: psycopg.Error, sqlstate: str) -> LlmqueueError:
-        """A statement that met the middle of an upgrade may miss a function: it is sent again like any other."""
+        """Returns SchemaOutgrown, or the error to retry: during an upgrade a function may be missing for a moment."""
         is_outgrown = await self._is_outgrown()
         if is_outgrown:
             self.outgrown.set()
@@ -175,9 +175,9 @@ class Store:
         return SqlError(str(own), sqlstate) if isinstance(own, NotInitialised) and is_outgrown is False else own
 
     async def _is_outgrown(self) -> bool | None:
-        """Whether a newer llmqueue has upgraded the schema to one that this program does not fit any more.
+        """Returns whether a newer llmqueue has upgraded the schema to a version that this program no longer fits.
 
-        None when there is no schema, or that cannot be found out now.
+        None if there is no schema, or if it cannot be read now.
         """
         try:
             with anyio.fail_after(CONNECT_WAIT_S):
@@ -197,10 +197,11 @@ class Store:
         return oldest is None or oldest[0] > connect.newest_version()
 
     async def _why_unreachable(self) -> LlmqueueError:
-        """The pool only knows that it has no connection; one of our own says why."""
+        """Opens a connection to find the reason: the pool only reports that it has none."""
         try:
             with anyio.fail_after(CONNECT_WAIT_S):
-                connection = await psycopg.AsyncConnection.connect(connect.steadfast(self._dsn, "llmqueue worker"))
+                conninfo = connect.with_keepalives(self._dsn, "llmqueue worker")
+                connection = await psycopg.AsyncConnection.connect(conninfo)
                 await connection.close()
         except psycopg.Error as error:
             return self._translate(error)
@@ -209,7 +210,7 @@ class Store:
         return DatabaseUnreachable(f"no connection to the database within {CONNECT_WAIT_S:.0f} s")
 
     async def _call(self, query: LiteralString, args: Mapping[str, object]) -> Json:
-        """Returns the first column of the first row, None without one."""
+        """Returns the first column of the first row; None if there is no row."""
         async with self._connection() as connection:
             row = await (await connection.execute(query, args)).fetchone()
             return row[0] if row else None
@@ -219,7 +220,7 @@ class Store:
     async def register(
         self, name: str, version: str, models: Sequence[str] | None, lease_s: float, guard_s: float
     ) -> float:
-        """Makes the worker known. Returns the guard of the fleet in seconds."""
+        """Registers the worker. Returns the guard of the fleet in seconds."""
         query: LiteralString = """select llmqueue.register(
             %(worker)s, %(name)s, %(version)s, %(models)s, %(lease_s)s, %(guard_s)s)"""
         args = {"name": name, "version": version, "models": models, "lease_s": lease_s, "guard_s": guard_s}
@@ -227,15 +228,16 @@ class Store:
         return agreed
 
     async def heartbeat(self, running: int, timeout_s: float = STATEMENT_TIMEOUT_S) -> None:
-        """Raises UnknownWorker when the worker was swept."""
+        """Renews the worker's heartbeat. Raises UnknownWorker if the worker was swept."""
         query: LiteralString = "select llmqueue.heartbeat(%(worker)s, %(running)s)"
         async with self._connection_of(self._pool, timeout_s) as connection:
             await connection.execute(query, {"worker": self.worker, "running": running})
 
     async def maintain(self, maintenance: Sequence[str], running: int) -> None:
-        query: LiteralString = "select llmqueue.maintain(%(worker)s, %(chores)s, %(running)s)"
+        query: LiteralString = "select llmqueue.maintain(%(worker)s, %(maintenance)s, %(running)s)"
         async with self._connection_of(self._claiming) as connection:
-            await connection.execute(query, {"worker": self.worker, "chores": list(maintenance), "running": running})
+            args = {"worker": self.worker, "maintenance": list(maintenance), "running": running}
+            await connection.execute(query, args)
 
     async def clock_stepped(self) -> None:
         await self._call("select llmqueue.clock_stepped()", {})
@@ -244,17 +246,17 @@ class Store:
         await self._call("select llmqueue.leave(%(worker)s)", {"worker": self.worker})
 
     async def report_backend(self, trouble: str | None, for_s: float) -> None:
-        """Says what keeps this worker from calling the backend, and for how long it has; None: nothing."""
+        """Reports what keeps this worker from calling the backend, and for how long; None: nothing does."""
         query: LiteralString = "select llmqueue.report_backend(%(worker)s, %(trouble)s, %(for_s)s)"
         await self._call(query, {"worker": self.worker, "trouble": trouble, "for_s": for_s})
 
     async def restore_attempts(self, fences: Sequence[int]) -> list[int]:
-        """Gives the attempts of failures back that were the backend's. Returns those to be asked for again."""
+        """Returns attempts whose failures were the backend's. Returns the fences to ask for again."""
         query: LiteralString = "select llmqueue.restore_attempts(%(worker)s, %(fences)s::bigint[])"
         return list(await self._call(query, {"worker": self.worker, "fences": list(fences)}))
 
     async def release_unknown_claims(self, known: Sequence[int]) -> int:
-        """Releases attempts of this worker other than the known fences. Returns how many."""
+        """Releases this worker's attempts except those with the known fences. Returns their number."""
         query: LiteralString = "select llmqueue.release_unknown_claims(%(worker)s, %(known)s::bigint[])"
         return int(await self._call(query, {"worker": self.worker, "known": list(known)}))
 
@@ -277,8 +279,8 @@ class Store:
         running: int,
         claim_state: str | None,
     ) -> Claim:
-        """Returns granted tasks and a refusal per model; None asks for all enabled models."""
-        args = {"worker": self.worker, "models": models, "chores": list(maintenance), "running": running}
+        """Returns granted tasks and a refusal per model; `models` None: all enabled models."""
+        args = {"worker": self.worker, "models": models, "maintenance": list(maintenance), "running": running}
         args |= {"slots": room.for_any, "hot_slots": room.for_hot, "claim_state": claim_state}
         async with (
             self._connection_of(self._claiming) as connection,
@@ -299,8 +301,8 @@ class Store:
         return Claim(grants, refusals, offset_s, claim_state, epoch)
 
     def _grant(self, row: ClaimRow, task_id: TaskId, started_at: float, ended_at: float) -> Grant:
-        # The grant is no older than our start of the statement plus what the server says it waited; a part of the guard
-        # is ours, the rest is left for the way to the backend (docs/decisions.md, 4).
+        # The grant was made no earlier than our start of the statement plus the time that the server waited for locks.
+        # A part of the guard is the worker's, the rest covers the network (docs/decisions.md, 4).
         granted_at = started_at + min(max(row.waited_s, 0.0), ended_at - started_at)
         task = read_task(task_id, row, prompt_is_json=self._prompt_is_json)
         send_before = granted_at + SEND_PART * row.guard_s
@@ -309,13 +311,13 @@ class Store:
         )
 
     async def top_up(self, fence: int, input_charge: int) -> bool:
-        """Raises the charge of an unsent attempt. Returns False when that does not fit now: release it."""
+        """Raises the charge of an unsent attempt. Returns False if that does not fit now: then release the task."""
         query: LiteralString = "select llmqueue.top_up(%(worker)s, %(fence)s, %(input_charge)s)"
         return bool(await self._call(query, {"worker": self.worker, "fence": fence, "input_charge": input_charge}))
 
     async def settle(self, settlements: Sequence[Settlement], worker: UUID | None = None) -> dict[int, str]:
-        """Writes ends of attempts, ours or that worker's. Returns what became of each, by fence (see settle.sql)."""
-        # ASCII only: what the database's own encoding cannot hold then fails for its row and not for the statement
+        """Writes ends of attempts of this worker, or of `worker`. Returns the outcome by fence (see settle.sql)."""
+        # ASCII only: a character outside the database's encoding then fails its row and not the whole statement
         items = json.dumps([self._item(settlement) for settlement in settlements], allow_nan=False)
         async with self._connection() as connection, connection.cursor() as cursor:
             query: LiteralString = "select fence, outcome from llmqueue.settle(%s, %s::jsonb)"
@@ -329,7 +331,7 @@ class Store:
         if settlement.sent_after_s is None:
             item["is_unsent"] = True
         else:
-            item["sent_after_s"] = round(settlement.sent_after_s, 6)  # the database's clock has no more digits
+            item["sent_after_s"] = round(settlement.sent_after_s, 6)  # the resolution of the database's clock
         if settlement.latency_s is not None:
             item["latency_s"] = round(settlement.latency_s, 6)
         if settlement.char_class_estimate is not None:
@@ -345,9 +347,9 @@ class Store:
                 return {"verb": "complete", "answer": text, **tokens}
             case Retry(error_class, error, delay_s, counts, refusal, pause_s, may_be_backends):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
-                closing = {} if refusal is None else {"refusal": refusal, "pause_s": pause_s}
+                cooldown = {} if refusal is None else {"refusal": refusal, "pause_s": pause_s}
                 blame = {"may_be_backends": True} if may_be_backends else {}
-                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **closing, **blame}
+                return {"verb": "retry", "delay_s": delay_s, "counts": counts, **cause, **cooldown, **blame}
             case Bury(error_class, error, answer):
                 cause = {"error_class": storable(error_class), "error": storable(error)}
                 return {"verb": "bury", "answer": answer, **cause}
@@ -356,5 +358,5 @@ class Store:
 
 
 def _may_be_outgrown(sqlstate: str) -> bool:
-    """Tells the errors of a statement that the schema no longer fits: undefined this or that, a changed result."""
+    """Returns whether the SQLSTATE can mean that the schema changed: an undefined object, or a changed result type."""
     return sqlstate.startswith("42") or sqlstate in {"0A000", "3F000"}

@@ -1,7 +1,7 @@
-"""The least time that quotas allow: what a scheduler without any loss would need. Pure functions.
+"""The least time that quotas allow, which a scheduler without any loss would need. Pure functions.
 
-Two bounds. In bursts: every quota is spent at once when a window opens, which no provider likes and no bucket admits,
-but which no schedule can beat. At an even pace: every model at its rpm / 60 calls per second all the time.
+Two bounds. In bursts: every quota is spent at once when a window opens. No bucket admits that, but no schedule is
+faster. At an even pace: every model receives rpm / 60 calls per second all the time.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 
 from llmqueue.demo.windows import WINDOW_S, Period, limit_at
 
-# Sums of a start and some windows differ in their last binary digits.
+# Sums of a start and several windows differ in their last binary digits.
 _EXACT_S = 1e-6
 
 
 def most_calls(periods: Sequence[Period], at_s: float) -> int:
-    """Returns how many calls can have been sent from 0 until `at_s`, that moment included, within the limits.
+    """Returns the largest number of calls that can have been sent from 0 to `at_s`, inclusive, within the limits.
 
-    Sending as early as possible is never worse: at any time the sum can be raised to that of 60 s ago plus the
-    limit, so new calls come only when the limit changes or a multiple of 60 s after that.
+    Sending as early as possible is optimal: at any time the sum may rise to the sum of 60 s ago plus the limit. So new
+    calls are possible only when the limit changes, and at multiples of 60 s after that.
     """
     sent: dict[float, int] = {}
     for moment in _moments([periods], at_s):
@@ -29,7 +29,7 @@ def most_calls(periods: Sequence[Period], at_s: float) -> int:
 
 
 def least_time_s(models: Sequence[Sequence[Period]], calls: int) -> float:
-    """Returns the earliest time at which all `calls` can have been sent, each by any model; inf: never."""
+    """Returns the earliest time at which all `calls` can have been sent, each to any model; inf: never."""
     if not any(limit_at(periods, math.inf) for periods in models):
         return 0.0 if calls <= 0 else math.inf
     horizon_s = WINDOW_S
@@ -41,7 +41,7 @@ def least_time_s(models: Sequence[Sequence[Period]], calls: int) -> float:
 
 
 def even_time_s(models: Sequence[Sequence[Period]], calls: int) -> float:
-    """Returns when `calls` are sent if every model always sends at exactly its limit; inf: never."""
+    """Returns the time at which `calls` are sent if every model always receives exactly its limit; inf: never."""
     left = float(calls)
     changes = sorted({period.start_s for periods in models for period in periods if period.start_s > 0})
     for start_s, end_s in zip([0.0, *changes], [*changes, math.inf], strict=True):
@@ -53,7 +53,7 @@ def even_time_s(models: Sequence[Sequence[Period]], calls: int) -> float:
 
 
 def _moments(models: Iterable[Sequence[Period]], until_s: float) -> list[float]:
-    """The times until `until_s` at which something can become possible: each change, and 60, 120 … s after it."""
+    """Returns the times until `until_s` at which new calls can become possible: each change, and 60, 120 … s later."""
     starts = {max(0.0, period.start_s) for periods in models for period in periods} | {0.0}
     return sorted(
         start + WINDOW_S * n

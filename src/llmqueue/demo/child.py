@@ -1,6 +1,6 @@
-"""A process of the demo that does not outlive it: `python -m llmqueue.demo.child VERB …` is `llmqueue VERB …`.
+"""A child process of the demo that ends with it: `python -m llmqueue.demo.child VERB …` runs `llmqueue VERB …`.
 
-It ends as soon as its standard input ends, and the kernel closes that pipe with the demo, also on kill -9.
+It ends as soon as its standard input ends. The kernel closes that pipe when the demo ends, also after kill -9.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _STDIN = 0
 
 
 def end_with_parent() -> None:
-    """Ends this process at once when nobody holds the other end of its standard input any more."""
+    """Ends this process as soon as no process holds the other end of its standard input."""
 
     def watch() -> None:
         while os.read(_STDIN, 4096):

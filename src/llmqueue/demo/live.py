@@ -1,4 +1,4 @@
-"""What is seen while the workers work: a table that moves on a terminal, a line every five seconds when piped."""
+"""The display while the workers work: a live table on a terminal, otherwise a line every five seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 LINE_EVERY_S = 5.0
-# Columns of the terminal from which on the bars are long, and the lengths of the bars.
+# The width of the terminal from which the bars are long, and the two lengths of the bars.
 WIDE, WIDE_BAR, NARROW_BAR = 96, 30, 16
 
 _MODELS = """
@@ -40,7 +40,7 @@ _TASKS = """
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model at one moment."""
+    """The state of a model at one moment."""
 
     model: str
     rpm: int
@@ -51,7 +51,7 @@ class ModelRow:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """The tasks at one moment, those solved before the demo included."""
+    """The numbers of tasks at one moment, including those solved before the demo."""
 
     waiting: int
     running: int
@@ -61,7 +61,7 @@ class Tasks:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that is shown at one moment. `base_rpm` are the limits of the beginning."""
+    """All values shown at one moment. `base_rpm` has the limits at the start."""
 
     elapsed_s: float
     tasks: Tasks
@@ -84,7 +84,7 @@ class Scene:
 
 
 class View(Protocol):
-    """Shows one scene after the other."""
+    """Displays scenes, one after the other."""
 
     def show(self, scene: Scene) -> None: ...
 
@@ -94,7 +94,7 @@ class View(Protocol):
 def read_scene(
     conn: psycopg.Connection[TupleRow], elapsed_s: float, base_rpm: Mapping[str, int], solved_before: int
 ) -> Scene:
-    """Reads what the owner's table and llmqueue's views say now."""
+    """Reads the present state from the owner's table and llmqueue's views."""
     with conn.cursor(row_factory=class_row(Tasks)) as cursor:
         tasks = cursor.execute(_TASKS).fetchone() or Tasks(0, 0, 0, 0)
     with conn.cursor(row_factory=class_row(ModelRow)) as cursor:
@@ -104,7 +104,7 @@ def read_scene(
 
 @contextmanager
 def view(console: Console) -> Iterator[View]:
-    """Yields a moving view on a terminal, else one of plain lines."""
+    """Yields a live view on a terminal, else a view of plain lines."""
     if not console.is_terminal:
         yield Lines(console)
         return
@@ -113,7 +113,7 @@ def view(console: Console) -> Iterator[View]:
 
 
 class Moving:
-    """The view on a terminal. It is gone at the end; what was said stays."""
+    """The view on a terminal. It disappears at the end; lines written by `say` stay."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -144,14 +144,14 @@ class Lines:
 
 
 def line(scene: Scene) -> str:
-    """A scene as one line."""
+    """Returns a scene as one line."""
     tasks = scene.tasks
     counts = f"{tasks.waiting:>5,} waiting {tasks.running:>3} in flight {scene.solved:>5,} solved {tasks.failed} failed"
     return f"{clock(scene.elapsed_s)} {counts} {scene.calls_60s:>5,} calls in 60 s  {outlook(scene)}".rstrip()
 
 
 def clock(seconds: float) -> str:
-    """Seconds as `1:05`."""
+    """Returns seconds as `1:05`."""
     whole = max(0, int(seconds))
     return f"{whole // 60}:{whole % 60:02d}"
 
@@ -165,7 +165,7 @@ def _models(scene: Scene, bar_width: int) -> Table:
         table.add_column(heading, justify="right")
     for model, base in scene.base_rpm.items():
         if row := scene.models.get(model):
-            # A limit that was lowered below what is in its window already: nothing goes out until it has room.
+            # The limit was lowered below the calls of its window: no call is granted until there is headroom.
             waits = row.calls_60s > row.rpm
             table.add_row(
                 model,
@@ -199,11 +199,11 @@ def _progress(scene: Scene, bar_width: int) -> Table:
 
 
 def outlook(scene: Scene) -> str:
-    """What it is waiting for, or how much longer it takes at the least, at the rate of the limits."""
+    """Returns what the run waits for, or the least remaining time at the rate of the limits."""
     rpm = sum(row.rpm for row in scene.models.values())
     if not scene.tasks.waiting or not rpm:
         return "the last answers" if scene.tasks.running else ""
-    # The ledger looks back a little further than 60 s, so a spent quota may show one or two calls less.
+    # The ledger looks back a little further than 60 s, so a used-up quota may show one or two calls less.
     if all(row.calls_60s >= 0.95 * row.rpm for row in scene.models.values()) and not scene.tasks.running:
         return "all quotas spent"
     return f"at least {clock(60 * scene.tasks.waiting / rpm)} left"

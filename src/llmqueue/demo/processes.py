@@ -1,6 +1,6 @@
-"""The demo's processes: the simulated backend and the workers, in a process group of their own each.
+"""The demo's processes: the simulated backend and the workers, each in its own process group.
 
-A Ctrl-C in the terminal is for the demo alone, which then stops them; one that is killed takes them along (child.py).
+A Ctrl-C in the terminal reaches only the demo, which then stops them. If the demo is killed, they end too (child.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANNOUNCED = re.compile(r"\bhttps?://\S+")
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A process of the demo and where its output goes."""
+    """A process of the demo and its log file."""
 
     name: str
     process: subprocess.Popen[str]
@@ -34,14 +34,14 @@ class Child:
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def last_words(self) -> str:
-        """The last line of its log, for a message."""
+    def last_line(self) -> str:
+        """Returns the last line of its log, for a message."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it wrote nothing"
 
 
 class Processes:
-    """Starts children whose logs go to `folder`; none of them is there any more when `running` ends."""
+    """Starts child processes, with logs in `folder`; all of them have ended when `running` ends."""
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class Processes:
         output = self._files.enter_context(log.open("w", encoding="utf-8"))
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "llmqueue.demo.child", *arguments],
-            cwd=self.folder,  # a .env of the current folder is not for them
+            cwd=self.folder,  # they must not read a .env of the current folder
             env=_environment(settings),
             stdin=subprocess.PIPE,
             stdout=output if stdout is None else stdout,
@@ -76,7 +76,7 @@ class Processes:
         return child
 
     def stop(self) -> None:
-        """Asks all to stop and kills those that do not within two seconds."""
+        """Tells all children to stop, and kills those that do not end within two seconds."""
         for child in self._children:
             child.process.terminate()
         give_up_at = time.monotonic() + _STOP_TIMEOUT_S
@@ -92,7 +92,7 @@ class Processes:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Processes]:
-    """Stops what was started when the context ends, however it ends."""
+    """Stops all started processes when the context ends, in any way."""
     with ExitStack() as files:
         processes = Processes(folder, files)
         try:
@@ -105,18 +105,18 @@ def backend_url(backend: Child) -> str:
     """Waits for the first line of `llmqueue backend` and returns its URL.
 
     Raises:
-        Failure: it ended before it had said where it is.
+        Failure: it ended before it had printed its URL.
     """
     first = backend.process.stdout.readline() if backend.process.stdout else ""
     match = _ANNOUNCED.search(first)
     if match is None:
         backend.process.wait(_STOP_TIMEOUT_S)
-        raise Failure(f"the simulated backend did not start: {backend.last_words()}")
+        raise Failure(f"the simulated backend did not start: {backend.last_line()}")
     return match[0]
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment; of llmqueue's settings only those given."""
+    """Returns the caller's environment, with only the given settings of llmqueue."""
     ours = {name: value for name, value in os.environ.items() if not name.upper().startswith("LLMQUEUE_")}
     return ours | {f"LLMQUEUE_{name}": value for name, value in settings.items()} | {"PYTHONUNBUFFERED": "1"}
 

@@ -1,6 +1,6 @@
 """Real prompts that every machine has: questions about the docstrings of Python's standard library.
 
-The sources are read and parsed, never imported: importing all of it opens a browser (antigravity) among other things.
+The sources are parsed and never imported: importing them all would, for example, open a browser (antigravity).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-SHORTEST = 30  # characters; below that a docstring says nothing that could be summarised
+SHORTEST = 30  # characters; a shorter docstring has nothing to summarise
 _LEFT_OUT = {"__pycache__", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo"}
 _Documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-# Where a Python has few docstrings, the same ones are asked about once more, in other words.
+# If the library has too few docstrings, the next question is asked about the same ones.
 _QUESTIONS = (
     "Summarise in one sentence what `{name}` does",
     "Explain `{name}` to a newcomer in three sentences",
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def make_prompts(count: int, folder: Path | None = None) -> list[Prompt]:
-    """Returns up to `count` different prompts, the same ones at each call; `folder` None: the standard library."""
+    """Returns up to `count` different prompts, the same in each call; `folder` None: the standard library."""
     folder = folder or Path(sysconfig.get_path("stdlib"))
     found = list(islice(_docstrings(folder), count))
     prompts = (
@@ -51,7 +51,7 @@ def _docstrings(folder: Path) -> Iterator[tuple[str, str]]:
         try:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
-            continue  # a file of another Python, or one that is not there any more
+            continue  # a file for another Python version, or one that no longer exists
         module = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
         for name, docstring in _documented(tree, module):
             if len(docstring) >= SHORTEST and docstring not in seen:

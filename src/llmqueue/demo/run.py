@@ -13,7 +13,7 @@ import httpx
 from llmqueue.db.connect import connect
 from llmqueue.demo import live, processes, scenario, stage, table
 from llmqueue.demo.prompts import make_prompts
-from llmqueue.demo.verdict import Refusal, judge, read_rows
+from llmqueue.demo.verdict import Verdict, judge, read_rows
 from llmqueue.demo.windows import Period, change_periods
 from llmqueue.fake_backend import read_calls
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """When the change of the limit was begun and committed, in monotonic seconds."""
+    """The begin and the commit of the change of the limit, in monotonic seconds."""
 
     begun_s: float
     committed_s: float
@@ -37,15 +37,15 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What stands when the workers start."""
+    """The state when the workers start."""
 
     dsn: str
     backend_url: str
     solved_before: tuple[object, ...] | None
 
 
-def run(console: Console, home: Home, program: str) -> tuple[Refusal, str]:
-    """Plays the scenario and returns its verdict and the DSN of its database. Leaves no process of its own behind."""
+def run(console: Console, home: Home, program: str) -> tuple[Verdict, str]:
+    """Runs the scenario and returns its verdict and the DSN of its database. All its processes end with it."""
     with stage.only_one(home), processes.running(home.logs) as children:
         ready = _set_up(console, home, children, program)
         with connect(ready.dsn, application_name="llmqueue demo") as conn, live.view(console) as view:
@@ -61,7 +61,7 @@ def run(console: Console, home: Home, program: str) -> tuple[Refusal, str]:
 
 
 def _set_up(console: Console, home: Home, children: Processes, program: str) -> Stage:
-    """Everything before the first call; what can be done at the same time is."""
+    """Prepares everything for the first call, in parallel where possible."""
 
     def say(*lines: str) -> None:
         for line in lines:
@@ -101,7 +101,7 @@ def _about_backend(url: str) -> tuple[str, str]:
     low, high = min(scenario.RPM.values()), max(scenario.RPM.values())
     return (
         f"backend      {url}, simulated: {len(scenario.RPM)} models, {scenario.SPEED:g} times faster",
-        f"             than real; refuses what is over {low} to {high:,} calls a minute (429)",
+        f"             than real; refuses calls over {low} to {high:,} a minute (429)",
     )
 
 
@@ -119,7 +119,7 @@ def _start_workers(children: Processes, ready: Stage, home: Home) -> list[Child]
 
 def _ended_badly(workers: Sequence[Child]) -> list[str]:
     return [
-        f"{worker.name} ended with exit code {worker.process.returncode}: {worker.last_words()} (log: {worker.log})"
+        f"{worker.name} ended with exit code {worker.process.returncode}: {worker.last_line()} (log: {worker.log})"
         for worker in workers
         if worker.process.returncode not in {0, None}
     ]
@@ -134,28 +134,28 @@ class Play:
         self._backend_url = backend_url
         self._changed: Changed | None = None
         self._is_backend_told = False
-        self._is_waiting_for_room = False
+        self._is_waiting_for_headroom = False
         self.problems: list[str] = []
 
     def until_ended(self, workers: Sequence[Child]) -> None:
-        """Returns when the workers have ended, or with a problem when they should have long ago."""
+        """Returns when the workers have ended, or with a problem if they take far too long."""
         began = time.monotonic()
         while any(worker.is_running for worker in workers):
             elapsed_s = time.monotonic() - began
             if elapsed_s > scenario.GIVE_UP_AFTER_S:
-                self.problems.append(f"the workers have not come to an end within {scenario.GIVE_UP_AFTER_S:.0f} s")
+                self.problems.append(f"the workers have not ended within {scenario.GIVE_UP_AFTER_S:.0f} s")
                 return
             self._show(elapsed_s)
             self._tell_backend(elapsed_s)
             if self._changed is None and elapsed_s >= scenario.CHANGE.after_s:
                 self._change(elapsed_s)
-            # On a grid, so that the time of the queries is not added to it.
+            # On a fixed grid, so that the time of the queries does not add up.
             time.sleep(live.REFRESH_S - (time.monotonic() - began) % live.REFRESH_S)
         if self._changed is None:
             self.problems.append("the workers ended before the limit was changed")
 
     def periods(self) -> Mapping[str, Sequence[Period]]:
-        """Returns which limit held when for each model, on the monotonic clock."""
+        """Returns the periods of each limit of each model, on the monotonic clock."""
         held = {model: [Period(float("-inf"), rpm)] for model, rpm in scenario.RPM.items()}
         change, changed = scenario.CHANGE, self._changed
         if changed:
@@ -167,9 +167,9 @@ class Play:
     def _show(self, elapsed_s: float) -> None:
         scene = live.read_scene(self._conn, elapsed_s, scenario.RPM, scenario.SOLVED_BEFORE)
         self._view.show(scene)
-        if self._is_waiting_for_room and _used(scene) < scenario.CHANGE.rpm:
-            self._is_waiting_for_room = False
-            self._say(elapsed_s, f"{scenario.CHANGE.model}: there is room again, it goes on")
+        if self._is_waiting_for_headroom and _used(scene) < scenario.CHANGE.rpm:
+            self._is_waiting_for_headroom = False
+            self._say(elapsed_s, f"{scenario.CHANGE.model}: there is headroom again, calls continue")
 
     def _change(self, elapsed_s: float) -> None:
         change = scenario.CHANGE
@@ -179,18 +179,18 @@ class Play:
         scene = live.read_scene(self._conn, elapsed_s, scenario.RPM, scenario.SOLVED_BEFORE)
         self._say(elapsed_s, change.sql)
         if (used := _used(scene)) >= change.rpm:
-            self._is_waiting_for_room = True
-            self._say(elapsed_s, f"  {used:,} calls in its last 60 s: it waits until there is room for a new one")
+            self._is_waiting_for_headroom = True
+            self._say(elapsed_s, f"  {used:,} calls in its last 60 s: it waits until there is headroom for a new one")
 
     def _tell_backend(self, elapsed_s: float) -> None:
-        """Lowers the backend's own limit too, once no call that was granted before can arrive any more."""
+        """Lowers the backend's limit too, once no call that was granted before the change can still arrive."""
         change = scenario.CHANGE
         if self._changed is None or self._is_backend_told:
             return
         if time.monotonic() >= self._changed.committed_s + scenario.GRACE_S:
             httpx.put(f"{self._backend_url}/limits", json={change.model: change.rpm}).raise_for_status()
             self._is_backend_told = True
-            self._say(elapsed_s, f"  from now on the backend, too, refuses what is over {change.rpm:,}")
+            self._say(elapsed_s, f"  from now on the backend, too, refuses calls over {change.rpm:,}")
 
     def _say(self, elapsed_s: float, text: str) -> None:
         self._view.say(f"{live.clock(elapsed_s)} {text}")

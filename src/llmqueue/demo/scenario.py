@@ -1,4 +1,4 @@
-"""What the demo plays: which models with which limits, how many prompts, and the change half-way."""
+"""The scenario of the demo: the models with their limits, the number of prompts, and the change half-way."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ RPM = {
     "replicate-llama-2-70b": 60,
 }
 
-# A little more than a minute of these quotas: no schedule, however bursty, is done before a second window opens.
+# A little more than a minute of these quotas: no schedule can finish before a second window opens.
 WAITING = 3350
 SOLVED_BEFORE = 400
 
 WORKERS = 2
-# Latencies as measured, divided by this. The seed repeats the same draws, so that the demo's length does not depend on
-# whether the slowest call of a thousand (295 s as measured) happens to come last.
+# Measured latencies are divided by SPEED. SEED repeats the same draws, so that the length of the demo does not depend
+# on whether the slowest call of a thousand (295 s as measured) comes last.
 SPEED = 12.0
 SEED = 242
 
-# A call granted before a change may arrive this long after its COMMIT.
+# A call granted before the change may arrive this long after the change's COMMIT.
 GRACE_S = 0.75
-# Two minutes more than it ever took: something is stuck then.
+# Two minutes more than any measured run: something is stuck then.
 GIVE_UP_AFTER_S = 200.0
 
 
@@ -44,8 +44,7 @@ class Change:
 
     @property
     def sql(self) -> str:
-        """The statement as a person would type it."""
-        # Shown, never run.
+        """The statement as a person would type it; it is only displayed, never run."""
         return f"update llmqueue.model_config set rpm = {self.rpm} where model = '{self.model}'"  # noqa: S608
 
 

@@ -1,4 +1,4 @@
-"""The demo's PostgreSQL and what is in it before the first call."""
+"""The demo's PostgreSQL and its contents before the first call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOCK = "demo.lock"
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder of the demo: a server of its own, so that nothing of the user's is near, and the logs."""
+    """The folder of the demo, with the logs and a separate server that cannot touch the user's data."""
 
     folder: Path
 
@@ -38,21 +38,21 @@ class Home:
 
     @property
     def calls(self) -> Path:
-        """The backend's call log, the witness."""
+        """The backend's call log, from which the verdict is derived."""
         return self.logs / "calls.jsonl"
 
 
 def home_in(folder: Path) -> Home:
-    """Returns the demo's folder under LLMQUEUE_HOME, or that itself: the demo's last lines say to export it."""
+    """Returns the demo's folder under LLMQUEUE_HOME, or LLMQUEUE_HOME itself if it is already the demo's folder."""
     return Home(folder if (folder / _LOCK).exists() else folder / "demo")
 
 
 @contextmanager
 def only_one(home: Home) -> Iterator[None]:
-    """Holds the demo's folder, and empties its logs.
+    """Locks the demo's folder and deletes its logs.
 
     Raises:
-        UsageError: another demo is at work in it, or it cannot be written.
+        UsageError: another demo uses the folder, or it cannot be written.
     """
     with ExitStack() as files:
         try:
@@ -63,7 +63,7 @@ def only_one(home: Home) -> Iterator[None]:
                 log.unlink()
         except BlockingIOError:
             raise UsageError(
-                f"another llmqueue demo is at work in {home.folder}. Wait for its end or stop it"
+                f"another llmqueue demo is running in {home.folder}. Wait for its end or stop it"
             ) from None
         except OSError as error:
             where = f"{error.filename or home.folder}: {error.strerror or error}"
@@ -72,7 +72,7 @@ def only_one(home: Home) -> Iterator[None]:
 
 
 def programs() -> Path:
-    """Returns the folder with the programs of the newest PostgreSQL in the wheel.
+    """Returns the folder with the binaries of the newest PostgreSQL in the wheel.
 
     Raises:
         UsageError: the wheel is not installed.
@@ -84,7 +84,7 @@ def programs() -> Path:
 
 
 def fresh_database(home: Home) -> str:
-    """Starts the server and returns the DSN of a database that was just made; what an earlier demo left is gone."""
+    """Starts the server and returns the DSN of a new database, which replaces that of an earlier demo."""
     dsn = embedded.start(home.folder)
     name = str(conninfo_to_dict(dsn)["dbname"])
     with connect(make_conninfo(dsn, dbname="postgres"), application_name="llmqueue demo") as conn:
@@ -94,7 +94,7 @@ def fresh_database(home: Home) -> str:
 
 
 def adopt(dsn: str) -> int:
-    """Adopts the table as `llmqueue init` does and returns the number of steps it took."""
+    """Adopts the table as `llmqueue init` does and returns the number of steps."""
     steps: list[str] = []
     install(dsn, table.adoption(), after_step=lambda step: steps.append(step.title))
     return len(steps)
@@ -107,7 +107,7 @@ def configure_models(conn: psycopg.Connection[TupleRow], rpm: Mapping[str, int])
 
 
 def set_rpm(conn: psycopg.Connection[TupleRow], model: str, rpm: int) -> None:
-    """Changes a limit, committed when it returns.
+    """Changes a limit; the change is committed when this returns.
 
     Raises:
         Failure: there is no such model.

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from llmqueue.demo.verdict import Limit, Refusal
+    from llmqueue.demo.verdict import Limit, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """What the commands at the end need: how to call llmqueue and psql, where the server is, and a task to look at."""
+    """The values for the commands at the end: how to call llmqueue and psql, the server, and an example task."""
 
     program: str
     psql: str
@@ -32,7 +32,7 @@ class Aftermath:
     has_url: bool
 
 
-def show(console: Console, verdict: Refusal) -> None:
+def show(console: Console, verdict: Verdict) -> None:
     """Prints the figures of a run, then its problems if there are any."""
 
     def say(line: str, style: str = "") -> None:
@@ -43,8 +43,8 @@ def show(console: Console, verdict: Refusal) -> None:
         say(line)
     console.print(_table(verdict.limits))
     say(
-        "quota used: in the windows of 60 s that ended while tasks waited. After a\n"
-        "lowering, old calls leave the window faster than new ones may enter it."
+        "quota used: in the windows of 60 s that ended while tasks waited. After a limit\n"
+        "is lowered, old calls leave the window faster than new ones may enter it."
     )
     for line in time_lines(verdict):
         say(line)
@@ -57,8 +57,8 @@ def show(console: Console, verdict: Refusal) -> None:
         say("All is well: no call over a limit, none refused, none twice, all answers right.", style="green")
 
 
-def tasks_lines(verdict: Refusal) -> list[str]:
-    """What became of the tasks."""
+def tasks_lines(verdict: Verdict) -> list[str]:
+    """Returns the lines about tasks and calls."""
     answers, calls = verdict.answers, verdict.calls
     return [
         (
@@ -69,8 +69,8 @@ def tasks_lines(verdict: Refusal) -> list[str]:
     ]
 
 
-def time_lines(verdict: Refusal) -> list[str]:
-    """The run's time against what its quotas allow."""
+def time_lines(verdict: Verdict) -> list[str]:
+    """Returns the lines that compare the duration with the least time that the quotas allow."""
     times = verdict.times
     return [
         f"All calls were sent within {times.last_sent_s:.1f} s and answered within {times.last_answered_s:.1f} s.",
@@ -79,12 +79,12 @@ def time_lines(verdict: Refusal) -> list[str]:
 
 
 def next_lines(after: Aftermath) -> list[str]:
-    """What to type next. The server stops soon after its last user; with LLMQUEUE_HOME a command starts it again."""
+    """Returns the next commands to try. The server stops soon; a command with this LLMQUEUE_HOME starts it again."""
     parameters = conninfo_to_dict(after.dsn)
     psql = f"{shlex.quote(after.psql)} -h {shlex.quote(str(parameters['host']))} -U {parameters['user']}"
     unset = "  unset LLMQUEUE_DATABASE_URL   # also where a file .env sets it"
     return [
-        "What is left stays until the next demo. A command starts the server when needed:",
+        "The database stays until the next demo. Each command starts the server if necessary:",
         "",
         f"  export LLMQUEUE_HOME={shlex.quote(str(after.home))}",
         *([unset] if after.has_url else []),

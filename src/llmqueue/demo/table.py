@@ -1,4 +1,4 @@
-"""The table that the demo adopts: somebody else's, with names and words of its own, in use before llmqueue came."""
+"""The table that the demo adopts: an owner's table with its own names and words, in use before llmqueue."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ $$;
 create trigger touch before update on support.prompts for each row execute function support.touch();
 """
 
-# How `llmqueue init` is told about it; `adoption` is the same for adopt.install, and a test holds them together.
+# The options of `llmqueue init` for it. `adoption` has the same for adopt.install; a test compares the two.
 INIT_OPTIONS = (
     *("--table", TABLE),
     *("--id-column", "ticket"),
@@ -65,7 +65,7 @@ _UNTOUCHED = """
 
 
 def adoption() -> AdoptionSpec:
-    """Returns what INIT_OPTIONS ask for."""
+    """Returns the adoption that INIT_OPTIONS describe."""
     return AdoptionSpec(
         table=TABLE,
         id_column="ticket",
@@ -80,14 +80,14 @@ def adoption() -> AdoptionSpec:
 
 
 def init_command(program: str = "llmqueue") -> list[str]:
-    """Returns the command as a person types it, in short lines and without the backslashes at their ends."""
+    """Returns the command as a person would type it, in short lines without trailing backslashes."""
     pairs = [INIT_OPTIONS[i : i + 2] for i in range(0, len(INIT_OPTIONS), 2)]
     words = [f"{option} {shlex.quote(value)}" for option, value in pairs]
     return [f"{program} init {words[0]}", *(" ".join(words[i : i + 2]) for i in range(1, len(words), 2))]
 
 
 def create(conn: psycopg.Connection[TupleRow], prompts: Sequence[Prompt]) -> None:
-    """Creates the table with `prompts` in it, the first SOLVED_BEFORE of them solved and rated."""
+    """Creates the table with `prompts`, of which the first SOLVED_BEFORE are solved and rated."""
     conn.execute(CREATE)
     solved, waiting = prompts[: scenario.SOLVED_BEFORE], prompts[scenario.SOLVED_BEFORE :]
     with conn.cursor() as cursor:
@@ -102,5 +102,5 @@ def create(conn: psycopg.Connection[TupleRow], prompts: Sequence[Prompt]) -> Non
 
 
 def solved_before(conn: psycopg.Connection[TupleRow]) -> tuple[object, ...] | None:
-    """Returns count and checksum of the rows that were solved before, with the time of their last update."""
+    """Returns the count and a checksum, with update times, of the rows that were solved before the demo."""
     return conn.execute(_UNTOUCHED).fetchone()

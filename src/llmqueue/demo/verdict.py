@@ -1,4 +1,4 @@
-"""Judges a run: every answer, every call, every sliding window; by the table and by the backend's own call log."""
+"""Judges every answer, every call and every sliding window of a run, by the table and the backend's call log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llmqueue.fake_backend import LoggedCall
 
-# The rows that were to be solved: those solved before are the rated ones.
+# The tasks of the demo: all rows without a rating, because the rows solved before have one.
 _ROWS = """
     select p.ticket::text as ticket, p.question, p.reply, p.state
       from support.prompts p
@@ -29,7 +29,7 @@ _ROWS = """
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A task as its owner sees it at the end."""
+    """A task at the end, as its owner sees it."""
 
     ticket: str
     question: str
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One model under one limit: what the backend saw. `share` is None when no full window ended in that time."""
+    """One model under one limit, as the backend saw it. `share` is None if no full window ended in that time."""
 
     model: str
     rpm: int
@@ -51,7 +51,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How the tasks ended."""
+    """The numbers of tasks by their end."""
 
     tasks: int
     solved: int
@@ -61,7 +61,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What the backend saw of the tasks."""
+    """The numbers of calls that the backend saw."""
 
     total: int
     refused: int
@@ -70,7 +70,7 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds from the first call: until the last was sent and answered, and what the quotas allow."""
+    """Seconds from the first call until the last one was sent and answered, and the least times under the quotas."""
 
     last_sent_s: float
     last_answered_s: float
@@ -79,8 +79,8 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """The whole run. All is well when there are no problems."""
+class Verdict:
+    """The result of the whole run. All is well if there are no problems."""
 
     answers: Answers
     calls: Calls
@@ -101,15 +101,15 @@ def judge(
     calls: Sequence[LoggedCall],
     periods: Mapping[str, Sequence[Period]],
     problems: Sequence[str] = (),
-) -> Refusal:
-    """Returns the verdict; `periods` are on the monotonic clock, `problems` those that were met on the way."""
+) -> Verdict:
+    """Returns the verdict; `periods` are on the monotonic clock, `problems` are those found during the run."""
     answers = _answers(rows)
     seen = _calls(rows, calls)
     limits = [limit for model, held in periods.items() for limit in _limits(model, held, calls)]
     found = [*problems, *_wrong_answers(answers), *_wrong_calls(answers, seen), *_exceeded(limits)]
     if unknown := {call.model for call in calls} - set(periods):
         found.append(f"calls to models that nobody configured: {', '.join(sorted(unknown))}")
-    return Refusal(answers, seen, limits, _times(calls, periods, len(rows)), found, rows[0].ticket if rows else "")
+    return Verdict(answers, seen, limits, _times(calls, periods, len(rows)), found, rows[0].ticket if rows else "")
 
 
 def _answers(rows: Sequence[Row]) -> Answers:
@@ -131,7 +131,7 @@ def _calls(rows: Sequence[Row], calls: Sequence[LoggedCall]) -> Calls:
 
 
 def _limits(model: str, periods: Sequence[Period], calls: Sequence[LoggedCall]) -> Iterator[Limit]:
-    """Yields a Limit for each limit that the model had, in order; neighbours of the same rpm are one."""
+    """Yields a Limit for each limit of the model, in order; successive periods with the same rpm are merged."""
     arrivals = [call.arrived_monotonic for call in calls if call.model == model]
     first = min((call.arrived_monotonic for call in calls), default=0.0)
     last = max((call.arrived_monotonic for call in calls), default=0.0)

@@ -1,4 +1,4 @@
-"""Judges calls against a limit that changes: sliding windows of 60 s, by when the calls arrived. Pure functions."""
+"""Judges calls against a changing limit, by their arrivals in sliding windows of 60 s. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINDOW_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A time in which one limit holds, from `start_s` on."""
+    """A period with one limit, from `start_s` on."""
 
     start_s: float
     rpm: int
@@ -19,7 +19,7 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The 60 s that end with the call at `at_s`: how many calls, and the limit that held at their end."""
+    """The 60 s that end with the call at `at_s`: the number of calls, and the limit at their end."""
 
     at_s: float
     calls: int
@@ -35,7 +35,7 @@ class Window:
 
 
 def change_periods(before_rpm: int, after_rpm: int, begun_s: float, committed_s: float, grace_s: float) -> list[Period]:
-    """Returns the limits around a change: for `grace_s` after its COMMIT calls that were granted before may arrive."""
+    """Returns the limits around a change. For `grace_s` after its COMMIT, calls granted before may still arrive."""
     return [
         Period(float("-inf"), before_rpm),
         Period(begun_s, max(before_rpm, after_rpm)),
@@ -49,7 +49,7 @@ def limit_at(periods: Sequence[Period], at_s: float) -> int:
 
 
 def windows(arrivals: Sequence[float], periods: Sequence[Period]) -> list[Window]:
-    """Returns for each call the window that ends with it; half-open, so a call 60 s earlier is outside."""
+    """Returns for each call the window that ends with it. It is half-open, so a call 60 s earlier is outside."""
     ordered = sorted(arrivals)
     result, start = [], 0
     for end, at_s in enumerate(ordered):
@@ -60,14 +60,14 @@ def windows(arrivals: Sequence[float], periods: Sequence[Period]) -> list[Window
 
 
 def fullest(found: Sequence[Window]) -> Window | None:
-    """Returns the window that comes nearest to its limit or exceeds it most; None if there was no call."""
+    """Returns the window that comes nearest to its limit or exceeds it most; None if there is no call."""
     return max(found, key=lambda window: window.share, default=None)
 
 
 def share_used(arrivals: Sequence[float], periods: Sequence[Period], start_s: float, end_s: float) -> float | None:
-    """Returns how much of the limit the windows that end in start_s … end_s hold, on average over time.
+    """Returns the average share of the limit that windows ending between start_s and end_s hold.
 
-    A window over a limit that was lowered meanwhile counts as full. None if there is no such time.
+    A window over its limit counts as full, as after a lowered limit. None if the time is empty.
     """
     if end_s <= start_s:
         return None

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: a server of one's own under LLMQUEUE_HOME."""
+"""The embedded PostgreSQL: a private server under LLMQUEUE_HOME."""
 
 from llmqueue.embedded.server import PROGRAMS, leave, start
 

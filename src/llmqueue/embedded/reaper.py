@@ -1,7 +1,7 @@
-"""The reaper of the embedded PostgreSQL: stops the server when the last process that uses it has gone.
+"""The reaper of the embedded PostgreSQL: stops the server after the last process that uses it has ended.
 
-`python -m llmqueue.embedded.reaper HOME PSQL` puts itself into the background, in a session of its own; server.py
-starts it and explains the locks. It imports the standard library only, since it may run for weeks.
+`python -m llmqueue.embedded.reaper HOME PSQL` moves itself into the background, into a session of its own. server.py
+starts it and explains the locks. It imports only the standard library, because it may run for weeks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-USERS_LOCK, START_LOCK, KEEPER_LOCK = "postgres.users", "postgres.start", "postgres.keeper"
+# postgres.keeper: the name of earlier releases; under another name, two reapers could run after an upgrade.
+USERS_LOCK, START_LOCK, REAPER_LOCK = "postgres.users", "postgres.start", "postgres.keeper"
 
-# Long enough for the next command of a script or a person's next look, short enough not to surprise.
+# Long enough for the next command of a script or a person, short enough not to surprise.
 LINGER_S = 10.0
 OTHER_CLIENTS_S = 15.0
 STOP_TIMEOUT_S = 60.0
@@ -34,7 +35,7 @@ OTHER_CLIENTS = """
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path`; waits for it. The kernel drops it if this process dies."""
+    """Waits for an exclusive lock on the file `path` and holds it. The kernel releases it if this process dies."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -42,7 +43,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_at_once(path: Path) -> Iterator[bool]:
-    """Like `locked`, but does not wait: yields whether the lock was free."""
+    """Like `locked`, but does not wait. Yields whether the lock was free."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,9 +54,9 @@ def locked_at_once(path: Path) -> Iterator[bool]:
 
 
 def running(home: Path) -> tuple[int, Path] | None:
-    """Returns process id and socket folder of the running server of `home`, or None.
+    """Returns the process id and the socket folder of the running server of `home`, or None.
 
-    A postmaster.pid left by a crash is not believed: another process may bear its number by now.
+    A postmaster.pid alone is no proof: after a crash another process may have its number.
     """
     data = home / "postgres"
     try:
@@ -67,7 +68,7 @@ def running(home: Path) -> tuple[int, Path] | None:
 
 
 def _is_postmaster(pid: int, data: Path) -> bool:
-    import psutil  # noqa: PLC0415 - needed once or twice in the keeper's life, and it is large
+    import psutil  # noqa: PLC0415 - large, and the reaper needs it once or twice
 
     try:
         process = psutil.Process(pid)
@@ -76,11 +77,11 @@ def _is_postmaster(pid: int, data: Path) -> bool:
         return False
 
 
-def keep(home: Path, psql: str) -> None:
+def reap(home: Path, psql: str) -> None:
     """Waits until nobody uses the server of `home`, stops it, and returns."""
     while True:
         with locked(home / USERS_LOCK):
-            pass  # the last user has gone; newcomers are let in while we linger
+            pass  # the last user has ended; new ones may start during the pause
         time.sleep(LINGER_S)
         with locked(home / START_LOCK), locked_at_once(home / USERS_LOCK) as nobody_came:
             if not nobody_came:
@@ -105,18 +106,18 @@ def _has_other_clients(psql: str, socket_folder: Path) -> bool:
 
 
 def _stop(pid: int, home: Path, socket_folder: Path) -> None:
-    """Asks the server to stop ("fast": it closes its connections and writes a checkpoint) and waits for it."""
+    """Tells the server to stop ("fast": it closes its connections and writes a checkpoint) and waits for its end."""
     os.kill(pid, signal.SIGINT)
     give_up_at = time.monotonic() + STOP_TIMEOUT_S
     while running(home) and time.monotonic() < give_up_at:
         time.sleep(0.05)
-    if socket_folder.parent == Path("/tmp"):  # noqa: S108 - made by embedded.py for a data folder of a long name
+    if socket_folder.parent == Path("/tmp"):  # noqa: S108 - server.py creates it for a data folder with a long path
         shutil.rmtree(socket_folder, ignore_errors=True)
 
 
 def main() -> None:
     home, psql = Path(sys.argv[1]), sys.argv[2]
-    with locked_at_once(home / KEEPER_LOCK) as is_the_only_one:
+    with locked_at_once(home / REAPER_LOCK) as is_the_only_one:
         if not is_the_only_one:
             return
         if os.fork() > 0:
@@ -126,7 +127,7 @@ def main() -> None:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
-        keep(home, psql)
+        reap(home, psql)
 
 
 if __name__ == "__main__":

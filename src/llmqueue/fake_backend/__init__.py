@@ -1,4 +1,4 @@
-"""A simulated Models Backend: real latencies, strict limits, faults on request, and a log of every call."""
+"""A simulated Models Backend with measured latencies, strict limits, faults on request, and a log of every call."""
 
 from llmqueue.fake_backend.answers import Usage, expected_answer, expected_usage
 from llmqueue.fake_backend.call_log import CallLog, LoggedCall, read_calls, worst_window

@@ -1,4 +1,4 @@
-"""What a simulated model says: the same answer to the same prompt, so that a test can verify every answer."""
+"""Answers of a simulated model: the same answer to the same prompt, so that a test can verify every answer."""
 
 import hashlib
 import json
@@ -16,21 +16,21 @@ _OUTPUT_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one call is charged for."""
+    """The tokens that one call uses."""
 
     input_tokens: int
     output_tokens: int
 
 
 def canonical_text(prompt: Json) -> str:
-    """The prompt itself if it is text, else its JSON with sorted keys and no spaces."""
+    """Returns the prompt itself if it is text, else its JSON with sorted keys and no spaces."""
     if isinstance(prompt, str):
         return prompt
     return json.dumps(prompt, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def texts_in(prompt: Json) -> Iterator[str]:
-    """Every string value inside the prompt, unescaped: where a marker such as `[[fault:500]]` may stand."""
+    """Yields every string value inside the prompt, unescaped; each may contain a marker such as `[[fault:500]]`."""
     if isinstance(prompt, str):
         yield prompt
     elif isinstance(prompt, dict):
@@ -42,10 +42,10 @@ def texts_in(prompt: Json) -> Iterator[str]:
 
 
 def expected_answer(prompt: Json) -> str:
-    r"""The answer to `prompt`: "answer:" and 32 hex digits of the SHA-256 of its canonical text.
+    r"""Returns the answer to `prompt`: "answer:" and 32 hex digits of the SHA-256 of its canonical text.
 
-    A prompt that contains `[[answer:TEXT]]` is answered with TEXT, decoded as the inside of a JSON string
-    (`\u0000` is a NUL) and taken as it stands where that fails.
+    A prompt that contains `[[answer:TEXT]]` gets the answer TEXT, decoded as the inside of a JSON string (`\u0000` is a
+    NUL), or unchanged if it cannot be decoded.
     """
     for text in texts_in(prompt):
         if wish := _WISHED_ANSWER.search(text):
@@ -54,7 +54,7 @@ def expected_answer(prompt: Json) -> str:
 
 
 def expected_usage(prompt: Json, params: Mapping[str, Json] | None = None) -> Usage:
-    """The usage of `prompt`: a quarter of its bytes in, 16 to 271 out, less where `params` says so."""
+    """Returns the usage of `prompt`: a quarter of its bytes in, 16 to 271 out, or less if `params` limits it."""
     size_bytes = len(canonical_text(prompt).encode("utf-8", "surrogatepass"))
     output_tokens = 16 + _digest(prompt)[-1]
     limits = [limit for name in _OUTPUT_LIMITS if isinstance(limit := (params or {}).get(name), int)]
@@ -65,7 +65,7 @@ def expected_usage(prompt: Json, params: Mapping[str, Json] | None = None) -> Us
 
 
 def _digest(prompt: Json) -> bytes:
-    # A lone surrogate is legal in JSON and must get an answer too.
+    # A lone surrogate is valid in JSON and must get an answer too.
     return hashlib.sha256(canonical_text(prompt).encode("utf-8", "surrogatepass")).digest()
 
 

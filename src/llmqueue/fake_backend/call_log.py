@@ -1,7 +1,7 @@
-"""The call log: one entry per call that arrived, the witness against which tests hold the workers.
+"""The call log: one entry per call that arrived. Tests compare the workers with it.
 
-Prompts and answers are never in it. A JSONL file gets one line per call when its end is known; at the stop
-also the calls that never ended. A kill loses at most the last 0.2 s.
+It never contains prompts or answers. A JSONL file gets one line per call when the call has ended; at the stop it also
+gets the calls that never ended. A kill loses at most the last 0.2 s.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _FLUSH_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """When a request arrived, by the wall clock and by the monotonic one."""
+    """The arrival of a request, by the wall clock and by the monotonic clock."""
 
     at: float
     monotonic: float
@@ -30,17 +30,17 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class LoggedCall:
-    """One call. Times are seconds; `arrived_monotonic` compares within one machine only."""
+    """One call. Times are seconds; `arrived_monotonic` is comparable within one machine only."""
 
-    seq: int  # from 1, in the order in which calls were read
+    seq: int  # from 1, in the order in which the calls were read
     arrived_at: float
     arrived_monotonic: float
     model: str  # empty if the request was unreadable
     key: str | None  # Idempotency-Key, or the item's id inside a batch
-    in_flight: int  # calls to the same model that were under way when this one arrived
-    status: int | None = None  # of the reply (an item's own inside a batch); None: no reply was sent
-    finished_at: float | None = None  # None: still under way
-    fault: str | None = None  # as in faults.py; "limit": over our own limit; "client left"
+    in_flight: int  # calls to the same model in flight when this one arrived
+    status: int | None = None  # of the reply (of the item inside a batch); None: no reply was sent
+    finished_at: float | None = None  # None: still in flight
+    fault: str | None = None  # as in faults.py; "limit": over the simulated limit; "client left"
 
 
 _FIELDS = tuple(field.name for field in fields(LoggedCall))
@@ -48,14 +48,14 @@ _values = attrgetter(*_FIELDS)
 
 
 def as_json(call: LoggedCall) -> dict[str, object]:
-    """The call as in the file and in GET /calls."""
+    """Returns the call as it appears in the file and in GET /calls."""
     return dict(zip(_FIELDS, _values(call), strict=True))
 
 
 class CallLog:
     """The last `size` calls in memory, and all of them in the file at `path` if one is given.
 
-    Belongs to one event loop. Raises OSError if the file cannot be opened.
+    It belongs to one event loop. Raises OSError if the file cannot be opened.
     """
 
     def __init__(self, path: Path | None = None, size: int = 100_000) -> None:
@@ -79,9 +79,9 @@ class CallLog:
         return call
 
     def finish(self, call: LoggedCall, status: int | None, fault: str | None = None) -> None:
-        """Closes the entry: the reply's status, or None if the client gets none."""
+        """Closes the entry with the reply's status, or None if the client gets no reply."""
         if status is None and self._is_stopping:
-            return  # cut off by our own stop: it never finished, and `close` writes it so
+            return  # our own stop interrupted the call: it never finished, and `close` writes it so
         self._in_flight[call.model] -= 1
         del self._open[call.seq]
         finished = replace(call, status=status, finished_at=time.time(), fault=fault)
@@ -90,12 +90,12 @@ class CallLog:
         self._write(finished)
 
     def mark(self, call: LoggedCall, fault: str) -> None:
-        """Names the fault of a call that may never finish."""
+        """Records the fault of a call that may never finish."""
         self._open[call.seq] = marked = replace(call, fault=fault)
         self._ring[call.seq % self._size] = marked
 
     def calls(self, since: int = 0, model: str | None = None, limit: int | None = None) -> list[LoggedCall]:
-        """Entries after number `since`, oldest first, at most `limit`; finished or not."""
+        """Returns the entries after number `since`, finished or not, oldest first, at most `limit`."""
         found: list[LoggedCall] = []
         for seq in range(max(since, self.dropped) + 1, self._last_seq + 1):
             if limit is not None and len(found) >= limit:
@@ -107,15 +107,15 @@ class CallLog:
 
     @property
     def dropped(self) -> int:
-        """How many of the oldest entries are no longer in memory."""
+        """The number of oldest entries that are no longer in memory."""
         return max(0, self._last_seq - self._size)
 
     def stop(self) -> None:
-        """From now on a call that ends without a reply counts as never finished."""
+        """Counts every call that ends without a reply from now on as never finished."""
         self._is_stopping = True
 
     def close(self) -> None:
-        """Writes what is left, the calls that never finished too, and closes the file."""
+        """Writes the remaining calls, also those that never finished, and closes the file."""
         if self._file:
             self._unwritten += self._open.values()
             self._flush()
@@ -139,14 +139,14 @@ class CallLog:
 
 
 def read_calls(path: Path) -> list[LoggedCall]:
-    """The calls in a log file, by number; a last line cut short by a kill is left out."""
+    """Returns the calls in a log file, by number, without a last line that a kill has truncated."""
     lines = path.read_text(encoding="utf-8").split("\n")
     calls = [LoggedCall(**json.loads(line)) for line in lines[:-1]]
     return sorted(calls, key=lambda call: call.seq)
 
 
 def worst_window(arrivals: Sequence[float], window_s: float = 60.0) -> int:
-    """The largest number of arrivals (seconds, in any order) in a half-open window; 0 if there are none."""
+    """Returns the largest number of arrivals (seconds, in any order) in a half-open window; 0 if there are none."""
     ordered = sorted(arrivals)
     worst = start = 0
     for end, arrived in enumerate(ordered):

@@ -1,4 +1,4 @@
-"""What a simulated Models Backend is told at its start."""
+"""The configuration of a simulated Models Backend."""
 
 import math
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from llmqueue.fake_backend.providers import KINDS
 
 @dataclass(frozen=True, slots=True)
 class SimulatorConfig:
-    """The models, how fast and how reliable they are. Raises ValueError where that makes no sense."""
+    """The models, their speed and their faults. Raises ValueError for values that make no sense."""
 
     models: tuple[str, ...] = DEFAULT_MODELS
-    any_model: bool = False  # a name that is not in `models` is served too, instead of 404
-    speed: float = 1.0  # latencies are divided by it; limits are not touched
+    any_model: bool = False  # serves names outside `models` too, instead of replying 404
+    speed: float = 1.0  # divides latencies, but not limits
     instant: bool = False  # no latency at all
     rpm: Mapping[str, int | None] = field(default_factory=dict)  # None or missing: no limit
     window_s: float = 60.0  # of the limits; shorter in tests
-    provider: str = "sliding"  # how the limits are judged, see providers.py
+    provider: str = "sliding"  # the emulator that judges the limits, see providers.py
     faults: FaultRates = field(default_factory=FaultRates)
     faults_by_model: Mapping[str, FaultRates] = field(default_factory=dict)  # instead of `faults`
-    seed: int | None = None  # the same draws for the same order of calls to a model
+    seed: int | None = None  # gives the same draws for the same order of calls to a model
     log_path: Path | None = None
     log_size: int = 100_000  # calls kept in memory
 
     def __post_init__(self) -> None:
-        """Checks what types cannot say."""
+        """Checks the conditions that types cannot express."""
         if not (self.speed > 0 and math.isfinite(self.speed)):
             raise ValueError(f"speed must be above 0, not {self.speed:g}")
         if self.provider not in KINDS:
@@ -44,5 +44,5 @@ class SimulatorConfig:
                 raise ValueError(f"a limit is set for {model}, which is not among the models")
 
     def serves(self, model: str) -> bool:
-        """Whether calls to that name are answered."""
+        """Returns whether calls to that model are answered."""
         return self.any_model or model in self.models

@@ -1,24 +1,23 @@
-"""Faults on request: by rates, drawn per call, or forced by a marker inside the prompt.
+"""Faults on request: drawn per call by rates, or forced by a marker inside the prompt.
 
-A marker makes a test exact:
+A marker makes a test deterministic:
 
     [[fault:500]]         this status, any from 400 to 599; 429, 503 and 529 carry Retry-After
     [[fault:hang]]        no reply until the client leaves
     [[fault:reset]]       the connection is reset after the call's latency
     [[fault:unreadable]]  200 with broken JSON
     [[fault:redirect]]    307 to the same path, which would answer
-    [[fault:error-inside]]  200 with {"error": …} in the place of an answer
+    [[fault:error-inside]]  200 with {"error": …} instead of an answer
     [[fault:no-answer]]   200 with JSON that has no answer
     [[fault:other-key]]   200 with an answer and the Idempotency-Key of another call
-    [[fault:bomb]]        200 whose 100 kB of gzip become 100 MB
+    [[fault:bomb]]        200 with 100 kB of gzip that expand to 100 MB
     [[fault:endless]]     200 with an answer that never ends, as fast as it is read
     [[fault:drip]]        200 with an answer that never ends, a byte every 50 ms
     [[fault:500 x2]]      only the first two calls with this prompt
 
-Several markers act one after the other: `[[fault:500 x2]][[fault:429 x1]]` fails twice with 500, then once
-with 429, then answers. A call over the limit does not use a marker up, and only a 429 does not count against
-the limit. In a batch a fault that is no status takes the whole batch with it; any other is the error of its
-item.
+Several markers act one after the other: `[[fault:500 x2]][[fault:429 x1]]` fails twice with 500, then once with 429,
+then answers. A call over the limit does not use up a marker, and every fault except 429 counts against the limit. In a
+batch, a fault that is a status is the error of its item; any other fault applies to the whole batch.
 """
 
 import re
@@ -53,7 +52,7 @@ class FaultRates:
             raise ValueError(f"the fault rates add up to {total:g}, more than 1")
 
     def draw(self, rng: Random) -> str | None:
-        """One fault, or None."""
+        """Returns a random fault, or None."""
         named = self._named()
         point = rng.random()
         for (fault, _, _), bound in zip(named, accumulate(rate for _, _, rate in named), strict=True):
@@ -72,13 +71,13 @@ class FaultRates:
 
 
 class ForcedFaults:
-    """The markers inside prompts, and how often each marked prompt was called."""
+    """Finds markers inside prompts and counts the calls with each marked prompt."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
 
     def next_fault(self, prompt: Json) -> str | None:
-        """The fault this call is to have; counts the call if the prompt has a marker."""
+        """Returns the forced fault of this call, or None; counts the call if its prompt has a marker."""
         markers = [marker for text in texts_in(prompt) for marker in _MARKER.finditer(text)]
         if not markers:
             return None

@@ -1,13 +1,13 @@
-"""How long a simulated call takes: quantile tables fitted to real calls, one row per model.
+"""The latency of a simulated call: quantile tables fitted to real calls, one row per model.
 
-Provenance (`bench/fit_latency.py` recomputes every row from the two sets, which are not part of the project):
+Provenance (`bench/fit_latency.py` recomputes every row from the two data sets, which are not part of the project):
 
-- `PROVIDER-llama-2-SIZE`: ray-project/llmperf-leaderboard at 27aa9b6 (Apache-2.0), raw_data/individual,
-  December 2023: 550 input and about 150 output tokens, five calls at a time, end-to-end latency, errors left
-  out. The 70b of each provider, but for together: its 13b has the stragglers (2 of 149 calls took 64 times
-  the median) that a batch has to survive. Lepton refused most calls with 429, so its row rests on 20.
-- `kimi-k2.5`, `deepseek-v3.2`: Exgentic/agent-llm-traces, shard 12 (CDLA-Permissive-2.0), April 2026: agents
-  with a median of 27,000 input tokens; errors and replayed calls (below 0.1 s) left out.
+- `PROVIDER-llama-2-SIZE`: ray-project/llmperf-leaderboard at 27aa9b6 (Apache-2.0), raw_data/individual, December 2023:
+  550 input and about 150 output tokens, five calls at a time, end-to-end latency, without errors. The 70b of each
+  provider, except for together: its 13b has stragglers (2 of 149 calls took 64 times the median), which a batch has to
+  survive. Lepton refused most calls with 429, so its row is based on 20 calls.
+- `kimi-k2.5`, `deepseek-v3.2`: Exgentic/agent-llm-traces, shard 12 (CDLA-Permissive-2.0), April 2026: agents with a
+  median of 27,000 input tokens, without errors and replayed calls (below 0.1 s).
 """
 
 import math
@@ -16,14 +16,14 @@ from dataclasses import astuple, dataclass
 from itertools import pairwise
 from random import Random
 
-# p05 keeps one lucky call from pulling half of the draws down; p98 and p99 are there for the stragglers:
-# a straight line from p95 to the maximum makes three times as many slow calls as were measured.
+# Without p05 a single fast call would lower half of the draws. p98 and p99 are needed for the stragglers: a straight
+# line from p95 to the maximum gives three times as many slow calls as were measured.
 SHARES = (0.0, 0.05, 0.50, 0.95, 0.98, 0.99, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyFit:
-    """The latency of one model in seconds at the shares of `SHARES`, in that order."""
+    """The latencies of one model in seconds at the quantiles SHARES, in that order."""
 
     min_s: float
     p05_s: float
@@ -34,7 +34,7 @@ class LatencyFit:
     max_s: float
 
     def quantile_s(self, share: float) -> float:
-        """Seconds that `share` (0 to 1) of the calls do not exceed; log-linear between the points."""
+        """Returns the seconds that `share` (0 to 1) of the calls do not exceed; log-linear between the points."""
         points = zip(SHARES, astuple(self), strict=True)
         for (low, low_s), (high, high_s) in pairwise(points):
             if share <= high:
@@ -43,12 +43,12 @@ class LatencyFit:
         return self.max_s
 
     def draw_s(self, rng: Random) -> float:
-        """Seconds of one call: a uniform draw through the quantiles, so p50, p95 and maximum are kept."""
+        """Returns the seconds of one call, drawn so that p50, p95 and maximum match the table."""
         return self.quantile_s(rng.random())
 
 
 def percentiles(latencies_s: Sequence[float]) -> LatencyFit:
-    """Fits measured latencies by nearest rank, so every point of the row is a call that happened."""
+    """Fits measured latencies by nearest rank, so that every point of the row is a measured call."""
     ordered = sorted(latencies_s)
     ranks = (max(math.ceil(share * len(ordered)), 1) - 1 for share in SHARES)
     return LatencyFit(*(round(ordered[rank], 3) for rank in ranks))
@@ -81,5 +81,5 @@ DEFAULT_MODELS = tuple(FITS)
 
 
 def fit_for(model: str, position: int) -> LatencyFit:
-    """The row of `model`; a name that was never measured borrows the row at its position."""
+    """Returns the row of `model`; a model that was never measured gets the row at its position."""
     return FITS.get(model) or FITS[DEFAULT_MODELS[position % len(DEFAULT_MODELS)]]

@@ -1,4 +1,4 @@
-"""The backend's own limits: each model's calls are judged by a provider's emulator."""
+"""The limits of the simulated backend: a provider emulator judges the calls of each model."""
 
 import math
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from llmqueue.fake_backend.providers import Provider
 
 
 class RateLimits:
-    """Limits in calls per window (a minute by default); a model without a limit takes every call.
+    """Limits in calls per window (a minute by default); a model without a limit admits every call.
 
-    Arrivals are seconds of the monotonic clock. Calls are counted while there is no limit too, so that one that is
-    set live holds at once for the window that is already running (but for a bucket, which is full then).
+    Arrivals are seconds of the monotonic clock. Calls count even while there is no limit, so that a new limit applies
+    at once to the window that is already running (except for a bucket, which is full then).
     """
 
     def __init__(self, rpm: Mapping[str, int | None], window_s: float = 60.0, provider: str = "sliding") -> None:
@@ -20,12 +20,12 @@ class RateLimits:
         self._providers: dict[str, Provider] = {}
 
     def admit(self, model: str, arrived: float) -> int | None:
-        """Counts the call in, or returns the whole seconds after which one is admitted again."""
+        """Counts the call and returns None, or returns the whole seconds until one is admitted again."""
         wait_s = self._provider(model).admit(arrived)
         return None if wait_s is None else max(1, math.ceil(wait_s))
 
     def withdraw(self, model: str, arrived: float) -> None:
-        """Takes an admitted call out again: one refused with 429 for another reason does not count."""
+        """Removes an admitted call: a call that gets a 429 for another reason does not count."""
         self._provider(model).withdraw(arrived)
 
     def _provider(self, model: str) -> Provider:

@@ -1,4 +1,4 @@
-"""From a request's body to calls: the three shapes in which a prompt arrives."""
+"""Parses request bodies into calls, for the three forms of a request."""
 
 import json
 from dataclasses import fields as fields_of
@@ -9,7 +9,7 @@ from llmqueue.fake_backend.simulation import Call
 
 
 class Malformed(Exception):
-    """The body cannot be used: 400 if it is not JSON, 422 if it is not what was asked for."""
+    """The body is invalid: 400 if it is not JSON, 422 if its content is wrong."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -18,12 +18,12 @@ class Malformed(Exception):
 
 
 def parse_single(body: bytes, key: str | None) -> list[Call]:
-    """The one call of POST /single."""
+    """Returns the single call of POST /single."""
     return [_call(parse_object(body), key)]
 
 
 def parse_batch(body: bytes, key: str | None) -> list[Call]:
-    """The calls of POST /batch; each item's id is its key, whatever the header says."""
+    """Returns the calls of POST /batch. The key of each item is its id; the header is ignored."""
     fields = parse_object(body)
     items = fields.get("items")
     if not isinstance(items, list):
@@ -32,9 +32,9 @@ def parse_batch(body: bytes, key: str | None) -> list[Call]:
 
 
 def parse_chat(body: bytes, key: str | None) -> list[Call]:
-    """The one call of POST /v1/chat/completions.
+    """Returns the single call of POST /v1/chat/completions.
 
-    A single user message with plain text counts as that text, so it has the same answer as through /single.
+    A single user message with plain text counts as that text, so it gets the same answer as through /single.
     """
     fields = parse_object(body)
     messages = fields.get("messages")
@@ -46,7 +46,7 @@ def parse_chat(body: bytes, key: str | None) -> list[Call]:
 
 
 def parse_limits(body: bytes) -> dict[str, int | None]:
-    """The limits of PUT /limits: calls per minute by model, null for none."""
+    """Returns the limits of PUT /limits: calls per minute by model, null for no limit."""
     limits: dict[str, int | None] = {}
     for model, rpm in parse_object(body).items():
         if rpm is not None and (not isinstance(rpm, int) or isinstance(rpm, bool) or rpm < 0):
@@ -56,7 +56,7 @@ def parse_limits(body: bytes) -> dict[str, int | None]:
 
 
 def parse_faults(body: bytes) -> FaultRates:
-    """The rates of PUT /faults: shares of calls by the names of FaultRates."""
+    """Returns the rates of PUT /faults: shares of calls, by the names of FaultRates."""
     rates: dict[str, float] = {}
     names = {field.name for field in fields_of(FaultRates)}
     for name, rate in parse_object(body).items():
@@ -70,7 +70,7 @@ def parse_faults(body: bytes) -> FaultRates:
 
 
 def parse_object(body: bytes) -> dict[str, Json]:
-    """The body as a JSON object."""
+    """Returns the body as a JSON object."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):

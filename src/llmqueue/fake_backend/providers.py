@@ -1,13 +1,13 @@
-"""How providers judge a limit: five emulators, each fed with arrivals in seconds of a monotonic clock.
+"""Emulators of five kinds of provider limits; each takes arrivals in seconds of a monotonic clock.
 
     sliding      at most the limit in every sliding minute
     bucket       capacity = limit, refilled continuously, full at the start (OpenAI, Anthropic, Groq)
-    minute       counted anew in every minute of the provider's clock, whatever its phase (Azure's tokens)
+    minute       counted from 0 in every minute of the provider's clock, with any phase (Azure's tokens)
     ten-seconds  a sixth of the limit in every sliding ten seconds (Azure's calls)
     second       a sixtieth of the limit in every sliding second ("60 RPM might be enforced as 1 RPS")
 
-The last two grant at least one call in their window, and judge the sliding minute as well: a small limit would be
-exceeded otherwise. Nowhere does a refused call count.
+The last two admit at least one call in their window and judge the sliding minute as well, because a small limit would
+be exceeded otherwise. A refused call never counts.
 """
 
 import math
@@ -17,42 +17,42 @@ from collections.abc import Sequence
 from typing import Protocol
 
 KINDS = ("sliding", "bucket", "minute", "ten-seconds", "second")
-_PRUNE_FROM = 1024  # below that a list is not worth the copying
-_ROUNDING_S = 1e-6  # what sums of binary fractions may be off
+_PRUNE_FROM = 1024  # shorter lists are not worth the copying
+_ROUNDING_S = 1e-6  # the error of sums of binary fractions
 
 
 class Meter(Protocol):
-    """Counts one kind of thing, calls or tokens, against a limit that may be another one at every call."""
+    """Counts calls or tokens against a limit that may change with every call."""
 
     def wait_s(self, at: float, cost: int, limit: int) -> float:
-        """0 if `cost` fits at that time, else the seconds until it does (one window if it never will)."""
+        """Returns 0 if `cost` fits at that time, else the seconds until it does (one window if it never will)."""
         ...
 
     def take(self, at: float, cost: int, limit: int | None) -> None:
-        """Counts `cost`, whether it fits or not; also while there is no limit."""
+        """Counts `cost`, even if it does not fit or there is no limit."""
         ...
 
     def give_back(self, at: float, cost: int, limit: int | None) -> None:
-        """Takes out again what was counted at that time."""
+        """Removes `cost` that was counted at that time."""
         ...
 
 
 class SlidingLog:
-    """A strict log: in no half-open window of `window_s` more than `share` of the limit, but at least one."""
+    """A strict log: no half-open window of `window_s` holds more than `share` of the limit, which is at least 1."""
 
     def __init__(self, window_s: float, share: float = 1.0) -> None:
         self._window_s = window_s
         self._share = share
         self._times: list[float] = []
-        self._sums: list[int] = []  # of the costs up to and with this entry
+        self._sums: list[int] = []  # sums of the costs up to and including each entry
         self._pruned = 0  # the sum before the first entry
 
     def wait_s(self, at: float, cost: int, limit: int) -> float:
         room = max(1, math.floor(limit * self._share + _ROUNDING_S)) if limit else 0
         if cost > room:
             return self._window_s
-        # A large body is judged after a small one that arrived later. All calls since the window's start are
-        # counted, later ones too: every window with this call in it lies within them, so none can overflow.
+        # A large body is judged after a small one that arrived later. So the count includes all calls since the
+        # window's start, later ones too: every window with this call lies within them, so none can overflow.
         start = bisect_right(self._times, at - self._window_s)
         excess = self._total - self._sum_before(start) + cost - room
         if excess <= 0:
@@ -82,8 +82,8 @@ class SlidingLog:
             self._sums[later] += cost
 
     def _prune(self) -> None:
-        # One window more than is needed, for arrivals judged late; half of the list at a time, so that the
-        # cost per call is constant.
+        # Keeps one window more than necessary, for arrivals that are judged late. Prunes half of the list at a time, so
+        # that the cost per call is constant.
         outdated = bisect_right(self._times, self._times[-1] - 2 * self._window_s)
         if outdated >= max(_PRUNE_FROM, len(self._times) // 2):
             self._pruned = self._sum_before(outdated)
@@ -91,11 +91,11 @@ class SlidingLog:
 
 
 class Bucket:
-    """A bucket as large as the limit, refilled evenly within a window; a new limit keeps the share that is filled."""
+    """A bucket of the size of the limit, refilled evenly within a window; a new limit keeps the filled share."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._full_at = -math.inf  # all that has to be known: it is emptier by what flows in until then
+        self._full_at = -math.inf  # the whole state: the bucket lacks what flows in until then
 
     def wait_s(self, at: float, cost: int, limit: int) -> float:
         if cost > limit:
@@ -116,7 +116,7 @@ class Bucket:
 
 
 class ClockWindow:
-    """Counts from 0 at every full minute of the provider's clock, which is `phase_s` behind ours."""
+    """Counts from 0 in every full minute of the provider's clock, which is `phase_s` behind ours."""
 
     def __init__(self, window_s: float, phase_s: float = 0.0) -> None:
         self._window_s = window_s
@@ -152,7 +152,7 @@ def _call_meters(kind: str, window_s: float, phase_s: float) -> tuple[Meter, ...
             return (Bucket(window_s),)
         case "minute":
             return (ClockWindow(window_s, phase_s),)
-        case "ten-seconds":  # in a test that has shrunk the minute these shrink with it
+        case "ten-seconds":  # scales with `window_s`, which tests shorten
             return (SlidingLog(window_s / 6, 1 / 6), SlidingLog(window_s))
         case "second":
             return (SlidingLog(window_s / 60, 1 / 60), SlidingLog(window_s))
@@ -160,12 +160,12 @@ def _call_meters(kind: str, window_s: float, phase_s: float) -> tuple[Meter, ...
 
 
 def _token_meter(kind: str, window_s: float, phase_s: float) -> Meter:
-    # Nobody judges tokens by less than a minute: a long prompt would never be admitted.
+    # No provider judges tokens by less than a minute: a long prompt would never be admitted.
     return _call_meters(kind, window_s, phase_s)[-1]
 
 
 class Provider:
-    """One model's limits as a provider of that kind judges them; None is no limit, and limits may be changed."""
+    """The limits of one model, judged like that kind of provider; None: no limit. Limits may change at any time."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class Provider:
         self._tokens = _token_meter(kind, window_s, phase_s)
 
     def admit(self, at: float, tokens: int = 0) -> float | None:
-        """Counts the call in, or returns the seconds after which it would be admitted."""
+        """Counts the call and returns None, or returns the seconds until it would be admitted."""
         waits = [meter.wait_s(at, 1, self.limit) for meter in self._calls if self.limit is not None]
         if self.token_limit is not None:
             waits.append(self._tokens.wait_s(at, tokens, self.token_limit))
@@ -195,7 +195,7 @@ class Provider:
         return None
 
     def withdraw(self, at: float, tokens: int = 0) -> None:
-        """Takes an admitted call out again."""
+        """Removes an admitted call."""
         for meter in self._calls:
             meter.give_back(at, 1, self.limit)
         if tokens:
@@ -203,9 +203,9 @@ class Provider:
 
 
 def rejections(kind: str, arrivals: Sequence[float], limit: int, window_s: float = 60.0, phase_s: float = 0.0) -> int:
-    """How many of these arrivals (seconds, in any order) a provider of that kind would have refused."""
+    """Returns how many of these arrivals (seconds, in any order) a provider of that kind would have refused."""
     if not arrivals:
         return 0
-    first = min(arrivals)  # seconds since 1970 would leave too few digits for the bucket's sums
+    first = min(arrivals)  # subtracted, because seconds since 1970 leave too few digits for the bucket's sums
     provider = Provider(kind, limit, window_s=window_s, phase_s=phase_s - first)
     return sum(provider.admit(at - first) is not None for at in sorted(arrivals))

@@ -1,4 +1,4 @@
-"""From outcomes to HTTP replies, in the shape of each endpoint."""
+"""Builds HTTP replies from outcomes, in the form of each endpoint."""
 
 import json
 import time
@@ -13,18 +13,18 @@ from llmqueue.fake_backend.simulation import Answered, Broken, Call, Outcome, Re
 
 
 def reply(body: Json, status: int = 200, retry_after_s: int | None = None) -> web.Response:
-    """A JSON reply."""
+    """Returns a JSON reply."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return web.Response(body=json.dumps(body).encode(), status=status, headers=headers, content_type="application/json")
 
 
 def malformed(error: Malformed) -> web.Response:
-    """The reply to a body that cannot be used."""
+    """Returns the reply to an invalid body."""
     return reply({"error": {"type": "invalid_request", "message": error.message}}, error.status)
 
 
 def single(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
-    """The reply of POST /single."""
+    """Returns the reply of POST /single."""
     match outcomes[0]:
         case Answered() as answered:
             return reply(_answer(answered))
@@ -35,7 +35,7 @@ def single(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
 
 
 def batch(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
-    """The reply of POST /batch: an error belongs to its item, an unknown model to all of them."""
+    """Returns the reply of POST /batch: an error belongs to its item, but an unknown model to the whole batch."""
     if outcomes and all(isinstance(outcome, Refused) and outcome.status == 404 for outcome in outcomes):
         return single(calls, outcomes)
     results: list[Json] = []
@@ -51,7 +51,7 @@ def batch(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
 
 
 def chat(calls: list[Call], outcomes: list[Outcome]) -> web.Response:
-    """The reply of POST /v1/chat/completions."""
+    """Returns the reply of POST /v1/chat/completions."""
     match outcomes[0]:
         case Answered() as answered:
             return reply(_completion(calls[0], answered))
@@ -92,7 +92,7 @@ def _refusal(refused: Refused) -> web.Response:
 
 
 def _broken(broken: Broken, call: Call) -> web.Response:
-    """What a client cannot use, in one of the ways that faults.py names."""
+    """Returns an unusable reply, with one of the faults of faults.py."""
     match broken.how:
         case "redirect":
             return web.Response(status=307, headers={"Location": "/single?secret=of-the-location"})

@@ -1,14 +1,14 @@
-"""The HTTP side: which path does what.
+"""The HTTP endpoints.
 
     POST /single               {"model","prompt","params"?} -> {"answer","usage"}
     POST /batch                {"model","items":[{"id","prompt","params"?}]} -> {"results":[…]}, all at once
     POST /v1/chat/completions  OpenAI's shape
     GET  /health               {"ok": true, "models": […]}
     GET  /calls                ?since=SEQ&model=NAME&limit=N: a page of the call log; pass `next` as `since`
-    GET  /limits, PUT /limits  {"MODEL": calls per minute or null}; what is not named keeps its limit
-    GET  /faults, PUT /faults  {"error_rate": 0.5, …}: the rates of all models; what is not named becomes 0
+    GET  /limits, PUT /limits  {"MODEL": calls per minute or null}; other models keep their limits
+    GET  /faults, PUT /faults  {"error_rate": 0.5, …}: the rates of all models; other rates become 0
 
-How to ask for faults is told in faults.py, for a certain answer in answers.py.
+Markers in a prompt force a fault (faults.py) or an answer (answers.py).
 """
 
 import asyncio
@@ -41,7 +41,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(simulation: Simulation) -> web.Application:
-    """The backend as an aiohttp application."""
+    """Returns the backend as an aiohttp application."""
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.add_routes(
         [
@@ -97,7 +97,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 async def _reset(request: web.Request) -> web.StreamResponse:
-    """Sends a TCP reset and waits to be cancelled by the lost connection."""
+    """Sends a TCP reset and waits until the lost connection cancels it."""
     if request.transport is None:
         return web.Response()  # the client has left already
     connection = request.transport.get_extra_info("socket")
@@ -116,7 +116,7 @@ async def _drip(request: web.Request) -> web.StreamResponse:
 
 
 async def _stream(request: web.Request, piece: bytes, pause_s: float) -> web.StreamResponse:
-    """An answer that goes on until the client leaves."""
+    """Sends an answer that does not end until the client leaves."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     with suppress(ConnectionError):

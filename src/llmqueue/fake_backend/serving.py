@@ -1,4 +1,4 @@
-"""Starting and stopping a simulated backend: inside a test's event loop, or as a process."""
+"""Starts and stops a simulated backend, inside the event loop of a test or as a process."""
 
 import asyncio
 import resource
@@ -16,8 +16,8 @@ from llmqueue.fake_backend.server import build_app
 from llmqueue.fake_backend.simulation import Simulation
 
 KEEPALIVE_S = 75.0
-_LISTEN_BACKLOG = 4096  # thousands of workers' connections may come in one burst
-_STOP_GRACE_S = 0.05  # replies under way are not waited for: it stops at once
+_LISTEN_BACKLOG = 4096  # thousands of connections may arrive in one burst
+_STOP_GRACE_S = 0.05  # it stops at once, without waiting for pending replies
 
 
 class CannotListen(Failure):
@@ -26,7 +26,7 @@ class CannotListen(Failure):
 
 @dataclass(frozen=True, slots=True)
 class RunningBackend:
-    """A backend that takes calls at `url`."""
+    """A running backend, reachable at `url`."""
 
     url: str
     log: CallLog
@@ -36,16 +36,16 @@ class RunningBackend:
 async def running(
     config: SimulatorConfig | None = None, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[RunningBackend]:
-    """Serves within the current event loop until the context ends; port 0 picks a free one.
+    """Serves in the current event loop until the context ends; port 0 picks a free port.
 
-    Raises CannotListen. The log can be read after the end too.
+    Raises CannotListen. The log is readable after the end too.
     """
     config = config or SimulatorConfig()
     log = _open_log(config)
     runner = web.AppRunner(
         build_app(Simulation(config, log)),
         access_log=None,
-        handler_cancellation=True,  # a client that leaves ends its call, and the log says so
+        handler_cancellation=True,  # a client that leaves ends its call, which the log records
         keepalive_timeout=KEEPALIVE_S,
         shutdown_timeout=_STOP_GRACE_S,
     )
@@ -59,7 +59,7 @@ async def running(
 
 
 def serve(config: SimulatorConfig, host: str, port: int, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or Ctrl-C; `announce` gets the URL once calls are taken. Raises CannotListen."""
+    """Serves until SIGTERM or Ctrl-C; calls `announce` with the URL when it is ready. Raises CannotListen."""
     _raise_open_files()
     asyncio.run(_serve_until_signal(config, host, port, announce))
 
@@ -92,8 +92,8 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
 
 
 def _raise_open_files() -> None:
-    """Each call under way holds a connection; the usual soft limit of 1,024 files would end at that."""
+    """Raises the soft limit of open files, usually 1,024, because each call in flight holds a connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(ValueError, OSError):  # macOS says "unlimited" and then refuses it: the soft limit stays
+        with suppress(ValueError, OSError):  # macOS reports "unlimited" but refuses it: the soft limit stays
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -15,15 +15,15 @@ from llmqueue.fake_backend.faults import BROKEN, ForcedFaults
 from llmqueue.fake_backend.latency import fit_for
 from llmqueue.fake_backend.limits import RateLimits
 
-FAULT_RETRY_AFTER_S = 1  # what a forced or drawn 429, 503 or 529 asks for
-# About the model: refused before any work is done, and told when to come back. Other 5xx cost the latency.
+FAULT_RETRY_AFTER_S = 1  # Retry-After of a forced or drawn 429, 503 or 529
+# Refusals by the model, sent at once with Retry-After. Other 5xx take the latency of the call.
 _MODEL_REFUSALS = (429, 503, 529)
 _KINDS = {404: "unknown_model", 429: "rate_limited", 503: "unavailable", 529: "overloaded"}
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of a model."""
+    """A request to a model."""
 
     model: str
     prompt: Json
@@ -41,7 +41,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An error that is told to the client."""
+    """An error that the client receives."""
 
     status: int
     message: str
@@ -49,7 +49,7 @@ class Refused:
 
     @property
     def kind(self) -> str:
-        """The error's `type`: all that an item of a batch tells about its status."""
+        """The error's `type`, which for an item of a batch stands for its status."""
         return _KINDS.get(self.status) or ("server_error" if self.status >= 500 else "invalid_request")
 
 
@@ -65,7 +65,7 @@ Outcome: TypeAlias = Answered | Refused | Broken
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How a call will end, decided when it arrives."""
+    """The end of a call, decided at its arrival."""
 
     outcome: Outcome
     wait_s: float = 0.0  # inf: until the client leaves
@@ -73,7 +73,7 @@ class _Plan:
 
 
 class Simulation:
-    """The models of one backend. Limits and rates of faults may be changed while it runs."""
+    """The models of one backend. Limits and fault rates may change while it runs."""
 
     def __init__(self, config: SimulatorConfig, log: CallLog) -> None:
         self.config = config
@@ -85,7 +85,7 @@ class Simulation:
         self._rngs: dict[str, Random] = {}
 
     async def run(self, call: Call, arrival: Arrival) -> Outcome:
-        """The call's outcome, after its latency; logged whatever happens, a client that leaves included."""
+        """Returns the call's outcome after its latency; logs it in any case, even if the client leaves."""
         entry = self.log.arrive(arrival, call.model, call.key)
         plan = self._plan(call, arrival)
         if plan.wait_s == math.inf:
@@ -123,7 +123,7 @@ class Simulation:
         return fit_for(model, position).draw_s(rng) / self.config.speed
 
     def _rng(self, model: str) -> Random:
-        # One per model: the draws of a model do not depend on how calls to others fall in between.
+        # One per model, so that the draws of a model do not depend on calls to others.
         rng = self._rngs.get(model)
         if rng is None:
             seed = self.config.seed

@@ -1,4 +1,4 @@
-"""`llmqueue init`: what the table looks like, whether it can be adopted, which steps are left, and doing them online.
+"""`llmqueue init`: inspects and checks the table to adopt, plans the remaining steps, and runs them online.
 
-Read adopt.py first; `install` and `plan` are all that others need.
+Read adopt.py first. Other packages need only `install` and `plan`.
 """

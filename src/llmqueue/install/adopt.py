@@ -1,7 +1,7 @@
-"""Adopts the tasks table: looks at the database, and derives from what it sees the steps that are left.
+"""Adopts the tasks table: inspects the database and derives the remaining steps from its state.
 
-Nothing else is remembered between two steps, so an interrupted `init` goes on where it stopped, and one that finds no
-step left has nothing to change.
+No other state is kept between two steps. So an interrupted `init` continues where it stopped, and an `init` that finds
+no remaining step changes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MOST_DEADLOCKS = 5
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """The table that is or will be adopted; `table` is None when it is ours to create."""
+    """The table that is or will be adopted; `table` is None if `init` has to create it."""
 
     mapping: Mapping
     table: Table | None
@@ -42,11 +42,11 @@ class Adoption:
 
 
 def plan(dsn: str, spec: AdoptionSpec) -> Plan:
-    """Return what `install` would do, and change nothing.
+    """Return the plan of `install`, and change nothing.
 
     Raises:
         AdoptionRefused: the table cannot be adopted; the message has every reason and its remedy.
-        SchemaTooNew: a newer llmqueue has been here.
+        SchemaTooNew: a newer llmqueue has upgraded the schema.
     """
     with connect(dsn, application_name="llmqueue init --dry-run") as conn:
         return _plan(conn, spec, _open(conn))
@@ -62,17 +62,18 @@ def install(
 ) -> None:
     """Install or upgrade the schema, and create the tasks table or adopt the existing one.
 
-    Can be interrupted anywhere and run again. `after_step` is called when a step is committed: tests interrupt there.
+    It can be interrupted anywhere and run again. `after_step` is called after the commit of each step; tests interrupt
+    there.
 
     Raises:
-        AdoptionRefused: the table cannot be adopted, and nothing was changed; or a lock was not to be had in time.
-        SchemaTooNew: a newer llmqueue has been here.
+        AdoptionRefused: the table cannot be adopted, and nothing was changed; or a lock was not free in time.
+        SchemaTooNew: a newer llmqueue has upgraded the schema.
         Failure: the server refused a statement.
     """
     try:
         with connect(dsn, application_name="llmqueue init") as conn:
             search_path = _open(conn)
-            _plan(conn, spec, search_path)  # what is refused is refused at once, not after the other init
+            _plan(conn, spec, search_path)  # refuses at once, without waiting for another init
             hold_turn(conn, report)
             _install(conn, spec, search_path, report, progress, after_step)
     except psycopg.OperationalError as error:
@@ -97,13 +98,13 @@ def _install(
     while left.steps:
         step = left.steps[0]
         if step == last:
-            msg = f"{step.title}: done, and yet it is to be done again. Something undoes it; look for an event trigger."
+            msg = f"{step.title}: done, but it is needed again. Something reverts it; look for an event trigger."
             raise Failure(msg)
         report(f"[{done + 1}/{done + len(left.steps)}] {step.title}")
         try:
             _run(conn, step, left.table, spec.lock_wait_s, report, progress)
         except psycopg.errors.DeadlockDetected:
-            # CREATE INDEX CONCURRENTLY and somebody's ALTER TABLE; what it leaves is invalid and dropped next.
+            # CREATE INDEX CONCURRENTLY met another session's ALTER TABLE. It leaves an invalid index, dropped next.
             deadlocks += 1
             if deadlocks > _MOST_DEADLOCKS:
                 raise
@@ -124,7 +125,7 @@ def _run(
 
 
 def _open(conn: Connection) -> list[str]:
-    """Prepare the session; return the schemas of its search path, which `--table tasks` is looked up in."""
+    """Prepare the session; return the schemas of its search path, in which a table without a schema is looked up."""
     row = conn.execute("select current_schemas(false)::text[]").fetchone()
     for statement in SESSION:
         conn.execute(statement.encode())
@@ -132,7 +133,7 @@ def _open(conn: Connection) -> list[str]:
 
 
 def _plan(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Plan:
-    # One snapshot for all that is read: another init may be between two of these queries.
+    # One snapshot for all reads, because another init may commit between two of these queries.
     with conn.transaction():
         conn.execute("set transaction isolation level repeatable read")
         found = _find(conn, spec, search_path)
@@ -144,7 +145,7 @@ def _find(conn: Connection, spec: AdoptionSpec, search_path: list[str]) -> Adopt
     """Return the table to adopt, from an earlier init or from the options.
 
     Raises:
-        AdoptionRefused: with all that is wrong with it.
+        AdoptionRefused: it cannot be adopted; the message lists every reason.
     """
     findings = Findings(problems=check_server(conn))
     mapping = find_mapping(conn)
@@ -188,7 +189,7 @@ def _refusal(label: str, problems: list[str]) -> str:
 
 
 def _locate(conn: Connection, spec: AdoptionSpec, search_path: list[str], findings: Findings) -> Table | None:
-    """Return the table that is meant; None with a problem when options speak of one that is not there."""
+    """Return the table that the options name; None, with a problem noted, if it does not exist."""
     schema, name = parse_table(spec.table or f"{DEFAULT_SCHEMA}.{DEFAULT_TABLE}")
     schemas = schema_names(conn)
     candidates = [schema.find(schemas)] if schema else [*search_path, DEFAULT_SCHEMA]

@@ -1,10 +1,10 @@
-"""What new columns and a trigger can break elsewhere, as far as it can be seen from here."""
+"""Warnings about what the new columns and the trigger can break elsewhere, as far as the catalog shows it."""
 
 from __future__ import annotations
 
 from llmqueue.install.table import Connection, Table
 
-# Functions that name the table in a statement whose meaning changes with its columns.
+# Functions with a statement on the table whose meaning changes with the table's columns.
 _FUNCTIONS = r"""
     select p.oid::regprocedure::text
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace
@@ -20,13 +20,13 @@ _PUBLICATIONS = """
     select distinct pubname::text from pg_publication_tables where schemaname = %s and tablename = %s order by 1
 """
 _NO_COLUMNS = (
-    "COPY without a column list, INSERT … SELECT *, and code that reads rows by position meet the new columns. "
-    "In clients' code they cannot be seen from here: look for them before you go on."
+    "the new columns affect COPY without a column list, INSERT … SELECT *, and code that reads rows by position. "
+    "init cannot see the code of clients: look for such statements before you continue."
 )
 
 
 def warnings(conn: Connection, table: Table) -> list[str]:
-    """Return static advice and concrete findings about what reads or writes the table elsewhere."""
+    """Return general advice, and findings about other code that reads or writes the table."""
     relation = table.relation
     names = {"schema": _as_regex(relation.schema), "name": _as_regex(relation.name)}
     found = [_NO_COLUMNS]
@@ -42,13 +42,13 @@ def warnings(conn: Connection, table: Table) -> list[str]:
         found.append(f"the table's row type is the type of columns in {users}: their values gain the new fields.")
     if relation.forces_row_security:
         found.append(
-            "row level security is forced on the table: its policies hold for llmqueue too, "
-            "and rows that they hide from the owner are never solved."
+            "row level security is forced on the table: its policies apply to llmqueue too, "
+            "and tasks that they hide from the owner are never solved."
         )
     elif relation.has_row_security:
         found.append(
-            "row level security is enabled: llmqueue works with the owner's rights, who sees all rows; "
-            "a role that reads llmqueue.task sees them too."
+            "row level security is enabled: llmqueue has the rights of the owner, who sees all rows; "
+            "a role that reads llmqueue.task sees all rows too."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Whether a table can be adopted as it is: every reason against it, each with its remedy, before anything changes."""
+"""Checks whether a table can be adopted as it is: finds every obstacle, with its remedy, before anything changes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _NO_TABLE = {
 
 @dataclass(slots=True)
 class Findings:
-    """What was found: problems refuse the adoption, warnings are shown."""
+    """The findings: a problem prevents the adoption, a warning is shown."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def check_relation(table: Table, findings: Findings) -> bool:
-    """Find what is wrong with the table as a whole; False when looking at its columns makes no sense."""
+    """Check the table as a whole; return False if checking its columns makes no sense."""
     relation = table.relation
     if relation.kind != ORDINARY:
         findings.problems.append(f"it {_NO_TABLE[relation.kind]}")
@@ -53,8 +53,8 @@ def check_relation(table: Table, findings: Findings) -> bool:
         )
     if not relation.is_owner:
         findings.problems.append(
-            f"it belongs to the role {quoted(relation.owner)}, which is to own what init makes for it, "
-            f"and this session is {quoted(relation.role)}. {act_as(relation.owner)}"
+            f"it belongs to the role {quoted(relation.owner)}, which has to own the objects that init creates, "
+            f"and this session's role is {quoted(relation.role)}. {act_as(relation.owner)}"
         )
     if not relation.may_create_in_schema:
         schema = quoted(relation.schema)
@@ -68,7 +68,7 @@ def check_relation(table: Table, findings: Findings) -> bool:
 
 
 def resolve(conn: Connection, table: Table, spec: AdoptionSpec, findings: Findings) -> Mapping | None:
-    """Find the columns that are meant and check each; None when one is missing, so there is no mapping."""
+    """Find the columns that the options name and check each; return None if a column is missing."""
     key = _required(table, spec.id_column, "id", findings)
     prompt = _required(table, spec.prompt_column, "prompt", findings)
     answer = _required(table, spec.answer_column, "answer", findings)
@@ -131,7 +131,7 @@ def _mapping(
 
 
 def _defaults(spec: AdoptionSpec, theirs: Column | None) -> tuple[str | None, str | None]:
-    """Return the queued and the done value of their status column; a boolean has obvious ones."""
+    """Return the queued and the done value of the owner's status column; false and true for a boolean."""
     if theirs is None:
         return None, None
     if theirs.base_type == "boolean":
@@ -172,14 +172,14 @@ def _status(table: Table, spec: AdoptionSpec, findings: Findings) -> Column | No
         findings.problems[-1] += " Or give llmqueue a status column of its own with --own-status."
     if column is not None and column.is_generated:
         findings.problems.append(
-            f"column {_name(column)} is generated and cannot be written. Keep the status in a column of llmqueue's: "
-            "--own-status --status-column COLUMN with another column, or none."
+            f"column {_name(column)} is generated and cannot be written. Keep the status in a column of llmqueue: "
+            "--own-status, with another column as --status-column COLUMN or without one."
         )
     return column
 
 
 def _our_columns(table: Table, spec: AdoptionSpec, findings: Findings) -> dict[str, str]:
-    """Return our name -> their column for ours, and refuse what is there unasked or of the wrong type."""
+    """Return our name -> the owner's column; refuse existing columns that no option names or that have a wrong type."""
     result: dict[str, str] = {}
     unasked: list[str] = []
     for our in ours(spec.own_status):
@@ -189,7 +189,7 @@ def _our_columns(table: Table, spec: AdoptionSpec, findings: Findings) -> dict[s
         result[our.name] = found or wanted.text
         if found is None:
             if our.name in spec.columns and (hint := near(wanted.text, table.columns)):
-                findings.warnings.append(f'column "{wanted.text}" is not there and will be added.{hint}')
+                findings.warnings.append(f'column "{wanted.text}" does not exist and will be added.{hint}')
         elif our.name not in spec.columns:
             unasked.append(our.name)
             findings.problems.append(_unasked(our, found))
@@ -197,14 +197,14 @@ def _our_columns(table: Table, spec: AdoptionSpec, findings: Findings) -> dict[s
             _check_ours(our, table.columns[found], findings)
     if len(unasked) > 1:
         options = " ".join(f"--column {name}={result[name]}" for name in unasked)
-        findings.problems.append(f"to use all columns of our names that are there: {options}")
+        findings.problems.append(f"to use all existing columns that have our names: {options}")
     return result
 
 
 def _unasked(our: OurColumn, found: str) -> str:
     other = our.name if found != our.name else f"llmqueue_{our.name}"
     return (
-        f'column "{found}" is there already. Use it with --column {our.name}={found}, '
+        f'column "{found}" exists already. Use it with --column {our.name}={found}, '
         f"or give ours another name with --column {our.name}={other}."
     )
 
@@ -220,7 +220,7 @@ def _check_ours(our: OurColumn, column: Column, findings: Findings) -> None:
         findings.problems.append(f"column {_name(column)} is generated and cannot be written. {remedy}")
     if column.is_not_null and our.is_cleared:
         findings.problems.append(
-            f"column {_name(column)} is NOT NULL, and {our.name} is null for most of a task's life. {remedy}"
+            f"column {_name(column)} is NOT NULL, and {our.name} is null most of the time. {remedy}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The roles as the cluster has them, and what keeps `init --roles` from making or holding them."""
+"""The roles of the cluster, and the obstacles to `init --roles`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from llmqueue.install.table import Connection
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the catalog says of the roles and of the schemas that the owner's triggers look into."""
+    """What the catalog says about the roles, and about the schemas in the search path of the owner's triggers."""
 
     existing: frozenset[str]
-    powerful: tuple[str, ...]  # of ours that may do more than any grant could take away
+    powerful: tuple[str, ...]  # those of our roles with attributes that no REVOKE can limit
     may_create_roles: bool
-    role: str  # of this session
-    open_schemas: tuple[str, ...]  # of the search path: everybody may create objects there
+    role: str  # the role of this session
+    open_schemas: tuple[str, ...]  # schemas of the search path in which everybody may create objects
     trigger_for_all: bool  # everybody may create triggers on the tasks table
-    is_schema_public: bool  # everybody may look into the schema of the tasks table
-    sequences: tuple[tuple[str, str], ...]  # schema and name of those that the tasks table's defaults use
+    is_schema_public: bool  # everybody has USAGE of the schema of the tasks table
+    sequences: tuple[tuple[str, str], ...]  # schema and name of the sequences in the tasks table's defaults
 
 
 _CLUSTER: Final = """
@@ -58,9 +58,9 @@ _SEQUENCES: Final = """
 
 
 def owners_path(conn: Connection, mapping: Mapping, search_path: Iterable[str]) -> list[str]:
-    """Return the schemas in which the owner's triggers look: of the first init's session, and the table's own.
+    """Return the search path of the owner's triggers: that of the first init's session, and the table's schema.
 
-    Not of this session: somebody else's init would take a schema from triggers that need it.
+    It is not this session's path, because another user's init could remove a schema that triggers need.
     """
     exists = conn.execute("select to_regclass('llmqueue.mapping') is not null").fetchone()
     # to_jsonb: the column came with a later migration
@@ -76,7 +76,7 @@ def owners_path(conn: Connection, mapping: Mapping, search_path: Iterable[str]) 
 
 
 def read_cluster(conn: Connection, mapping: Mapping, owners_path: Iterable[str]) -> Cluster:
-    """Return what the rights depend on."""
+    """Return the state of the cluster on which the rights depend."""
     args = {
         "roles": list(ROLES),
         "path": list(owners_path),
@@ -100,7 +100,7 @@ def read_cluster(conn: Connection, mapping: Mapping, owners_path: Iterable[str])
 
 
 def check(cluster: Cluster, mapping: Mapping, *, with_roles: bool) -> list[str]:
-    """Return what keeps `init --roles` from working, or the roles from being worth anything, each with its remedy."""
+    """Return what prevents `init --roles` or makes the roles useless, each with its remedy."""
     problems: list[str] = []
     missing = [name for name in ROLES if name not in cluster.existing] if with_roles else []
     if missing and not cluster.may_create_roles:
@@ -110,13 +110,14 @@ def check(cluster: Cluster, mapping: Mapping, *, with_roles: bool) -> list[str]:
             "Then run init --roles again."
         )
     problems += [
-        f"the role {name} is there and may do what no grant can take away: superuser, roles, databases, replication. "
+        f"the role {name} exists and has attributes beyond any REVOKE: superuser, roles, databases, replication. "
         f"Run: alter role {name} nosuperuser nocreaterole nocreatedb nobypassrls noreplication;"
         for name in cluster.powerful
     ]
     problems += [
-        f"everybody may create functions in schema {quoted(name)}, which your triggers look into: whoever has a "
-        f"worker's password could plant one that runs with your rights. Run: revoke create on schema {quoted(name)} "
+        f"everybody may create functions in schema {quoted(name)}, which is in the search path of your triggers: "
+        "whoever has a worker's password could plant a function that runs with your rights. "
+        f"Run: revoke create on schema {quoted(name)} "
         "from public; or run the first init with a search_path without that schema (later: the column search_path of "
         "llmqueue.mapping)."
         for name in cluster.open_schemas
@@ -130,7 +131,7 @@ def check(cluster: Cluster, mapping: Mapping, *, with_roles: bool) -> list[str]:
 
 
 def create_step(cluster: Cluster) -> list[Step]:
-    """Return the step that creates the roles that are missing."""
+    """Return the step that creates the missing roles."""
     missing = [name for name in ROLES if name not in cluster.existing]
     if not missing:
         return []

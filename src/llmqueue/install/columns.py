@@ -1,4 +1,4 @@
-"""The columns llmqueue keeps in the tasks table, and the words of a task's status."""
+"""The columns that llmqueue keeps in the tasks table, and the words of a task's status."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ JSON: Final = frozenset({"json", "jsonb"})
 
 @dataclass(frozen=True, slots=True)
 class OurColumn:
-    """A column that `init` adds, or uses when `--column` names one that is there."""
+    """A column that `init` adds, or an existing one that it uses if `--column` names it."""
 
     name: str
     type: str
-    accepts: frozenset[str] | None  # base types of an existing column that serve as well; None: any scalar
+    accepts: frozenset[str] | None  # base types that an existing column may have; None: any scalar
     default: str | None = None
-    is_cleared: bool = False  # written as null in the life of a task, so NOT NULL cannot be
+    is_cleared: bool = False  # llmqueue writes null to it, so it cannot be NOT NULL
 
     @property
     def accepted(self) -> str:
@@ -27,7 +27,7 @@ class OurColumn:
         return "any scalar type" if self.accepts is None else " or ".join(sorted(self.accepts))
 
 
-# Defaults are constants or now(), never volatile: with those ADD COLUMN rewrites no row.
+# Defaults are constants or now(), never volatile functions, so that ADD COLUMN rewrites no row.
 OUR_COLUMNS: Final = (
     OurColumn("model", "text", STRINGS),
     OurColumn("priority", "smallint", INTEGERS, default="0"),
@@ -46,7 +46,7 @@ OUR_COLUMNS: Final = (
     OurColumn("fence", "bigint", frozenset({"bigint"}), is_cleared=True),
     OurColumn("restarts", "integer", INTEGERS, default="0"),
 )
-# With --own-status: theirs stays as it is, ours says what llmqueue does with the task.
+# With --own-status: the owner's status column stays unchanged, and ours holds llmqueue's status of the task.
 OWN_STATUS: Final = OurColumn("status", "text", STRINGS, is_cleared=True)
 OWN_STATUS_COLUMN: Final = "llmqueue_status"
 
@@ -61,5 +61,5 @@ STATUSES: Final = (QUEUED, "running", DONE, "failed", "cancelled", "delayed")
 
 
 def ours(own_status: bool) -> tuple[OurColumn, ...]:
-    """Return the columns that are ours in an adoption with or without a status column of our own."""
+    """Return llmqueue's columns in an adoption with or without a status column of its own."""
     return (*OUR_COLUMNS, OWN_STATUS) if own_status else OUR_COLUMNS

@@ -1,4 +1,4 @@
-"""The tasks table that `init` creates where there is none to adopt."""
+"""The tasks table that `init` creates if there is none to adopt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FOUR: Final = """create table {table} (
 
 
 def default_mapping() -> Mapping:
-    """Return the mapping of the table that `create_table` makes."""
+    """Return the mapping of the table that `create_table` creates."""
     return Mapping(
         table_schema=DEFAULT_SCHEMA,
         table_name=DEFAULT_TABLE,
@@ -43,7 +43,7 @@ def default_mapping() -> Mapping:
 
 
 def create_table(mapping: Mapping) -> str:
-    """Return the statement that creates the default table with our columns in it."""
+    """Return the statement that creates the default table with all columns of llmqueue."""
     statement = sql.SQL(_FOUR).format(
         table=mapping.table,
         words=sql.SQL(", ").join([sql.Literal(status) for status in STATUSES]),
@@ -53,6 +53,6 @@ def create_table(mapping: Mapping) -> str:
 
 
 def column_definition(our: OurColumn, name: str) -> sql.Composable:
-    """Return `name type default …` of a column of ours."""
+    """Return `name type default …` of one of our columns."""
     default = type_name(f" default {our.default}" if our.default else "")
     return sql.SQL("{} {}{}").format(sql.Identifier(name), type_name(our.type), default)

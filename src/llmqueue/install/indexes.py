@@ -1,6 +1,6 @@
-"""Builds the indexes CONCURRENTLY and says how far it is; what an interrupted build left behind is built anew.
+"""Builds the indexes CONCURRENTLY, reports progress, and repeats interrupted builds.
 
-An index of another definition is replaced: the new one is built beside it under another name, and takes its place.
+An index with another definition is replaced: the new one is built beside it under another name and then renamed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from llmqueue.install.migrate import Applied, digest, record_index
 from llmqueue.install.steps import Step
 from llmqueue.install.table import Connection, Index
 
-# (what is being done, how far from 0 to 1: None when that is not known)
+# (the current action, its progress from 0 to 1 or None if unknown)
 Progress = Callable[[str, float | None], None]
 
 _LOOK_EVERY_S: Final = 0.5
 _LINE_EVERY_S: Final = 10.0
-# of the attempt log: the index of the open attempts, and the one that it replaces
+# Indexes of the attempt log: the one of the open attempts, and the one that it replaces.
 OWN: Final = ("attempt_running", "attempt_open")
 _INTERRUPTED: Final = "left invalid by an interrupted build"
 
@@ -38,17 +38,17 @@ _PROGRESS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class IndexSteps:
-    """What is left to do about the indexes: building, and putting what was built in the place of an older one."""
+    """The remaining index steps: builds, and swaps of a new index for an older one."""
 
     builds: list[Step]
     swaps: list[Step]
 
 
 def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Applied]) -> IndexSteps:
-    """Return the steps that make the indexes what they should be; none for one that is.
+    """Return the steps that correct the indexes; no step for an index that is correct.
 
-    `there` has the indexes of our names on the user's table. A valid one of another definition serves until its
-    replacement is built: claims never run without an index.
+    `there` has the indexes with our names on the user's table. A valid index of another definition stays until its
+    replacement is built, so that claims never run without an index.
     """
     drops: list[Step] = []
     records: list[str] = []
@@ -65,30 +65,29 @@ def index_steps(mapping: Mapping, there: dict[str, Index], applied: dict[str, Ap
         is_right = index is not None and index.is_valid and _is_known(mapping, name, applied)
         is_new_right = new is not None and new.is_valid and _is_known(mapping, new.name, applied)
         if new is not None and (is_right or not is_new_right):
-            drops.append(
-                _drop_step(mapping.table_schema, new, "it is of no use any more" if new.is_valid else _INTERRUPTED)
-            )
+            drops.append(_drop_step(mapping.table_schema, new, "no longer needed" if new.is_valid else _INTERRUPTED))
         if is_right:
             continue
         if is_new_right:
             swaps.append(_swap(mapping, name))
         elif index is not None and index.is_valid:
-            build_as(mapping_sql.replacement(name), f"build the index that will replace {name}, beside the writers")
+            title = f"build the index that will replace {name}, without blocking writers"
+            build_as(mapping_sql.replacement(name), title)
             swaps.append(_swap(mapping, name))
         else:
             if index is not None:
                 drops.append(_drop_step(mapping.table_schema, index, _INTERRUPTED))
-            build_as(name, f"build the index {name}, beside the writers")
-    # Remembered before they are built: a valid index of ours is then known to be made from this.
-    remember = [Step("indexes", "remember what the indexes are made from", tuple(records))] if records else []
+            build_as(name, f"build the index {name}, without blocking writers")
+    # Recorded before the builds, so that the definition of every valid index is known.
+    remember = [Step("indexes", "record the definitions of the indexes", tuple(records))] if records else []
     return IndexSteps([*drops, *remember, *builds], swaps)
 
 
 def own_index_steps(there: dict[str, Index]) -> IndexSteps:
     """Return the steps that replace the index of the open attempts; `there` has the indexes OWN of our schema.
 
-    A fresh schema has it from its migration. The log of one in use is large: built in the migration it would hold the
-    workers up, and built after it claims would read the whole log meanwhile.
+    In a fresh schema the migration creates the index. In a schema in use the log is large: a build in the migration
+    would block the workers, and until a build after it is finished, claims would read the whole log.
     """
     new, old = (there.get(name) for name in OWN)
     steps: list[Step] = []
@@ -100,7 +99,7 @@ def own_index_steps(there: dict[str, Index]) -> IndexSteps:
             f"create index concurrently if not exists {OWN[0]} on llmqueue.attempt (model, fence)"
             " include (is_hot, worker) where ended_at is null"
         )
-        title = f"build the index {OWN[0]} of the attempt log, beside the workers"
+        title = f"build the index {OWN[0]} of the attempt log, without blocking workers"
         steps.append(Step(f"index {OWN[0]}", title, (create,), is_transaction=False))
     if old is not None:
         drops.append(_drop_step("llmqueue", old, f"which {OWN[0]} replaces"))
@@ -108,8 +107,8 @@ def own_index_steps(there: dict[str, Index]) -> IndexSteps:
 
 
 def build(conn: Connection, step: Step, *, report: Report, progress: Progress | None) -> None:
-    """Run an index step's statements, each by itself, and tell how the build goes."""
-    # Not lock_timeout: CONCURRENTLY waits for the transactions before it, and nobody waits for CONCURRENTLY.
+    """Run an index step's statements, each by itself, and report the progress of the build."""
+    # Without lock_timeout: CONCURRENTLY waits for earlier transactions, and nobody waits for it.
     with _watched(conn, step.title, report, progress):
         for statement in step.statements:
             run_statement(conn, step, statement)
@@ -142,7 +141,7 @@ def _watch(
     progress: Progress | None,
     done: threading.Event,
 ) -> None:
-    """Look at the build from a second connection until it is done; a build goes on as well unwatched."""
+    """Report the build's progress over a second connection until it is done; on an error, stop reporting."""
     if done.wait(_LOOK_EVERY_S):
         return
     waited_s = 0.0
@@ -183,7 +182,7 @@ def _drop_step(schema: str, index: Index, why: str) -> Step:
 
 
 def _swap(mapping: Mapping, name: str) -> Step:
-    """One short transaction: whoever looks sees the old index or the new one."""
+    """Return the step that swaps the indexes in one short transaction: others see the old index or the new one."""
     new = mapping_sql.replacement(name)
     drop = sql.SQL("drop index if exists {}").format(sql.Identifier(mapping.table_schema, name))
     rename = sql.SQL("alter index {} rename to {}").format(
@@ -196,4 +195,4 @@ def _swap(mapping: Mapping, name: str) -> Step:
         record_index(name, mapping_sql.index(mapping, name)),
         mapping_sql.text(forget),
     )
-    return Step(f"swap {name}", f"put the new {name} in the place of the old one", statements)
+    return Step(f"swap {name}", f"replace the old {name} by the new one", statements)

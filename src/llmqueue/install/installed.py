@@ -1,4 +1,4 @@
-"""`init` on a database that has been adopted, or half adopted: the same table, or a refusal."""
+"""Checks for `init` on a database with a complete or interrupted adoption: it accepts only the same table."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from llmqueue.install.table import Connection, Table, read_indexes
 
 
 def check_same(mapping: Mapping, spec: AdoptionSpec) -> None:
-    """Refuse options that say something else than the mapping; options not given say nothing.
+    """Refuse options that differ from the mapping; options that are not given do not count.
 
     Raises:
-        AdoptionRefused: with each difference and what to do about it.
+        AdoptionRefused: the message has each difference and the remedy.
     """
     differences = [*_table_differs(mapping, spec), *_columns_differ(mapping, spec), *_status_differs(mapping, spec)]
     if not differences:
         return
     state = "has adopted" if mapping.is_complete else "has begun to adopt"
-    again = "" if mapping.is_complete else " `llmqueue init` without these options goes on where it stopped."
+    again = "" if mapping.is_complete else " `llmqueue init` without these options continues where it stopped."
     msg = (
         f"llmqueue {state} {mapping.label} in this database, and these options differ: {'; '.join(differences)}."
-        f"{again} A database has one tasks table. To start anew, which forgets limits and the attempt log but leaves "
+        f"{again} A database has one tasks table. To start again, which deletes limits and the attempt log but keeps "
         "the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
     )
     raise AdoptionRefused(msg)
 
 
 def check_still_there(mapping: Mapping, table: Table | None, findings: Findings) -> None:
-    """Find what has become of the adopted table since."""
+    """Check that the adopted table and its columns still exist."""
     if table is None:
         findings.problems.append(
-            "the adopted table is gone or renamed. Put it back, or after a rename run: update llmqueue.mapping set "
-            "table_schema = 'SCHEMA', table_name = 'TABLE'; and init again."
+            "the adopted table was dropped or renamed. Restore it, or after a rename run: update llmqueue.mapping set "
+            "table_schema = 'SCHEMA', table_name = 'TABLE'; then run init again."
         )
         return
     if not check_relation(table, findings):
@@ -46,19 +46,19 @@ def check_still_there(mapping: Mapping, table: Table | None, findings: Findings)
     for name, column in theirs.items():
         if column not in table.columns:
             findings.problems.append(
-                f'column "{column}" is gone or renamed; it is the {name} of a task. Name it so again: '
+                f'column "{column}", the {name} of a task, was dropped or renamed. After a rename run: '
                 f'alter table {mapping.label} rename column … to "{column}";'
             )
 
 
 def check_index_names(conn: Connection, mapping: Mapping, table: Table | None, findings: Findings) -> None:
-    """Find indexes of our names on another table: left over from an adoption that was dropped."""
+    """Find indexes with our names on another table, which a dropped adoption has left."""
     oid = table.relation.oid if table else None
     for index in read_indexes(conn, mapping.table_schema, mapping_sql.all_index_names()).values():
         if index.table_oid != oid:
             name = f"{quoted(mapping.table_schema)}.{index.name}"
             findings.problems.append(
-                f"the index {name} belongs to another table. If it is left over from an earlier adoption, run: "
+                f"the index {name} belongs to another table. If an earlier adoption has left it, run: "
                 f"drop index {name};"
             )
 

@@ -1,4 +1,4 @@
-"""Runs a step without holding anybody up: a short wait for the lock, given up and tried again."""
+"""Runs a step without blocking others: waits briefly for its locks, gives up, and tries again later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Report = Callable[[str], None]
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _REPORT_EVERY_S: Final = 10.0
-# Only one init at a time. Its number is "llmqueue" in ASCII.
+# Allows one init at a time. The number is "llmqueue" in ASCII.
 _ADVISORY_KEY: Final = 0x6C6C6D7175657565
 
 _BLOCKERS: Final = r"""
@@ -34,10 +34,11 @@ _BLOCKERS: Final = r"""
 
 
 def run_briefly(conn: Connection, step: Step, *, table: str, lock_wait_s: float, report: Report) -> None:
-    """Run a step's statements in one transaction, over and over until its locks are free.
+    """Run a step's statements in one transaction; repeat it until its locks are free.
 
     Raises:
-        Failure: the locks were not to be had within `lock_wait_s`, or a statement failed. Nothing of the step is kept.
+        AdoptionRefused: the locks were not free within `lock_wait_s`. The step was rolled back.
+        Failure: a statement failed. The step was rolled back.
     """
     give_up_at = time.monotonic() + lock_wait_s
     report_at = 0.0
@@ -52,12 +53,12 @@ def run_briefly(conn: Connection, step: Step, *, table: str, lock_wait_s: float,
         now = time.monotonic()
         if now >= give_up_at:
             msg = (
-                f"{step.title}: no moment without a long transaction on {table} within {lock_wait_s:g} s{blocker}. "
-                "Nothing of this step was kept. End that transaction, or run init again with a longer --lock-wait."
+                f"{step.title}: within {lock_wait_s:g} s there was always a long transaction on {table}{blocker}. "
+                "This step was rolled back. End that transaction, or run init again with a longer --lock-wait."
             )
             raise AdoptionRefused(msg)
         if now >= report_at:
-            report(f"waiting for a moment without a long transaction on {table}{blocker}")
+            report(f"waiting for the end of a long transaction on {table}{blocker}")
             report_at = now + _REPORT_EVERY_S
         time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(give_up_at - now, 0)))
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
@@ -65,7 +66,7 @@ def run_briefly(conn: Connection, step: Step, *, table: str, lock_wait_s: float,
 
 
 def run_statement(conn: Connection, step: Step, statement: str) -> None:
-    """Run one statement, turning the server's refusal into a message that names the step."""
+    """Run one statement; turn the server's error into a message that names the step."""
     try:
         conn.execute(statement.encode())
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
@@ -77,25 +78,25 @@ def run_statement(conn: Connection, step: Step, statement: str) -> None:
         said = ": ".join(line for line in (error.diag.message_primary, error.diag.message_detail) if line)
         msg = (
             f"{step.title} ({source[:100]}): the database says: {(said or str(error)).rstrip('.')}. "
-            "Nothing of this step was kept; run init again once the reason is gone."
+            "This step was rolled back; remove the cause, then run init again."
         )
         raise Failure(msg) from error
 
 
 def hold_turn(conn: Connection, report: Report) -> None:
-    """Wait until no other init is at work on this database, and keep others out until the connection ends.
+    """Wait until no other init runs on this database, and keep others out until the connection ends.
 
-    The client asks again and again: a session that waits inside pg_advisory_lock() holds a snapshot, for which the
-    other one's CREATE INDEX CONCURRENTLY would wait in turn.
+    The client polls: a session that waits inside pg_advisory_lock() holds a snapshot, and the other init's CREATE INDEX
+    CONCURRENTLY would wait for that snapshot.
     """
-    told = False
+    is_reported = False
     while True:
         row = conn.execute("select pg_try_advisory_lock(%s)", (_ADVISORY_KEY,)).fetchone()
         if row and row[0]:
             return
-        if not told:
-            report("another llmqueue init is at work on this database: waiting for it to end")
-            told = True
+        if not is_reported:
+            report("another llmqueue init runs on this database: waiting for its end")
+            is_reported = True
         time.sleep(random.uniform(0.1, 0.4))
 
 
@@ -107,7 +108,7 @@ def _run(conn: Connection, step: Step, timeout_ms: int) -> None:
 
 
 def _blocker(conn: Connection, table: str) -> str:
-    """Return `; blocked by …` for the oldest transaction with a lock on the table; empty when it has just ended."""
+    """Return `; blocked by …` for the oldest transaction with a lock on the table; empty if it has just ended."""
     row = conn.execute(_BLOCKERS, (table,)).fetchone()
     if row is None:
         return ""

@@ -1,7 +1,7 @@
-"""SQL generated from the mapping of the user's table; all other SQL is static text and reads llmqueue.task.
+"""SQL generated from the mapping of the user's table. All other SQL is static text and reads llmqueue.task.
 
-The status words are constants in the view (a parameter cannot prove a partial index), and the expressions of the
-indexes are built by the same functions as those of the view, so that the planner sees that they are the same.
+The status words are constants in the view, because a parameter cannot prove a partial index. The same functions build
+the expressions of the indexes and of the view, so that the planner recognises them as equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ColumnOf = Callable[[str], sql.Composable]
 
 @dataclass(frozen=True, slots=True)
 class Expressions:
-    """The computed columns of llmqueue.task, with or without the alias that the view needs."""
+    """The computed columns of llmqueue.task, with the alias that the view needs or without it."""
 
     prompt_text: sql.Composable
     lane: sql.Composable
@@ -46,7 +46,7 @@ def text(composed: sql.Composable) -> str:
 
 
 def type_name(name: str) -> sql.SQL:
-    """Return a type for composing; `name` comes from format_type, which quotes what needs it."""
+    """Return a type for composing; `name` comes from format_type, which quotes it if necessary."""
     return sql.SQL(name)
 
 
@@ -77,7 +77,8 @@ def expressions(mapping: Mapping, alias: str | None) -> Expressions:
         rank=sql.SQL("coalesce({}, 0)").format(ours("priority")),
         user_key=sql.SQL('(llmqueue_internal.user_key({}) collate "C")').format(ours("user_id")),
         due_at=due_at,
-        # The same under another name: an index on the one cannot be taken for a query of the other (decision 24).
+        # The same value as another expression: the planner cannot use the index of one for a query of the other
+        # (decision 24).
         waiting_since=sql.SQL("greatest({})").format(due_at),
         is_ready=ready,
         is_delayed=has("delayed"),
@@ -88,7 +89,7 @@ def expressions(mapping: Mapping, alias: str | None) -> Expressions:
 
 
 def task_id_domain(mapping: Mapping) -> str:
-    """Return the domain over the key's type; varchar keys are text to us."""
+    """Return the domain over the key's type; for varchar keys that type is text."""
     return text(sql.SQL("create domain llmqueue.task_id as {}").format(type_name(mapping.key_type)))
 
 
@@ -121,7 +122,7 @@ def view(mapping: Mapping) -> str:
 
 
 def replacement(name: str) -> str:
-    """Return the name under which an index is built that is to replace one of INDEXES."""
+    """Return the name under which the replacement of one of INDEXES is built."""
     return name + _REPLACEMENT
 
 
@@ -131,11 +132,11 @@ def all_index_names() -> tuple[str, ...]:
 
 
 def index(mapping: Mapping, name: str) -> str:
-    """Return one of INDEXES or its replacement, to be built without holding up writers."""
+    """Return the statement that builds one of INDEXES or its replacement without blocking writers."""
     over = expressions(mapping, None)
     key, finished_at = sql.Identifier(mapping.column("id")), sql.Identifier(mapping.column("finished_at"))
     deadline_at = sql.Identifier(mapping.column("deadline_at"))
-    # desc has nulls first by default; coalesce has none, and the plain form is what `order by rank desc` asks for.
+    # desc sorts nulls first by default. coalesce returns no null, and `order by rank desc` needs the plain form.
     columns, condition = {
         "llmqueue_ready": (
             sql.SQL("({}), ({}) desc, {}, ({}), {}").format(over.lane, over.rank, over.user_key, over.due_at, key),
@@ -143,7 +144,7 @@ def index(mapping: Mapping, name: str) -> str:
         ),
         "llmqueue_oldest": (sql.SQL("({}), ({}), {}").format(over.lane, over.waiting_since, key), over.is_ready),
         "llmqueue_delayed": (sql.SQL("({})").format(over.due_at), over.is_delayed),
-        # Rows without a deadline are not in it: it costs those nothing who use none.
+        # It has no rows without a deadline, so it costs nothing if deadlines are not used.
         "llmqueue_deadline": (
             deadline_at,
             sql.SQL("({} or {}) and {} is not null").format(over.is_ready, over.is_delayed, deadline_at),
@@ -186,8 +187,8 @@ def _is_done(mapping: Mapping, column: _ColumnOf) -> sql.Composable:
     return _equals(column(theirs), mapping.done_value, mapping.owner_status_type)
 
 
-# Whatever type user_id has (an enum's cast to text is immutable by nature, not by the catalog), and however long it is:
-# it goes into an index.
+# An index needs an immutable and short text from user_id of any type and length. (The cast of an enum to text is
+# immutable in fact, but not by the catalog.)
 _USER_KEY: Final = (
     "create or replace function llmqueue_internal.user_key(p_user_id anyelement) returns text\n"
     "language sql immutable parallel safe as $$ select left(coalesce(p_user_id::text, ''), 200) $$"
@@ -195,11 +196,11 @@ _USER_KEY: Final = (
 
 
 def _wake_up(mapping: Mapping) -> str:
-    """The insert path pays for this once per statement (design I17).
+    """Return the trigger function, which costs the insert path one query per statement (design I17).
 
-    An insert-only role has no rights on our schema, hence SECURITY DEFINER with a fixed search_path. Each NOTIFY
-    serialises commits in the whole cluster, so none is sent while all workers are busy, but for a hot task: it has
-    slots and grants of its own. A missed one costs at most a second: the poll is the truth.
+    A role that may only insert has no rights on our schema, hence SECURITY DEFINER with a fixed search_path. Each
+    NOTIFY serialises commits in the whole cluster, so none is sent while all workers are busy, except for a hot task,
+    which has reserved slots and calls. A missed signal costs at most a second: the poll is the truth.
     """
     body = sql.SQL(
         """declare
@@ -230,7 +231,7 @@ end"""
 
 def _status_word(mapping: Mapping) -> str:
     cases = [
-        # With a status of our own a task that waits has none.
+        # A waiting task has no status in a status column of our own.
         sql.SQL("when {} then null").format(sql.Literal(status))
         if mapping.own_status and status == "unsolved"
         else sql.SQL("when {} then {}::{}").format(
@@ -279,7 +280,7 @@ def _mark_done(mapping: Mapping) -> str:
 
 
 def _mark_queued(mapping: Mapping) -> str:
-    """With a status of our own a task is ready only if theirs says so too: a restart sets that back."""
+    """Return the function by which a restart resets the owner's status: with own_status, that decides too."""
     if not mapping.own_status:
         body: sql.Composable = sql.SQL("select")
     else:
@@ -309,7 +310,7 @@ def _mark_queued(mapping: Mapping) -> str:
 
 
 def _body(statement: sql.Composable) -> sql.Composable:
-    """Quote a function's body with a tag that nothing in it (a word of theirs) can end."""
+    """Quote a function's body with a tag that does not occur in it, not even in a status word of the owner."""
     tags = chain(["$$"], (f"$body{number}$" for number in count()))
     tag = next(tag for tag in tags if tag not in text(statement))
     return sql.SQL("{tag}\n    {body}\n{tag}").format(tag=type_name(tag), body=statement)

@@ -1,7 +1,7 @@
-"""Our own schema: the migrations, then functions and views, which are applied anew whenever they differ.
+"""The schema of llmqueue: the migrations, then functions and views, which are recreated whenever they differ.
 
-Of each part llmqueue.applied keeps two hashes: of the text it was made from, and of what the catalog printed
-afterwards. Another release changes the first, an edit or a drop by hand the second.
+For each part llmqueue.applied keeps two hashes: of its source text, and of the catalog's definition after it was
+applied. Another release changes the first hash, an edit or a drop by hand the second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmqueue.install.table import Connection
 
 _MIGRATION: Final = re.compile(r"schema/(?P<version>\d{4})_(?P<name>\w+)\.sql")
 
-# Types of arguments and results are part of a function's definition, so an owner's ALTER TYPE … RENAME shows too.
+# A function's definition has the types of its arguments and results, so it also shows an owner's ALTER TYPE … RENAME.
 _FUNCTIONS_HASH: Final = """
 select md5(coalesce(string_agg(d, '' order by d collate "C"), '')) from (
     select pg_get_functiondef(oid) from pg_proc
@@ -50,7 +50,7 @@ select md5(coalesce(string_agg(d, '' order by d collate "C"), '')) from (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that is applied as a whole: what it is made from, and how the catalog's view of it is hashed."""
+    """A part that is applied as a whole: its statements, and the query that hashes its definition in the catalog."""
 
     name: str
     title: str
@@ -71,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A row of llmqueue.applied, with the hash of what is there now."""
+    """A row of llmqueue.applied; `is_intact` tells whether the catalog still has the applied definition."""
 
     source_hash: str
     is_intact: bool
@@ -83,15 +83,15 @@ def digest(statements: Iterable[str]) -> str:
 
 
 def record_index(name: str, statement: str) -> str:
-    """Return the statement that remembers what an index of ours is made from."""
+    """Return the statement that records the definition of one of our indexes."""
     return _record(f"index {name}", digest([statement]), sql.SQL("null"))
 
 
 def migration_steps(applied: frozenset[int]) -> list[Step]:
-    """Return the migrations that this database has not seen.
+    """Return the migrations that are not applied to this database.
 
     Raises:
-        SchemaTooNew: it has seen one that this program does not know.
+        SchemaTooNew: the database has a migration that this program does not know.
     """
     files = {version_of(file): file for file in sql_files("schema")}
     newest = max(files)
@@ -107,14 +107,14 @@ def migration_steps(applied: frozenset[int]) -> list[Step]:
 def upgrade(mapping: Mapping, migrations: Sequence[Step], rights_steps: Sequence[Step]) -> Step:
     """Return one step for migrations of a schema that workers use, with all functions, views and rights.
 
-    A migration drops functions whose signatures change. Workers see the old ones or the new ones, never none, and
-    never one that their role may not call yet.
+    A migration drops functions whose signatures change. Workers see the old functions or the new ones, never a missing
+    one, and never one that their role may not call yet.
     """
     versions = ", ".join(step.key.removeprefix("migration ") for step in migrations)
     steps = [*migrations, *(part.step() for part in parts(mapping)), *rights_steps]
     return Step(
         "upgrade",
-        f"upgrade llmqueue's schema to version {versions}, under the workers",
+        f"upgrade llmqueue's schema to version {versions}, while workers run",
         tuple(statement for step in steps for statement in step.statements),
     )
 
@@ -129,17 +129,17 @@ def version_of(file: SqlFile) -> int:
 
 
 def parts(mapping: Mapping) -> tuple[Part, Part, Part]:
-    """Return seam, functions and views, in the order in which they are applied."""
+    """Return mapping, functions and views, in the order in which they are applied."""
     views = sql_files("api/views")
     drops = _drop_views(views)
-    # A view may gain columns in a later release: dropped and made anew, ours with it. Not with CASCADE: a view of the
-    # owner's that hangs on one of ours is not ours to drop, and the server's refusal names it.
+    # A later release may add columns, so the view and our views on it are dropped and created again. Not with CASCADE:
+    # llmqueue must not drop an owner's view that depends on one of ours, and the server's error names such a view.
     drop_task = "drop view if exists llmqueue.task"
     mapping_statements = (*drops, drop_task, *mapping_sql.functions(mapping), mapping_sql.view(mapping))
     return (
         Part(
             "mapping",
-            "generate the view llmqueue.task and the functions that speak of your table",
+            "generate the view llmqueue.task and the functions that access your table",
             mapping_statements,
             _MAPPING_HASH,
         ),
@@ -149,21 +149,21 @@ def parts(mapping: Mapping) -> tuple[Part, Part, Part]:
 
 
 def rights_parts(for_everybody: tuple[str, ...], for_roles: tuple[str, ...]) -> list[Part]:
-    """Return the rights: applied after all else, since what is made anew has lost its rights."""
-    taken = Part("rights", "take the schema from everybody", for_everybody, rights.PUBLIC_HASH)
-    given = Part("roles", "grant each role what it needs", for_roles, rights.ROLES_HASH)
-    return [taken, given] if for_roles else [taken]
+    """Return the rights. They are applied last, because a recreated object has lost its rights."""
+    revoked = Part("rights", "revoke all rights on the schema from public", for_everybody, rights.PUBLIC_HASH)
+    granted = Part("roles", "grant each role its rights", for_roles, rights.ROLES_HASH)
+    return [revoked, granted] if for_roles else [revoked]
 
 
 def read_versions(conn: Connection) -> frozenset[int]:
-    """Return the applied migrations; nothing before the first init."""
+    """Return the versions of the applied migrations; empty before the first init."""
     if not _exists(conn, "llmqueue.schema_version"):
         return frozenset()
     return frozenset(int(str(version)) for (version,) in conn.execute("select version from llmqueue.schema_version"))
 
 
 def read_applied(conn: Connection) -> dict[str, Applied]:
-    """Return what has been applied, and whether it is still as it was."""
+    """Return the applied parts, each with whether it is still intact."""
     if not _exists(conn, "llmqueue.applied"):
         return {}
     query = sql.SQL(
@@ -206,7 +206,7 @@ def _texts(files: Iterable[SqlFile]) -> tuple[str, ...]:
 
 
 def _drop_views(files: Iterable[SqlFile]) -> tuple[str, ...]:
-    """Return one statement for all, since they may hang on each other."""
+    """Return one statement that drops all views, because they may depend on each other."""
     stems = [file.name.rsplit("/", 1)[1].removesuffix(".sql") for file in files]
     if not stems:
         return ()

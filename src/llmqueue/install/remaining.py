@@ -1,4 +1,4 @@
-"""The steps that are left: what the database should look like, less what it looks like now."""
+"""The remaining steps: the difference between the intended and the present state of the database."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from llmqueue.install.table import Connection, Table, read_indexes
 def remaining(
     conn: Connection, mapping: Mapping, table: Table | None, *, search_path: Sequence[str], with_roles: bool
 ) -> list[Step]:
-    """Return the steps in the order in which they run; none when there is nothing to change.
+    """Return the steps in the order in which they run; none if there is nothing to change.
 
     Raises:
-        SchemaTooNew: a newer llmqueue has been here.
+        SchemaTooNew: a newer llmqueue has upgraded the schema.
     """
     applied = read_applied(conn)
     steps = [] if find_mapping(conn) else [_schema_step(mapping, table)]
@@ -44,11 +44,11 @@ def remaining(
     steps = [*own_indexes.builds, *steps, *own_indexes.swaps]  # before functions that need them
     if table is None or not table.has_trigger:
         steps.append(
-            Step("trigger", f"wake idle workers when tasks come into {mapping.label}", (mapping_sql.trigger(mapping),))
+            Step("trigger", f"wake idle workers at inserts into {mapping.label}", (mapping_sql.trigger(mapping),))
         )
     if not mapping.is_complete:
         finished = "update llmqueue.mapping set is_complete = true"
-        steps.append(Step("complete", "note that all is done", (finished,)))
+        steps.append(Step("complete", "record that the adoption is complete", (finished,)))
     return steps
 
 
@@ -80,14 +80,14 @@ def _column_steps(mapping: Mapping, table: Table | None) -> list[Step]:
     missing = [our for our in ours(mapping.own_status) if mapping.column(our.name) not in table.columns]
     if not missing:
         return []
-    # One statement for all: one lock, for the blink it takes to write the catalog. No default is volatile, so no row
-    # is rewritten.
+    # One statement for all columns takes one lock, for as long as the catalog is written. No default is volatile, so no
+    # row is rewritten.
     actions: list[sql.Composable] = []
     defaults: list[sql.Composable] = []
     for our in missing:
         name = mapping.column(our.name)
         if table.row_type_users and our.default:
-            # "cannot alter table because column … uses its row type": a column may be added, but not with a default.
+            # "cannot alter table because column … uses its row type": the column can only be added without a default.
             actions.append(sql.SQL("add column {}").format(column_definition(replace(our, default=None), name)))
             set_default = sql.SQL("alter column {} set default {}")
             defaults.append(set_default.format(sql.Identifier(name), mapping_sql.type_name(our.default)))
@@ -113,7 +113,7 @@ def _index_steps(conn: Connection, mapping: Mapping, table: Table | None, applie
 def _own_index_steps(conn: Connection) -> IndexSteps:
     query = "select 1 from pg_attribute where attrelid = to_regclass('llmqueue.attempt') and attname = 'is_hot'"
     if conn.execute(query).fetchone() is None:
-        return IndexSteps([], [])  # there is no log yet, or one without the column: its migrations come first
+        return IndexSteps([], [])  # there is no log yet, or it lacks the column: then its migrations come first
     return own_index_steps(read_indexes(conn, "llmqueue", OWN))
 
 
@@ -122,7 +122,7 @@ def _part_steps(mapping: Mapping, applied: dict[str, Applied]) -> list[Step]:
     for part in parts(mapping):
         known = applied.get(part.name)
         is_current = known is not None and known.source_hash == part.source_hash and known.is_intact
-        # What the seam's view takes with it when it is made anew comes back with the parts after it.
+        # Recreating the mapping's view drops our other views, so the parts after it are applied too.
         if not is_current or (steps and steps[0].key == "mapping"):
             steps.append(part.step())
     return steps
@@ -138,14 +138,14 @@ def _rights_steps(
     *,
     with_roles: bool,
 ) -> list[Step]:
-    """Rights are granted where roles were asked for once: roles are the cluster's, rights the database's."""
+    """Return the rights steps. Roles get rights in a database once an `init --roles` has run there."""
     path = cluster.owners_path(conn, mapping, search_path)
     found = cluster.read_cluster(conn, mapping, path)
     roles = set(rights.ROLES) if with_roles else found.existing if "roles" in applied else frozenset()
     steps = cluster.create_step(found) if with_roles else []
     place = rights.Place(mapping, table, not found.is_schema_public, found.sequences)
     grants = rights.for_roles(place, roles)
-    # `create or replace` keeps rights; what is new or dropped first has those that everybody has.
+    # `create or replace` keeps rights; a new or recreated object has the default rights of PUBLIC.
     made_anew = any(step.key != "functions" for step in before) or (bool(before) and _has_new_functions(conn))
     for part in rights_parts(rights.for_everybody(path), grants):
         known = applied.get(part.name)

@@ -1,8 +1,8 @@
-"""Who may do what: nothing for everybody, and the least that works for four roles (docs/decisions.md, 38 and 39).
+"""Rights: none for PUBLIC, and the necessary minimum for each of four roles (docs/decisions.md, 38 and 39).
 
-Roles are of the whole cluster, rights of one database: `init --roles` creates the roles that are missing and grants in
-this database, and from then on every init here grants anew, since what is dropped and made again has lost its rights.
-tests/sql/test_roles.py lists what each role may do with every object; what is new is red there until it is listed.
+Roles belong to the cluster, rights to one database. `init --roles` creates the missing roles and grants their rights in
+this database. From then on every init here grants them again, because a dropped and recreated object has lost them.
+tests/sql/test_roles.py lists the rights of each role on every object, and fails for a new object until it is listed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ROLES: Final = {
     READER: "reads the views of llmqueue; sees no prompt and no answer",
 }
 
-# Columns of the tasks table that only the machine writes.
+# Columns of the tasks table that only llmqueue writes.
 MACHINE_COLUMNS: Final = (
     "answer", "attempts", "error", "input_tokens", "output_tokens", "started_at", "finished_at", "fence", "restarts",
 )  # fmt: skip
-# PostgreSQL checks the functions of an index expression against whoever inserts, so this one stays everybody's.
+# PostgreSQL checks EXECUTE of the functions of an index expression for the role that inserts, so PUBLIC keeps this one.
 FOR_EVERYBODY: Final = ("user_key",)
 
 
@@ -56,7 +56,7 @@ _READ: Final = (
         for name in ("backlog", "dead_letters", "epoch_status", "eta", "model_status", "throughput", "worker_status")
     ),
     *(Right(("select",), name) for name in ("model_config", "pool_member", "limiter", "quarantine")),
-    # for `audit`: all but the answer that came late and the text of the error
+    # for `audit`: all columns except late answers and the texts of errors
     Right(
         ("select",),
         "attempt",
@@ -91,7 +91,7 @@ RIGHTS: Final = {
     READER: (*_START, *_READ),
 }
 
-# asked by every program that finds a newer schema than its own
+# called by every program that finds a newer schema than its own
 _START_FUNCTIONS: Final = ("oldest_program",)
 _READ_FUNCTIONS: Final = (*_START_FUNCTIONS, "desired_inflight", "why")
 # The functions of schema llmqueue that each role may call. They run with the owner's rights and take no clock.
@@ -105,15 +105,15 @@ FUNCTIONS: Final = {
     OPERATOR: (*_READ_FUNCTIONS, "cancel", "restart", "end_cooldown"),
     READER: _READ_FUNCTIONS,
 }  # fmt: skip
-# Functions of schema llmqueue_internal that the views call: PostgreSQL checks these against whoever reads the view.
-# Nobody has USAGE of that schema, so no role can name them in a statement of its own.
+# Functions of schema llmqueue_internal that the views call: PostgreSQL checks EXECUTE for the role that reads the view.
+# No role has USAGE of that schema, so none can name these functions in its own statements.
 _VIEW_FUNCTIONS: Final = (
     "clock", "count_60s", "count_backlog", "count_ready", "count_today", "day_start", "effective_concurrency",
     "effective_rpm", "is_enabled",
 )  # fmt: skip
 INTERNAL_FUNCTIONS: Final = {WORKER: (), PRODUCER: (), OPERATOR: _VIEW_FUNCTIONS, READER: _VIEW_FUNCTIONS}
 
-# What PUBLIC may do with objects of the schema, and what the four roles may: hashed, so that a loss is noticed.
+# The rights of PUBLIC and of the four roles on all objects of the schema. They are hashed, so that `init` finds losses.
 _ACLS: Final = """
     select 'n' as kind, n.nspname::text as name, n.nspacl as acl from pg_namespace n
      where n.nspname in ('llmqueue', 'llmqueue_internal')
@@ -152,7 +152,7 @@ select md5(coalesce(string_agg(concat_ws(' ', r.rolname, o.kind, o.name, x.privi
 
 
 def for_everybody(owners_path: Iterable[str]) -> tuple[str, ...]:
-    """Return the statements that take the schema from everybody; functions are everybody's by default."""
+    """Return the statements that revoke all rights from PUBLIC, which by default may execute every function."""
     path = sql.SQL("update llmqueue.mapping set search_path = {}::text[]").format(sql.Literal(list(owners_path)))
     return (
         "revoke all on schema llmqueue, llmqueue_internal from public",
@@ -166,16 +166,16 @@ def for_everybody(owners_path: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the tasks are, and what else there must be rights on to write them."""
+    """The tasks table, and the other objects on which a producer needs rights."""
 
     mapping: Mapping
     table: Table | None  # None: `init` will create it
-    needs_usage: bool  # not everybody may look into its schema
-    sequences: tuple[tuple[str, str], ...]  # schema and name of those that its defaults use
+    needs_usage: bool  # PUBLIC has no USAGE of its schema
+    sequences: tuple[tuple[str, str], ...]  # schema and name of the sequences in its defaults
 
 
 def for_roles(place: Place, roles: Iterable[str]) -> tuple[str, ...]:
-    """Return the statements that give each role what it needs in this database, and take what else it had."""
+    """Return the statements that grant each role its rights in this database and revoke all others."""
     wanted = set(roles)
     return tuple(
         mapping_sql.text(statement)
@@ -214,7 +214,7 @@ def _rights_of(role: str) -> list[sql.Composable]:
 
 
 def _grant_function(schema: str, name: str, to: sql.Composable) -> sql.Composable:
-    # Without arguments: no function of ours has two signatures (tests/guards/test_functions.py).
+    # Without arguments: none of our functions has two signatures (tests/guards/test_functions.py).
     return sql.SQL("grant execute on function {} to {}").format(sql.Identifier(schema, name), to)
 
 
@@ -225,7 +225,7 @@ def _privileges(privileges: Iterable[str], columns: Iterable[str]) -> sql.Compos
 
 
 def _table_rights(role: str, place: Place) -> list[sql.Composable]:
-    """The user's own table: producers insert."""
+    """Return the grants on the user's table; only producers have any."""
     mapping, to = place.mapping, sql.Identifier(role)
     rights: list[tuple[str, list[str]]] = []
     if role == PRODUCER:
@@ -244,7 +244,7 @@ def _table_rights(role: str, place: Place) -> list[sql.Composable]:
 
 
 def insertable(mapping: Mapping, table: Table | None) -> list[str]:
-    """Return the columns that a producer may fill: all but the machine's, unless one must be given."""
+    """Return the columns that a producer may fill: all except llmqueue's, unless such a column is mandatory."""
     machine = {mapping.column(name) for name in MACHINE_COLUMNS}
     if mapping.own_status:
         machine.add(mapping.column("status"))

@@ -1,4 +1,4 @@
-"""Whether this server and this role can take llmqueue at all."""
+"""Checks whether llmqueue can be installed on this server by this role."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SERVER: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What the session says of its server, database and role."""
+    """The session's server, database and role."""
 
     major: int
     version: str
@@ -39,12 +39,12 @@ class Server:
 
 
 def act_as(role: str) -> str:
-    """Return the remedy for a session of the wrong role."""
+    """Return the remedy for a session with the wrong role."""
     return f"Connect as {quoted(role)}, or add ?options=-crole%3D{quote(role)} to the URL of a member of it."
 
 
 def check_server(conn: Connection) -> list[str]:
-    """Return what keeps `init` from working here, each with its remedy."""
+    """Return the obstacles to `init` on this server, each with its remedy."""
     with conn.cursor(row_factory=class_row(Server)) as cursor:
         server = cursor.execute(_SERVER).fetchone()
     assert server is not None  # noqa: S101 (a select without from has one row)
@@ -52,7 +52,7 @@ def check_server(conn: Connection) -> list[str]:
 
 
 def judge(server: Server) -> list[str]:
-    """Return what speaks against this server, database and role."""
+    """Return the problems of this server, database and role."""
     problems: list[str] = []
     if server.major < OLDEST:
         problems.append(
@@ -72,9 +72,10 @@ def judge(server: Server) -> list[str]:
             f"Let its owner run: grant create on database {database} to {role};"
         )
     if server.has_schema and server.schema_owner != server.role:
-        # a superuser or a member could, and what it makes would be its own: functions that run with its rights
+        # A superuser or a member could run init, but would then own the functions, which would run with its rights.
         problems.append(
-            f"the schema llmqueue belongs to the role {quoted(str(server.schema_owner))}, and this session is {role}. "
+            f"the schema llmqueue belongs to the role {quoted(str(server.schema_owner))}, and this session's role is "
+            f"{role}. "
             f"{act_as(str(server.schema_owner))}"
         )
     return problems

@@ -1,4 +1,4 @@
-"""What `llmqueue init` was asked to adopt: its options, checked as far as that goes without a database."""
+"""The options of `llmqueue init`, checked as far as possible without a database."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _IDENTIFIER: Final = re.compile(r'"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^".]+)')
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """An identifier as somebody typed it: exact in double quotes, else folded when nothing has its exact spelling."""
+    """An identifier as typed: exact in double quotes, else folded to lower case if no name has its exact spelling."""
 
     text: str
     is_exact: bool
 
     def find(self, available: Iterable[str]) -> str | None:
-        """Return the one of `available` that is meant; None when there is no such name."""
+        """Return the matching name of `available`, or None."""
         names = set(available)
         if self.text in names:
             return self.text
@@ -35,13 +35,13 @@ class Name:
 
 
 def parse_name(text: str) -> Name:
-    """Read a column name: `"As it is"` exactly, anything else (also with spaces) as typed."""
+    """Read a column name: exact in double quotes, otherwise as typed, also with spaces."""
     match = re.fullmatch(r'"((?:[^"]|"")+)"', text)
     return Name(match[1].replace('""', '"'), True) if match else Name(text, False)
 
 
 def parse_table(text: str) -> tuple[Name | None, Name]:
-    """Read `table`, `schema.table` or the same in double quotes; the schema is None when it is left out."""
+    """Read `table`, `schema.table` or the same in double quotes; the schema is None if it is omitted."""
     parts: list[Name] = []
     position = 0
     while match := _IDENTIFIER.match(text, position):
@@ -62,7 +62,7 @@ def parse_table(text: str) -> tuple[Name | None, Name]:
 
 @dataclass(frozen=True, slots=True)
 class AdoptionSpec:
-    """The options of `llmqueue init`; None or empty where an option was not given.
+    """The options of `llmqueue init`; None or empty if an option is not given.
 
     Raises:
         UsageError: an unknown name in `columns` or `words`, or options that contradict each other.
@@ -92,13 +92,13 @@ class AdoptionSpec:
 
     @property
     def names_a_table(self) -> bool:
-        """Whether an option speaks of a table that must be there: then none is created."""
+        """Whether an option refers to an existing table, so that none is created."""
         four = (self.id_column, self.prompt_column, self.answer_column, self.status_column)
         given = (self.table, *four, self.queued_value, self.done_value)
         return any(value is not None for value in given) or bool(self.columns or self.words or self.own_status)
 
     def word(self, status: str) -> str:
-        """Return the value that stands for one of our words in their status column."""
+        """Return the value of one of our status words in the owner's status column."""
         option = {QUEUED: self.queued_value, DONE: self.done_value}.get(status)
         return option if option is not None else self.words.get(status, status)
 
@@ -160,7 +160,7 @@ def _check_words(spec: AdoptionSpec) -> None:
         if spec.own_status and status not in {QUEUED, DONE}:
             msg = (
                 f"--word {status}={value}: with --own-status llmqueue writes its own words into its own column. "
-                "Leave it out; --queued-value and --done-value are the words of yours."
+                "Leave it out; --queued-value and --done-value are the values of your column."
             )
             raise UsageError(msg)
     if spec.own_status:

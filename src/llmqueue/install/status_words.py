@@ -1,4 +1,4 @@
-"""Whether the status column takes the words that llmqueue writes: asked of the database, CHECK by CHECK."""
+"""Checks whether the status column accepts the words that llmqueue writes, by asking the database for each CHECK."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llmqueue.install.table import Check, Column, Connection, Table
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What will be written: by our status, or with --own-status by the option that names it."""
+    """The values that llmqueue will write, by our status, or with --own-status by option."""
 
     by_name: dict[str, str]
     own_status: bool
 
     @property
     def remedy(self) -> str:
-        """What to do when some are refused."""
+        """The remedy if the column refuses a value."""
         if self.own_status:
             return "Name values that it takes with --queued-value and --done-value."
         return (
@@ -32,7 +32,7 @@ class Values:
 def check_words(
     conn: Connection, table: Table, status: Column, values: Values, problems: list[str], warnings: list[str]
 ) -> None:
-    """Add to `problems` what the column would refuse, and to `warnings` what cannot be told."""
+    """Add values that the column would refuse to `problems`, and CHECKs that cannot be tested to `warnings`."""
     refused = {name: value for name, value in values.by_name.items() if not _fits_type(conn, status, value)}
     if refused:
         problems.append(f"{_type_refusal(status, refused)} {values.remedy}")
@@ -60,7 +60,7 @@ def _type_refusal(status: Column, refused: dict[str, str]) -> str:
 
 
 def _fits_type(conn: Connection, column: Column, value: str) -> bool:
-    """Whether a value survives the cast: an enum refuses what is no label, a varchar(n) would cut it short."""
+    """Return whether a value survives the cast: an enum accepts only its labels, a varchar(n) truncates."""
     if column.length is not None and len(value) > column.length:
         return False
     try:
@@ -77,7 +77,7 @@ def _check_constraint(
     if status.name not in check.columns:
         return
     unclear = (
-        f'constraint "{check.name}" {check.definition} is about "{status.name}" and more: see that it takes '
+        f'constraint "{check.name}" {check.definition} is about "{status.name}" and more: make sure that it accepts '
         f"{', '.join(repr(value) for value in values.by_name.values())}."
     )
     if check.columns != [status.name]:
@@ -97,7 +97,7 @@ def _check_constraint(
 
 
 def _admits(conn: Connection, check: Check, status: Column, value: str) -> bool:
-    """Whether a CHECK over the one column takes a value: its expression, over one row of that value."""
+    """Return whether a CHECK over one column accepts a value, by evaluating it over a row with that value."""
     with conn.transaction(force_rollback=True):
         row = conn.execute(
             sql.SQL("select coalesce(({}), true) from (values (cast({} as {}))) as v({})").format(

@@ -1,15 +1,15 @@
-"""The steps of `init`: SQL text that runs as it is printed, here or through psql."""
+"""The steps of `init`: SQL text that `init` runs exactly as it prints it for psql."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-# Somebody who waits for ACCESS EXCLUSIVE holds up everybody behind: never for longer than this at a time.
+# A session that waits for ACCESS EXCLUSIVE blocks all later ones, so it waits no longer than this at a time.
 LOCK_TIMEOUT_MS: Final = 80
 LONGEST_LOCK_TIMEOUT_MS: Final = 200
 
-# What the session is told before the first step: the names that the catalog prints depend on the search path.
+# Settings of the session before the first step. The catalog prints names that depend on the search path.
 SESSION: Final = (
     "set search_path = pg_catalog, pg_temp",
     "set statement_timeout = 0",
@@ -22,7 +22,7 @@ SESSION: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: its statements commit together, or each by itself where the server asks for that."""
+    """One step. Its statements commit together, or each by itself if the server requires it."""
 
     key: str
     title: str
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `init` would do: nothing when there are no steps."""
+    """The plan of `init`; without steps there is nothing to change."""
 
     table: str
     steps: tuple[Step, ...]
@@ -53,8 +53,8 @@ class Plan:
         if not self.steps:
             return "\n".join([*lines, "-- Nothing to change.", ""])
         lines += [
-            "-- A statement that ends with 'canceling statement due to lock timeout' met a long transaction: nothing",
-            "-- of its step was kept. `llmqueue init` tries again by itself; in psql, ask --dry-run for the rest.",
+            "-- A statement that ends with 'canceling statement due to lock timeout' met a long transaction:",
+            "-- its step was rolled back. `llmqueue init` retries by itself; --dry-run prints the remaining steps.",
             "\\set ON_ERROR_STOP on",
             *(f"{statement};" for statement in SESSION),
             "",

@@ -1,4 +1,4 @@
-"""What the existing table looks like, read from the catalog."""
+"""The existing table, as the catalog describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORDINARY: Final = "r"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `base_type` looks through domains and has no length."""
+    """A column; `base_type` is the type below any domains, without a length."""
 
     name: str
     type: str
@@ -27,7 +27,7 @@ class Column:
     is_not_null: bool
     is_generated: bool
     default: str | None
-    labels: tuple[str, ...]  # of an enum
+    labels: tuple[str, ...]  # the labels of an enum
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -45,7 +45,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index by its name; invalid when its build was interrupted."""
+    """An index; it is invalid if its build was interrupted."""
 
     name: str
     table_oid: int
@@ -54,7 +54,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """The row of pg_class, and what this session may do with it."""
+    """The row of pg_class, and the rights of this session on the table."""
 
     oid: int
     schema: str
@@ -73,11 +73,11 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Everything that the checks and the plan need to know about the user's table."""
+    """All that the checks and the plan need to know about the user's table."""
 
     relation: Relation
     columns: dict[str, Column]
-    unique_columns: frozenset[str]  # not null, and unique by themselves
+    unique_columns: frozenset[str]  # NOT NULL columns, each with a unique index of its own
     primary_key: tuple[str, ...]
     checks: tuple[Check, ...]
     has_trigger: bool
@@ -160,7 +160,7 @@ _INDEXES: Final = """
 
 
 def read_table(conn: Connection, schema: str, name: str) -> Table | None:
-    """Return what is known of a table, view or the like; None when there is nothing of that name."""
+    """Return the description of a table, view or similar relation; None if none has that name."""
     with conn.cursor(row_factory=class_row(Relation)) as cursor:
         relation = cursor.execute(_RELATION, (schema, name)).fetchone()
     if relation is None:
@@ -183,7 +183,7 @@ def read_table(conn: Connection, schema: str, name: str) -> Table | None:
 
 
 def read_indexes(conn: Connection, schema: str, names: Sequence[str]) -> dict[str, Index]:
-    """Return those of the named indexes that are there, valid or not."""
+    """Return the named indexes that exist, valid or not."""
     with conn.cursor(row_factory=class_row(Index)) as cursor:
         return {index.name: index for index in cursor.execute(_INDEXES, (schema, list(names)))}
 
@@ -199,7 +199,7 @@ def table_names(conn: Connection, schema: str) -> list[str]:
 
 
 def schema_names(conn: Connection) -> list[str]:
-    """Return all schemas but the system's and ours."""
+    """Return all schemas except the system's and llmqueue's."""
     rows = conn.execute(
         r"select nspname::text from pg_namespace where nspname !~ '^pg_' "
         "and nspname not in ('information_schema', 'llmqueue', 'llmqueue_internal') order by nspname"

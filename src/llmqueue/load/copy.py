@@ -1,8 +1,8 @@
 """Inserts tasks into the user's table by COPY, in batches that are committed one by one.
 
-A batch that raises is halved down to the row that does it, so an owner's trigger, a CHECK or a foreign key names one
-line and keeps the others. After any interruption the lines up to `Added.last_line` have been dealt with, and none
-behind it has.
+A batch that fails is halved until the failing row is found, so an error of an owner's trigger, a CHECK or a foreign key
+names one line, and the other lines are inserted. After any interruption the lines up to `Added.last_line` are
+processed, and none after it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
     from llmqueue.db.mapping import Mapping
 
-# Large enough that commits do not matter (5,000 rows take 50 ms), small enough to hold in memory with long prompts.
+# Large enough that the cost of commits does not matter (5,000 rows take 50 ms), small enough for memory.
 BATCH_ROWS = 5000
 BATCH_CHARACTERS = 16_000_000
 
-# When this many rows have been tried one by one and none could be written, it is the table, not the rows.
+# If none of this many rows can be written one by one, the table is at fault and not the rows.
 HOPELESS_AFTER = 100
 
-# Classes of SQLSTATE that are not about the row: what llmqueue_internal.is_row_fault() says in SQL.
+# Classes of SQLSTATE that no single row causes, the same as in llmqueue_internal.is_row_fault().
 NOT_THE_ROW = frozenset({"08", "25", "28", "40", "42", "53", "55", "57", "58", "F0", "XX", "LQ"})
 
 
 @dataclass(slots=True)
 class Added:
-    """What has been done so far; everything counted here is committed."""
+    """The progress so far; everything counted here is committed."""
 
     rows: int = 0
     bad: int = 0
@@ -46,8 +46,9 @@ class Added:
 
 @dataclass(slots=True)
 class Producer:
-    """Writes rows into the table of `mapping`; `on_bad` is called for every line that was
-    not inserted, `on_batch` after every commit.
+    """Writes rows into the table of `mapping`.
+
+    Calls `on_bad` for every line that is not inserted, and `on_batch` after every commit.
     """
 
     conn: psycopg.Connection[TupleRow]
@@ -58,7 +59,7 @@ class Producer:
     _failures: list[str] = field(default_factory=list)
 
     def add(self, lines: Iterable[Row | BadLine]) -> Added:
-        """Inserts all rows. Raises Failure when no row at all can be written; what is in by then stays in."""
+        """Inserts all rows. Raises Failure if no row at all can be written; committed rows stay."""
         batch: list[Row] = []
         size = 0
         line = 0
@@ -85,7 +86,7 @@ class Producer:
             self.on_batch(self.added)
 
     def _without_known_ids(self, batch: list[Row]) -> list[Row]:
-        """Takes out rows whose id is there already, in the table or the batch: a file added twice is quick."""
+        """Removes rows whose id exists already, in the table or the batch, so that adding a file twice is fast."""
         given = [row for row in batch if "id" in row.cells]
         if not given:
             return batch
@@ -95,14 +96,14 @@ class Producer:
                 "join llmqueue.task t on t.id = (p.given::llmqueue.task_id)",
                 [[row.cells["id"] for row in given]],
             ).fetchall()
-        except psycopg.DataError:  # one of them is no key at all: found row by row
+        except psycopg.DataError:  # one id is no valid key: it is found row by row
             return batch
         known = {str(key) for (key,) in found}
         new: list[Row] = []
         for row in batch:
             key = row.cells.get("id")
             if key is not None and key in known:
-                self._bad(BadLine(row.line, f'the id "{key}" is there already'))
+                self._bad(BadLine(row.line, f'the id "{key}" exists already'))
                 continue
             if key is not None:
                 known.add(key)
@@ -112,12 +113,12 @@ class Producer:
     def _write(self, rows: list[Row]) -> None:
         try:
             with self.conn.transaction():
-                # COPY has one list of columns, and a column that is left out gets its default: a COPY for each shape.
+                # One COPY per set of columns: COPY has one list of columns, and omitted columns get their defaults.
                 by_shape = sorted(rows, key=_shape)
                 for columns, group in groupby(by_shape, key=_shape):
                     self._copy(columns, group)
         except psycopg.Error as error:
-            if not is_fault_of_row(error):
+            if not is_row_fault(error):
                 raise
             if len(rows) == 1:
                 self._refused(rows[0], error)
@@ -165,13 +166,13 @@ def _shape(row: Row) -> tuple[str, ...]:
     return tuple(row.cells)
 
 
-def is_fault_of_row(error: psycopg.Error) -> bool:
-    """Whether an error is about the row that was written (a trigger, a CHECK, a value), not about everything."""
+def is_row_fault(error: psycopg.Error) -> bool:
+    """Returns whether the written row caused the error (a trigger, a CHECK, a value), and not the database."""
     return error.sqlstate is not None and error.sqlstate[:2] not in NOT_THE_ROW
 
 
 def key_has_default(conn: psycopg.Connection[TupleRow], mapping: Mapping) -> bool:
-    """Whether the table makes keys by itself (a default or an identity column)."""
+    """Returns whether the table generates keys (by a default or an identity column)."""
     row = conn.execute(
         """
         select a.atthasdef or a.attidentity <> ''

@@ -1,7 +1,7 @@
-"""Reads tasks from JSON lines or CSV: one `Row` or `BadLine` per line, never more than one line in memory.
+"""Reads tasks from JSON lines or CSV: one `Row` or `BadLine` per line, with one line in memory at a time.
 
-A JSON line is a prompt ("…") or an object with the key "prompt" and any of the other FIELDS; a CSV file has them in its
-head. Lines end at \\n and nowhere else: U+2028 and its kind are text.
+A JSON line is a prompt ("…") or an object with the key "prompt" and any of the other FIELDS; the head of a CSV file
+names them. Only \\n ends a line: U+2028 and similar characters are text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmqueue.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Our names of the columns that a line may fill.
+# The columns that a line may fill, by our names.
 FIELDS = ("id", "prompt", "model", "priority", "user_id", "params", "run_at", "deadline_at", "max_attempts")
 
 Format = Literal["jsonl", "csv"]
@@ -28,7 +28,7 @@ csv.field_size_limit(2**31 - 1)  # prompts are longer than the 131,072 character
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A task to insert: for each field that is there its value, as text that Postgres reads."""
+    """A task to insert: the given fields and their values, as text that Postgres can read."""
 
     line: int
     cells: Cells
@@ -36,26 +36,26 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no task, and why."""
+    """A line that is no valid task, and the reason."""
 
     line: int
     reason: str
 
 
 class _Bad(ValueError):
-    """Why a value or a line cannot be taken."""
+    """The reason why a value or a line is rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What lines are read against: defaults for fields that a line lacks, and the prompt column's type."""
+    """Reads lines, given defaults for missing fields and the type of the prompt column."""
 
     defaults: Cells
     prompt_is_json: bool
     needs_id: bool = False
 
     def read(self, file: IO[bytes], format_: Format) -> Iterator[Row | BadLine]:
-        """Yields what each line holds, in order; raises UsageError for a CSV head that makes no sense."""
+        """Yields the row or the error of each line, in order; raises UsageError for an invalid CSV head."""
         return self._read_csv(file) if format_ == "csv" else self._read_jsonl(file)
 
     def _read_jsonl(self, file: IO[bytes]) -> Iterator[Row | BadLine]:
@@ -94,7 +94,7 @@ class Reader:
                 yield BadLine(number, str(bad))
 
     def _from_csv(self, cells: Cells) -> dict[str, object]:
-        """The values that the same line would have in JSON."""
+        """Returns the values that the same line would have in JSON."""
         values: dict[str, object] = dict(cells)
         for name in ("priority", "max_attempts"):
             if name in cells:
@@ -125,7 +125,7 @@ class Reader:
 
 
 def sniff(first_line: bytes) -> Format:
-    """Guesses the format from the first line: what parses as JSON is JSON, but `"prompt"` alone is a CSV head."""
+    """Guesses the format from the first line: valid JSON is JSON, but `"prompt"` alone is a CSV head."""
     text = first_line.removeprefix(b"\xef\xbb\xbf").strip()
     if text.startswith((b"{", b"[")):
         return "jsonl"
@@ -137,7 +137,7 @@ def sniff(first_line: bytes) -> Format:
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:
-    # A byte that is no UTF-8 becomes a lone surrogate, found later in its own record.
+    # A byte that is not UTF-8 becomes a lone surrogate, which is reported later for its own record.
     for number, line in enumerate(file):
         text = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         yield text.decode(errors="surrogateescape")
@@ -221,7 +221,7 @@ def _json_text(name: str, value: object) -> str:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every text in a JSON value, keys too."""
+    """Yields every text in a JSON value, including keys."""
     pending = [value]
     while pending:
         item = pending.pop()

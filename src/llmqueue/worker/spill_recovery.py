@@ -93,7 +93,7 @@ class SpillRecovery:
             fields = {"lines": inheritance.damaged, "is_torn": inheritance.is_torn}
             logger().warning(Event.SPILL_DAMAGED, file=str(path), **fields)
         worker = str(inheritance.spill.worker)
-        logger().warning(Event.SPILL_INHERITED, file=str(path), of_worker=worker, ends=len(inheritance.left))
+        logger().warning(Event.SPILL_RECOVERED, file=str(path), of_worker=worker, ends=len(inheritance.left))
         pending, answers = PendingSettlements(), SpilledAnswers(inheritance.spill)
         for left in inheritance.left:
             pending.put_left(left)
