@@ -358,7 +358,7 @@ def test_no_time_is_named_while_a_model_is_in_cooldown_or_its_day_is_used(one: Q
     key = add(one)
     one.claim()
     day = said(one, key)
-    close(one, 60)
+    start_cooldown(one, 60)
     closed = said(one, key)
 
     assert "used up for today" in day[0]
