@@ -24,11 +24,11 @@ LONGEST_FILE = 400
 
 # Where a broad `except` is meant: file, function, what is caught -> why.
 BROAD_EXCEPTS = {
-    ("executor.py", "_decide", "Exception"): "an adapter's bug is one attempt's end, not the worker's",
+    ("worker/executor.py", "_decide", "Exception"): "an adapter's bug is one attempt's end, not the worker's",
     ("backend/load.py", "load_backend", "Exception"): "whatever somebody's factory raises becomes one line",
-    ("health.py", "probe", "Exception"): "an adapter's bug is the reason that is shown, not the end of the worker",
-    ("flusher.py", "_flush", "BaseException"): "cancelled: the batch goes back to the queue, and the error goes on",
-    ("flusher.py", "_tell_meanwhile", "Exception"): "a callback of the loop's: run() raises it",
+    ("backend/health.py", "probe", "Exception"): "an adapter's bug is shown as the reason, and does not end the worker",
+    ("worker/flusher.py", "_flush", "BaseException"): "cancelled: its ends go back to the queue, and the error goes on",
+    ("worker/flusher.py", "_tell_meanwhile", "Exception"): "a callback of the loop's: run() raises it",
     ("cli/__init__.py", "main", "Exception"): "the driver's errors become one line, all others go on",
     ("cli/add.py", "add", "BaseException"): "says how much is in, also on Ctrl-C, and the error goes on",
     ("cli/status.py", "_looks", "Exception"): "a lost connection is shown while it lasts, all others go on",
