@@ -44,7 +44,7 @@ These depend on your table, so `llmqueue init` generates them from the mapping
 | `llmqueue_internal.status_word(text)` | our status → the value in the status column |
 | `llmqueue_internal.answer_value(text)` | text → the type of the answer column; raises if the answer does not fit |
 | `llmqueue_internal.mark_done(task_id[])` | with `--own-status`: writes the done value into your status column |
-| `llmqueue_internal.mark_queued(task_id[])` | with `--own-status`: resets your status column or the answer at a restart |
+| `llmqueue_internal.mark_queued(task_id[])` | with `--own-status`: a restart resets your status column or the answer |
 | `llmqueue_internal.user_key(anyelement)` | user_id → text, '' without one |
 | `llmqueue_internal.wake_up()` | the trigger's function: NOTIFY if a worker is idle or a task is hot; never raises |
 | `llmqueue_ready`, `_oldest`, `_delayed`, `_deadline`, `_failed` | partial indexes on your table, in its schema |

@@ -30,7 +30,7 @@ def refused(grant: Grant, refusal: str = "quota", pause_s: float | None = None) 
 
 @dataclass
 class Flow:
-    """Runs one worker of a queue. `latency_s` gives the duration of a call, inf: for ever. Times are since the start."""
+    """Runs one worker of a queue. `latency_s` is the duration of a call (inf: for ever). Times are since the start."""
 
     queue: Queue
     latency_s: Callable[[Grant], float] = lambda _: math.inf
