@@ -49,7 +49,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def start(out_path: Path, *arguments: str, env: Mapping[str, str]) -> Process:
-    """Starts a process. Its LLMQUEUE_HOME is the folder `home` beside its output, unless `env` has another."""
+    """Starts a process. Its LLMQUEUE_HOME is the folder `home` beside its output, unless `env` names another."""
     env = {"LLMQUEUE_HOME": str(out_path.parent / "home")} | dict(env)
     with out_path.open("wb") as out:
         popen = subprocess.Popen(

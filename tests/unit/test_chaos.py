@@ -62,7 +62,7 @@ def test_a_run_without_a_fault_and_with_all_answers_is_clean() -> None:
         ([task(status="failed")], [attempt(outcome="buried")], [call()], "answered wrongly"),
         ([task()], [attempt(1), attempt(2, at=T0 + 5)], [call()], "recorded answers"),
         ([task()], [attempt()], [call(1), call(2, at=T0 + 3)], "called too often"),
-        ([task(status="failed", answer=None)], [attempt(outcome="retried")], [call()], "is dead"),
+        ([task(status="failed", answer=None)], [attempt(outcome="retried")], [call()], "is a dead letter"),
         ([task()], [attempt(outcome="lost"), attempt(2, at=T0 + 5)], [call()], "without a fault"),
         ([task()], [attempt(), attempt(2, outcome=None, ended_at=None)], [call()], "still open"),
         ([task()], [attempt()], [call(), call(2, task=99)], "keys of no task"),

@@ -87,7 +87,7 @@ def test_two_demos_in_one_folder_are_refused(tmp_path: Path):
 
     with (
         stage.only_one(home),
-        pytest.raises(UsageError, match="another llmqueue demo is at work"),
+        pytest.raises(UsageError, match="another llmqueue demo is running"),
         stage.only_one(home),
     ):
         pass
