@@ -276,7 +276,10 @@ CLOCK_ATTACKS = (
 
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_may_name_or_replace_the_clock(granted: str, role: str) -> None:
-    query = "select pg_get_functiondef(oid) from pg_proc where pronamespace = 'llmqueue_internal'::regnamespace order by oid"
+    query = """
+        select pg_get_functiondef(oid) from pg_proc
+         where pronamespace = 'llmqueue_internal'::regnamespace order by oid
+    """
     before = rows(granted, query)
 
     with member(granted, role) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
