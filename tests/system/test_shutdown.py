@@ -90,7 +90,7 @@ def held(dsn: str, statement: str) -> Iterator[psycopg.Connection[Any]]:
 def wait_until_waiting(conn: psycopg.Connection[Any], function: str) -> None:
     query = (
         "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
-        f"and query like '%llmqueue.worker_{function}(%'"
+        f"and query like '%llmqueue.{function}(%'"
     )
     eventually(lambda: count(conn, query) > 0)
 
