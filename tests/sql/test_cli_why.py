@@ -15,7 +15,7 @@ from llmqueue.cli.model_reasons import sentences
 from llmqueue.cli.reasons import Why
 from tests.support.cli import run_cli
 from tests.support.sql import T0, Queue
-from tests.support.why import EARLIER, add
+from tests.support.why import EARLIER, add, start_cooldown
 
 WHY = """
     select %(key)s::text as key, w.state, w.reason, to_jsonb(w.until_at) #>> '{}' as until_at, w.model, w.detail,
