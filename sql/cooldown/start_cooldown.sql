@@ -14,7 +14,7 @@ create or replace function llmqueue_internal.start_cooldown(
     p_now timestamptz)
 returns timestamptz language plpgsql volatile as $$
 declare
-    v_year_s constant double precision := 31536000;
+    v_year_s constant double precision := 31536000::double precision;
     v_most_counted constant integer := 10000;
     v_state llmqueue.model_state;
     v_is_news boolean;

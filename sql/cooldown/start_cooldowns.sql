@@ -9,7 +9,7 @@ create or replace function llmqueue_internal.start_cooldowns(p_worker uuid, p_it
 returns jsonb language plpgsql volatile as $$
 declare
     v_poison constant integer := 3;   -- refusals
-    v_day_s constant double precision := 86400;
+    v_day_s constant double precision := 86400::double precision;
     v_item record;
     v_until timestamptz;
     v_cooldowns jsonb := '{}'::jsonb;

@@ -8,8 +8,8 @@
 create or replace function llmqueue_internal.calibrate()
 returns integer language plpgsql volatile as $$
 declare
-    v_least constant double precision := 0.25;
-    v_most constant double precision := 4;
+    v_least constant double precision := 0.25::double precision;
+    v_most constant double precision := 4::double precision;
     v_models integer;
 begin
     if not exists (select from llmqueue.model_config c where coalesce(c.tpm, c.tpd, c.output_tpm) is not null)

@@ -8,7 +8,7 @@ create or replace function llmqueue_internal.prune_ledger()
 returns integer language plpgsql volatile as $$
 declare
     v_cell_s constant double precision := llmqueue_internal.cell_s();
-    v_cells_a_minute constant bigint := 240;
+    v_cells_a_minute constant bigint := 240::bigint;
     v_full constant integer := llmqueue_internal.ledger_full();
     v_cell constant bigint := llmqueue_internal.cell_of(llmqueue_internal.clock());
     v_before bigint;

@@ -11,7 +11,8 @@ returns integer language plpgsql volatile as $$
 declare
     v_free_retries constant integer := 20;
     v_max_attempts constant integer := 5;   -- of a task that names none
-    v_year_s constant double precision := 31536000;   -- a Retry-After of 1e18 s must not overflow a timestamp
+    -- a Retry-After of 1e18 s must not overflow a timestamp
+    v_year_s constant double precision := 31536000::double precision;
     v_applied integer;
     v_unsent bigint[];
     v_answered bigint[];   -- probes that were answered: the cooldowns of their models end

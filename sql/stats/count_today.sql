@@ -9,7 +9,7 @@ create or replace function llmqueue_internal.count_today(
     p_model text, p_timezone text, p_now timestamptz, out calls bigint, out tokens bigint)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_cells_a_minute constant bigint := 240;
+    v_cells_a_minute constant bigint := 240::bigint;
     v_minute constant bigint
         := floor(extract(epoch from llmqueue_internal.day_start(p_timezone, p_now)) / 60)::bigint;
     v_full constant integer := llmqueue_internal.ledger_full();
