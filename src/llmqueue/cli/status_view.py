@@ -66,7 +66,7 @@ class Snapshot:
     backlog: list[Waiting]
     models: list[ModelStatus]
     workers: list[Worker]
-    quarantine: Quarantine
+    quarantined: Quarantine
     notes: list[str]
 
 
