@@ -26,8 +26,12 @@ LONGEST_FILE = 400
 BROAD_EXCEPTS = {
     ("worker/executor.py", "_decide", "Exception"): "an adapter's bug is one attempt's end, not the worker's",
     ("backend/load.py", "load_backend", "Exception"): "whatever somebody's factory raises becomes one line",
-    ("backend/health.py", "probe", "Exception"): "an adapter's bug is the reason that is shown, not the end of the worker",
-    ("worker/flusher.py", "_flush", "BaseException"): "cancelled: the batch goes back to the queue, and the error goes on",
+    (
+        "backend/health.py",
+        "probe",
+        "Exception",
+    ): "an adapter's bug is the reason that is shown, not the end of the worker",
+    ("worker/flusher.py", "_flush", "BaseException"): "cancelled: the batch goes back to the queue",
     ("worker/flusher.py", "_tell_meanwhile", "Exception"): "a callback of the loop's: run() raises it",
     ("cli/__init__.py", "main", "Exception"): "the driver's errors become one line, all others go on",
     ("cli/add.py", "add", "BaseException"): "says how much is in, also on Ctrl-C, and the error goes on",
