@@ -31,15 +31,7 @@ BROAD_EXCEPTS = {
         "probe",
         "Exception",
     ): "an adapter's bug is the reason that is shown, not the end of the worker",
-<<<<<<< HEAD
-    (
-        "worker/flusher.py",
-        "_flush",
-        "BaseException",
-    ): "cancelled: the batch goes back to the queue, and the error goes on",
-=======
     ("worker/flusher.py", "_flush", "BaseException"): "cancelled: the batch goes back to the queue",
->>>>>>> w-py
     ("worker/flusher.py", "_tell_meanwhile", "Exception"): "a callback of the loop's: run() raises it",
     ("cli/__init__.py", "main", "Exception"): "the driver's errors become one line, all others go on",
     ("cli/add.py", "add", "BaseException"): "says how much is in, also on Ctrl-C, and the error goes on",
