@@ -31,7 +31,7 @@ def test_init_adopts_and_says_each_step(database: str, tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("warning: COPY without a column list")
+    assert lines[0].startswith("warning: the new columns affect COPY without a column list")
     assert lines[1].startswith("[1/")
     assert lines[-1] == "done: public.tasks is adopted"
     assert value(database, "select columns ->> 'user_id' from llmqueue.mapping") == "origin"

@@ -104,8 +104,8 @@ def test_another_table_than_the_adopted_one_is_refused_with_the_way_out(installe
 
     assert str(refusal.value) == (
         "llmqueue has adopted public.tasks in this database, and these options differ: --table public.jobs; "
-        "--word running=in_progress (now running). A database has one tasks table. To start anew, which forgets limits "
-        "and the attempt log but leaves the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
+        "--word running=in_progress (now running). A database has one tasks table. To start again, which deletes limits "
+        "and the attempt log but keeps the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
     )
 
 
@@ -119,7 +119,7 @@ def test_renamed_table_is_refused_with_the_way_out(installed: str) -> None:
     run(installed, "alter table public.tasks rename to jobs")
 
     with pytest.raises(
-        AdoptionRefused, match=r"^cannot adopt public.tasks: the adopted table is gone or renamed\. Put it"
+        AdoptionRefused, match=r"^cannot adopt public.tasks: the adopted table was dropped or renamed\. Restore it"
     ):
         adopt(installed)
 
@@ -154,10 +154,10 @@ def test_a_view_of_the_owners_on_ours_is_not_dropped_by_an_upgrade(installed: st
         adopt(installed)
 
     assert str(refusal.value) == (
-        "generate the view llmqueue.task and the functions that speak of your table "
+        "generate the view llmqueue.task and the functions that access your table "
         "(drop view if exists llmqueue.task): the database says: cannot drop view llmqueue.task because other objects "
         "depend on it: view public.mine depends on view llmqueue.task. "
-        "Nothing of this step was kept; run init again once the reason is gone."
+        "This step was rolled back; remove the cause, then run init again."
     )
     assert value(installed, "select count(*) from public.mine") == 0
     run(installed, "drop view public.mine")

@@ -128,8 +128,8 @@ def test_warnings_name_what_new_columns_break_elsewhere(database: str) -> None:
         ),
         "the table's row type is the type of columns in public.history: their values gain the new fields.",
         (
-            "row level security is enabled: llmqueue works with the owner's rights, who sees all rows; "
-            "a role that reads llmqueue.task sees them too."
+            "row level security is enabled: llmqueue has the rights of the owner, who sees all rows; "
+            "a role that reads llmqueue.task sees all rows too."
         ),
     )
     script = plan(database, AdoptionSpec()).script()

@@ -167,7 +167,7 @@ REFUSALS: dict[str, tuple[str, dict[str, object], str]] = {
         f"create table tasks (id int primary key, {REST}, started timestamptz not null)",
         {"columns": {"started_at": "started"}},
         (
-            'column "started" is NOT NULL, and started_at is null for most of a task\'s life. '
+            'column "started" is NOT NULL, and started_at is null most of the time. '
             "Give ours another name with --column started_at=llmqueue_started_at."
         ),
     ),
