@@ -104,8 +104,8 @@ def test_another_table_than_the_adopted_one_is_refused_with_the_way_out(installe
 
     assert str(refusal.value) == (
         "llmqueue has adopted public.tasks in this database, and these options differ: --table public.jobs; "
-        "--word running=in_progress (now running). A database has one tasks table. To start again, which deletes limits "
-        "and the attempt log but keeps the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
+        "--word running=in_progress (now running). A database has one tasks table. To start again, which deletes "
+        "limits and the attempt log but keeps the tasks as they are: drop schema llmqueue, llmqueue_internal cascade;"
     )
 
 
