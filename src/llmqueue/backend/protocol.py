@@ -23,7 +23,7 @@ class Backend(Protocol):
     """An adapter; one instance serves all calls of a worker at once."""
 
     async def call(self, call: Call) -> Reply:
-        """Sends one prompt and returns how it ended; raises only what is a bug.
+        """Sends one prompt and returns how it ended. Only a bug of the adapter raises.
 
         It must send through `llmqueue.backend.http.client()`, or call `llmqueue.backend.sending.send_now()` itself
         right before the first byte, with the connection in hand: that is where a late grant is stopped.

@@ -1,6 +1,6 @@
 """When a backend that refused a call wants the next one: from its headers, or from the error in its body.
 
-Whatever cannot be read counts as not said. Nothing here raises.
+A header that cannot be read is ignored. Nothing here raises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`llmqueue add`: insert tasks from a file or stdin. The work is done in producer.py and intake.py."""
+"""`llmqueue add`: insert tasks from a file or stdin. The work is done in load/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llmqueue doctor`: is everything as a worker needs it? Reads only; the checks are in llmqueue/doctor.py."""
+"""`llmqueue doctor`: is everything as a worker needs it? Reads only; the checks are in checks.py."""
 
 from __future__ import annotations
 

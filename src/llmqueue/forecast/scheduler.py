@@ -1,4 +1,4 @@
-"""The door to the SQL functions, as store.py is for a real worker, but with the clock in our hand."""
+"""Calls the SQL functions, as store.py does for a real worker, with the simulated clock."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """An end that a former worker left, without its answer, and where that is; `ended_at` as in Record."""
+    """An end that a former worker left, without its answer, and where that is; `ended_at` as in codec.Record."""
 
     place: Place
     settlement: Settlement

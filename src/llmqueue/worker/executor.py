@@ -202,7 +202,7 @@ class Executor:
         """
         async with self._topping_up:
             if time.monotonic() > grant.send_before:
-                return True  # too late anyway, and that is what it is called
+                return True  # it is too late anyway, and ends as an expired grant
             try:
                 return await self._top_up(grant.task.fence, need)
             except LlmqueueError:
