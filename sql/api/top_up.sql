@@ -2,7 +2,7 @@
 --   itself.
 -- Returns: true if the attempt is charged for p_input tokens now; false if the limits do not allow it, or the attempt
 --   is not this worker's to send: the worker gives the task back.
--- Locks: the model's advisory lock, waited for 200 ms at the most; then the attempt's row.
+-- Locks: the attempt's row; then the model's advisory lock, waited for 200 ms at the most.
 -- Why: the estimate by bytes is too low for prompts of digits, code or Chinese. The difference is charged in the
 --   current cell, before the first byte is sent. The attempt keeps p_input, so that the next claim of the task charges
 --   it at once.
