@@ -12,7 +12,7 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from llmqueue import embedded
+from llmqueue.embedded import server as embedded
 from llmqueue.install.adopt import AdoptionSpec, install
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-BASE: Final = "92085b72fa696eebae722b40b73d592c07ff614d"
+BASE: Final = "b8c6d88c2f46f7623ce4025da4894a3e1fe382e5"
 LONGEST: Final = 72
 
 

@@ -16,8 +16,8 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from bench.limits.discrete import AWAKE_S, BEGIN_S, SEND_S, STORE_S, WAY_S, Arrive, Process, processes_of, relative
-from llmqueue import embedded
 from llmqueue.db.connect import connect
+from llmqueue.embedded import server as embedded
 from llmqueue.forecast.scheduler import SqlScheduler
 from llmqueue.forecast.stage import APPLICATION, start_server, temporary_database
 from llmqueue.forecast.timeline import Timeline

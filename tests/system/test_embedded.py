@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import embedded
 from llmqueue.embedded import binaries, reaper
+from llmqueue.embedded import server as embedded
 from llmqueue.errors import UsageError
 from tests.support.eventually import eventually
 
@@ -27,7 +27,7 @@ USER = """
 import signal, sys
 from pathlib import Path
 import psycopg
-from llmqueue import embedded
+from llmqueue.embedded import server as embedded
 # a suite that runs in the background of a shell inherits an ignored SIGINT, and then there is no Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 dsn = embedded.start(Path(sys.argv[1]))

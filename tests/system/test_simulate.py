@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmqueue import embedded
 from llmqueue.embedded import reaper
+from llmqueue.embedded import server as embedded
 from tests.support.cli import Result, run_cli
 from tests.support.sql import Queue
 

@@ -15,7 +15,7 @@ import anyio
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from llmqueue import embedded
+from llmqueue.embedded import server as embedded
 from llmqueue.errors import (
     BY_SQLSTATE,
     DatabaseRefused,

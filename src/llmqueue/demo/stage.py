@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from llmqueue import embedded
 from llmqueue.db.connect import connect
 from llmqueue.demo import table
+from llmqueue.embedded import server as embedded
 from llmqueue.errors import Failure, UsageError
 from llmqueue.install.adopt import install
 

@@ -1,5 +1,1 @@
-"""The embedded PostgreSQL: a private server under LLMQUEUE_HOME."""
-
-from llmqueue.embedded.server import PROGRAMS, leave, start
-
-__all__ = ["PROGRAMS", "leave", "start"]
+"""The embedded PostgreSQL: a server of its own under LLMQUEUE_HOME. Start at server.py."""

@@ -12,8 +12,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from llmqueue import embedded
 from llmqueue.db.connect import connect
+from llmqueue.embedded import server as embedded
 from llmqueue.errors import DatabaseUnreachable
 from llmqueue.forecast import simulated_clock
 from llmqueue.forecast.scenario import Scenario, affordable
