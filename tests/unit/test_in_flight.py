@@ -109,8 +109,19 @@ def test_ends_that_wait_longer_than_a_flush_hold_their_slots(total: int, most: i
         ended += room
 
     assert ended == len(slots.fences) == total + most
-    slots.settled(end(0), 0.0)
+    slots.settled(Settlement(grant(0, is_hot=True), Complete("42", Usage()), None, None), 0.0)
     assert slots.room() == (Room(1, 0) if total == 1 else Room(0, 1))
+
+
+def test_an_end_from_the_spill_of_another_worker_frees_no_slot_of_ours() -> None:
+    """After a restore a fence may be given out twice: the end of another grant under it is not ours."""
+    slots = filled(2, cold=1, hot=0)
+    theirs = Grant("n", Task(7, 0, 1, 5, 0, None, None), 0.0, 0.0, 60.0)
+
+    slots.settled(Settlement(theirs, Complete("42", Usage()), None, None), 0.0)
+
+    assert list(slots.fences) == [0]
+    assert slots.calls == 1
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 9, 10, 11, 50])

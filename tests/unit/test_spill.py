@@ -453,9 +453,9 @@ def test_a_file_of_another_database_is_left_alone(tmp_path: Path) -> None:
     [
         b"\x00" * 4096,
         b"what is this\n",
-        frame({"llmqueue_spill": 1}),
+        frame({"llmqueue_spill": 2}),
         frame([]),
-        frame({"llmqueue_spill": 1, "worker": "nobody", "database": {"id": "1", "name": "x"}}),
+        frame({"llmqueue_spill": 2, "worker": "nobody", "database": {"id": "1", "name": "x"}}),
     ],
 )
 def test_a_file_with_a_strange_first_line_is_left_alone(tmp_path: Path, first: bytes) -> None:
@@ -470,7 +470,7 @@ def test_a_file_with_a_strange_first_line_is_left_alone(tmp_path: Path, first: b
 
 def test_a_file_of_another_release_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / f"{uuid4()}.jsonl"
-    path.write_bytes(frame({"llmqueue_spill": 2, "worker": "?"}))
+    path.write_bytes(frame({"llmqueue_spill": 1, "worker": "?"}))
 
     with pytest.raises(NotOurs, match="another release"):
         inherit(path, HERE)

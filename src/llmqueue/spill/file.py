@@ -29,7 +29,7 @@ FOLDER = "spill"
 SUFFIX = ".jsonl"
 # Not inherited any more: for a person to look at.
 KEPT = ".kept"
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 1 << 30
 
 

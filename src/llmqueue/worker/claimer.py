@@ -128,14 +128,16 @@ class Claimer:
     async def _claim(self, ask: Ask) -> bool:
         """Returns whether it gave all that was asked for: the next one goes out before those calls begin."""
         await self.release_lost()
+        may_sweep = "sweep" in self._heartbeat.due()  # not if the database went away meanwhile (design I9)
+        maintenance = [step for step in ask.maintenance if step != "sweep" or may_sweep]
         asked_at = time.monotonic()
         with anyio.CancelScope(deadline=self._claim_by, shield=True) as self._claiming:
             claim = await self._store.claim(
-                _shuffled(ask.models), ask.room, ask.maintenance, self._in_flight.calls, self._claim_state
+                _shuffled(ask.models), ask.room, maintenance, self._in_flight.calls, self._claim_state
             )
         if self._claiming.cancelled_caught:
             raise DatabaseSilent("the worker stopped before its claim was answered")
-        self._heartbeat.done(ask.maintenance)
+        self._heartbeat.done(maintenance)
         self._claim_state = claim.claim_state or self._claim_state
         self._note_epoch(claim.epoch)
         if claim.clock_offset_s is not None and await self._clock.has_stepped(claim.clock_offset_s):

@@ -98,7 +98,7 @@ class InFlight:
     def settled(self, settlement: Settlement, now: float) -> None:
         """The end is in the database. An end of a former worker, from its spill file, is not in our list: ignored."""
         held = self._held.get(settlement.grant.task.fence)
-        if held is None:
+        if held is None or (held.grant is not settlement.grant and held.grant != settlement.grant):
             return
         had_room = self._wake.is_set or self.room().for_any > 0
         if not held.has_ended:
