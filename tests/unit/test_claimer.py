@@ -29,7 +29,7 @@ from llmqueue.worker.executor import Executor
 from llmqueue.worker.grant_expiry import CLAIMS, ClaimedGrants
 from llmqueue.worker.heartbeat import Heartbeat
 from llmqueue.worker.in_flight import InFlight
-from llmqueue.worker.planner import MAX_CLAIM, Planner
+from llmqueue.worker.planner import MAX_CLAIM, Ask, Planner
 
 pytestmark = pytest.mark.anyio
 
@@ -462,3 +462,26 @@ async def test_a_stop_does_not_wait_for_a_silent_database_beyond_its_time(run: R
             await run.until(lambda: len(run.database.asked) == 1)
             run.claimer.stop(claim_by=anyio.current_time())
     assert len(run.database.asked) == 1
+
+
+async def test_a_claim_sweeps_nobody_when_the_database_went_away_after_it_was_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the claim goes out the claimer asks what is its own: answers may begin to wait meanwhile (design I9)."""
+    run = Run()
+    store = cast(Store, run.database)
+    heartbeat = Heartbeat(store, run.in_flight, run.pending, name="name", models=None, lease_s=20.0, guard_s=0.5)
+    heartbeat.spills_are_sent()
+    ask = Ask(None, Room(1, 0), heartbeat.due())
+
+    async def release_unknown_claims(_: object) -> int:
+        run.pending.is_behind = True
+        return 0
+
+    monkeypatch.setattr(run.database, "release_unknown_claims", release_unknown_claims, raising=False)
+    monkeypatch.setattr(run.claimer, "_heartbeat", heartbeat)
+    monkeypatch.setattr(run.claimer, "_release_lost_until", time.monotonic() + 60)
+    await run.claimer._claim(ask)
+
+    assert "sweep" in ask.maintenance
+    assert [asked.maintenance for asked in run.database.asked] == [[m for m in ask.maintenance if m != "sweep"]]
