@@ -3,12 +3,14 @@
 -- Returns: nothing.
 -- Locks: see the functions of each.
 -- Why: maintenance is a part of a claim, so that an idle worker needs one query a second for everything. The planner
---   settings hold for all that it calls.
+--   settings hold for all that it calls; sort and bitmap scans are on again, which a claim forbids: else a sweep reads
+--   the whole attempt log in the order of its tasks.
 create or replace function llmqueue.maintain(p_worker uuid, p_maintenance text[], p_running integer)
 returns void language plpgsql volatile
 security definer set search_path = pg_catalog, pg_temp
 set jit = off set plan_cache_mode = force_generic_plan
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set enable_sort = on set enable_bitmapscan = on as $$
 begin
     perform set_config('search_path', llmqueue_internal.owners_path(), true);   -- until this function ends
     if cardinality(p_maintenance) = 0 then
